@@ -1,0 +1,5 @@
+"""``python -m ggq`` is the command ``ggq``."""
+
+from ggq.cli.main import main
+
+main()

@@ -1,0 +1,31 @@
+"""The `ggq` command: registers the verbs and nothing else."""
+
+from __future__ import annotations
+
+import click
+
+from ggq import __version__
+from ggq.cli.errors import GgqGroup
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "GGQ", "max_content_width": 100}
+
+
+@click.group(cls=GgqGroup, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="ggq")
+def cli() -> None:
+    """From a Hugging Face checkpoint to a quantized GGUF that runs on this machine.
+
+    \b
+    ggq convert-and-quantize Qwen/Qwen3-0.6B
+    ggq convert-and-quantize ./my-checkpoint --preset k-quants
+    ggq doctor
+    """
+
+
+def main() -> None:
+    """The console script."""
+    cli(prog_name="ggq")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The one output object: data on stdout, everything else on stderr, bars only for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggq.errors import GgqError
+from ggq.progress import Event, Listener, Notice
+
+
+class Output:
+    """How a command speaks. ``json``: one JSON value on stdout and no bars; ``quiet``: results only."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
+        self.as_json = json
+        self.is_quiet = quiet
+        self.verbose = verbose
+
+    def result(self, value: Any) -> None:
+        """The command's result for a program: printed as JSON with ``--json``, otherwise not at all."""
+        if self.as_json:
+            click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+    def text(self, line: str = "") -> None:
+        """A line of the result, for a person."""
+        if not self.as_json:
+            click.echo(line)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
+        """A table for a person. ``right``: the indices of columns with numbers. Wraps to the terminal."""
+        if self.as_json:
+            return
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="right" if index in right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        # Into a pipe a table keeps its natural width; on a terminal it is folded to fit.
+        width = None if sys.stdout.isatty() else 200
+        Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False).print(table)
+
+    def fields(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """``name  value`` lines, aligned."""
+        width = max((len(name) for name, _ in pairs), default=0)
+        for name, value in pairs:
+            self.text(f"{name:<{width}}  {value}")
+
+    def info(self, line: str) -> None:
+        """A remark for a person, on stderr."""
+        if not (self.is_quiet or self.as_json):
+            click.echo(line, err=True)
+
+    def warning(self, line: str) -> None:
+        """A warning, on stderr, in every mode."""
+        click.echo(click.style("warning: ", fg="yellow") + line, err=True)
+
+    def hint(self, line: str) -> None:
+        """The next command to type."""
+        self.info(line)
+
+    def error(self, error: GgqError) -> None:
+        """Three lines on stderr; with ``--json`` also an object on stdout."""
+        click.echo(click.style("error: ", fg="red", bold=True) + error.what, err=True)
+        if error.why:
+            click.echo(error.why, err=True)
+        if error.next_step:
+            click.echo(click.style("next: ", bold=True) + error.next_step, err=True)
+        self.result(
+            {
+                "error": {
+                    "kind": type(error).__name__,
+                    "what": error.what,
+                    "why": error.why,
+                    "next_step": error.next_step,
+                }
+            }
+        )
+
+    @contextmanager
+    def progress(self) -> Iterator[Listener]:
+        """A listener that draws a bar per step on stderr (none with ``--json``, ``-q`` or into a pipe)."""
+        bars = _Bars(self)
+        try:
+            yield bars
+        finally:
+            bars.close()
+
+
+class _Bars:
+    """One tqdm bar at a time: the step that spoke last. A finished bar stays as a line."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._visible = not (output.as_json or output.is_quiet) and sys.stderr.isatty()
+        self._bars: dict[str, Any] = {}
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self._notice(event)
+        elif self._visible:
+            self._draw(event.name, event.done, event.total, event.unit)
+
+    def _notice(self, notice: Notice) -> None:
+        speak = self._output.warning if notice.level == "warning" else self._output.info
+        if not self._bars:
+            speak(notice.text)
+            return
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=sys.stderr):
+            speak(notice.text)
+
+    def _draw(self, name: str, done: float, total: float | None, unit: str) -> None:
+        from tqdm import tqdm
+
+        bar = self._bars.get(name)
+        if bar is None:
+            scaled = unit == "B"
+            bar = self._bars[name] = tqdm(
+                desc=name,
+                total=total,
+                unit=unit if scaled else f" {unit}",
+                unit_scale=scaled,
+                dynamic_ncols=True,
+                file=sys.stderr,
+                leave=True,
+                mininterval=0.1,
+            )
+        if total is not None and bar.total != total:
+            bar.total = total
+        bar.update(done - bar.n)
+        if total is not None and done >= total:
+            bar.close()
+            del self._bars[name]
+
+    def close(self) -> None:
+        for bar in self._bars.values():
+            bar.close()
+        self._bars.clear()
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: dataclasses become objects, paths and enums strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Enum):
+        return plain(value.value)
+    return value
+
+
+def human_seconds(seconds: float) -> str:
+    """``3725`` -> ``1 h 02 min``; ``75`` -> ``1 min 15 s``; ``7.3`` -> ``7.3 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return time.strftime("%-M min %S s", time.gmtime(seconds))
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"

@@ -1,0 +1,173 @@
+"""Files that appear whole or not at all: staging, digests, locks, disk space, JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ggq.errors import DiskFull, GgqError, OutputProblem
+from ggq.progress import Listener, Step, silent
+
+STAGING = ".ggq-partial"
+_BLOCK = 1 << 20
+
+
+def human_bytes(count: float) -> str:
+    """``4920000000`` -> ``4.92 GB``: decimal units, three significant digits, as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def sha256_file(path: Path, listener: Listener = silent, step: str = "") -> str:
+    """Hex sha256 of a file, read in 1 MiB blocks. Raises OSError."""
+    digest = hashlib.sha256()
+    total = path.stat().st_size
+    done = 0
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+            done += len(block)
+            if step:
+                listener(Step(step, done, total))
+    return digest.hexdigest()
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user may still write below ``folder`` (which need not exist yet)."""
+    probe = folder.absolute()
+    while not probe.exists():
+        probe = probe.parent
+    return shutil.disk_usage(probe).free
+
+
+def require_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Refuse a step that cannot end well. Raises DiskFull with the numbers."""
+    free = free_bytes(folder)
+    if free < needed_bytes:
+        raise DiskFull(
+            f"There is not enough disk for {what}.",
+            f"It needs {human_bytes(needed_bytes)}; {folder} has {human_bytes(free)} free.",
+            f"Free {human_bytes(needed_bytes - free)} there, or choose another folder.",
+        )
+
+
+def make_folder(folder: Path) -> Path:
+    """Create an output folder and prove that it can be written to. Raises OutputProblem, DiskFull."""
+    with explain_os_error(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, probe = tempfile.mkstemp(prefix=".ggq-", dir=folder)
+        os.close(handle)
+        Path(probe).unlink()
+    return folder
+
+
+@contextlib.contextmanager
+def explain_os_error(path: Path) -> Iterator[None]:
+    """Turn the errors of writing below ``path`` into words."""
+    try:
+        yield
+    except GgqError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"The disk is full: {path} could not be written.",
+                f"{human_bytes(free_bytes(path))} are free there.",
+                "Free some space, then run the same command again: it resumes.",
+            ) from error
+        raise OutputProblem(
+            f"{path} cannot be written.",
+            f"{error.strerror or error}.",
+            "Choose another folder with -o/--output or --outdir, or mend its permissions.",
+        ) from error
+
+
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A fresh folder beside the outputs, on the same file system; removed when the block ends.
+
+    Leftovers of a killed run are removed first, so hold ``lock(folder)``.
+    """
+    base = folder / STAGING
+    with explain_os_error(folder):
+        shutil.rmtree(base, ignore_errors=True)
+        base.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=base))
+    try:
+        yield fresh
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Give a finished file its final name: fsync, rename, fsync of the folder."""
+    with explain_os_error(target):
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(target)
+        _sync_folder(target.parent)
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write JSON (indented, keys in the given order) atomically."""
+    with explain_os_error(target):
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        partial = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                json.dump(value, stream, indent=2, ensure_ascii=False)
+                stream.write("\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.chmod(0o644)
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for one ggq at a time. Raises OutputProblem when another one holds it."""
+    import filelock
+    import platformdirs
+
+    # The lock lies in the cache folder, so that nothing of ggq's is left beside the user's files.
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    with explain_os_error(folder):
+        locks = platformdirs.user_cache_path("ggq") / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        guard = filelock.FileLock(locks / f"{name}.lock")
+        try:
+            guard.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise OutputProblem(
+                f"Another ggq is at work in {folder}.",
+                "Two at once would overwrite each other's files.",
+                "Wait until it ends, or choose another folder.",
+            ) from error
+    try:
+        yield
+    finally:
+        guard.release()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

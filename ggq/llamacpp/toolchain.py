@@ -1,0 +1,187 @@
+"""Where the tools are: an existing build that the user names, ggq's own build, or PATH."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ggq import process, resources
+from ggq.errors import ToolchainProblem
+from ggq.llamacpp.pin import pin
+
+CONVERTER = "convert_hf_to_gguf.py"
+NEEDED_TOOLS = ("llama-quantize",)
+SETUP_HINT = "Run `ggq setup` (in a checkout: `make setup`); it takes some minutes, once."
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """What build.json records of a finished build."""
+
+    schema_version: int
+    stamp: str
+    commit: str
+    package_version: str
+    backends: tuple[str, ...]
+    cmake_flags: tuple[str, ...]
+    variant: str
+    avoided: str
+    compiler: str
+    cmake: str
+    built_at: str
+    seconds: float
+    self_test: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def load(file: Path) -> BuildInfo | None:
+        """The record, or None when there is none that this ggq can read."""
+        try:
+            raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            return BuildInfo(
+                **{**raw, "backends": tuple(raw["backends"]), "cmake_flags": tuple(raw["cmake_flags"])}
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A usable llama.cpp. ``origin``: ggq's own build, one that was named, or found on PATH.
+
+    ``source_dir`` holds the converter (None: this toolchain cannot convert); ``lib_dir`` the shared
+    libraries that the Python binding runs on; ``commit`` is None when the tools do not tell.
+    """
+
+    origin: Literal["built", "named", "path"]
+    bin_dir: Path
+    lib_dir: Path
+    source_dir: Path | None
+    commit: str | None
+    build: BuildInfo | None = None
+
+    def tool(self, name: str) -> Path:
+        """The path of a tool. Raises ToolchainProblem when this llama.cpp does not have it."""
+        found = shutil.which(name, path=str(self.bin_dir))
+        if found is None:
+            raise ToolchainProblem(f"{name} is missing.", f"It is not in {self.bin_dir}.", SETUP_HINT)
+        return Path(found)
+
+    @property
+    def converter(self) -> Path:
+        """The converter script. Raises ToolchainProblem when there is none."""
+        if self.source_dir is None:
+            raise ToolchainProblem(
+                "llama.cpp's converter is missing.",
+                f"The tools in {self.bin_dir} come without {CONVERTER}.",
+                SETUP_HINT,
+            )
+        return self.source_dir / CONVERTER
+
+    @property
+    def foreign_commit(self) -> str | None:
+        """A sentence when these tools are not of the pinned commit, else None."""
+        if self.commit is not None and same_commit(self.commit, pin().commit):
+            return None
+        known = f"commit {self.commit}" if self.commit else "an unknown commit"
+        return f"the llama.cpp in {self.bin_dir} is of {known}; ggq is tested with {pin().commit}"
+
+
+def home() -> Path:
+    """Where ggq's own llama.cpp lives: vendor/llama.cpp in a checkout, else the platform's data folder."""
+    root = resources.checkout()
+    if root is not None:
+        return root / "vendor" / "llama.cpp"
+    import platformdirs
+
+    return platformdirs.user_data_path("ggq") / "llama.cpp"
+
+
+def find(named: Path | None = None) -> Toolchain:
+    """The toolchain to use: ``named`` or GGQ_LLAMA_CPP, then ggq's own build, then PATH.
+
+    Raises ToolchainProblem when there is none, or when the named one is not one.
+    """
+    if named is None and os.environ.get("GGQ_LLAMA_CPP"):
+        named = Path(os.environ["GGQ_LLAMA_CPP"]).expanduser()
+    if named is not None:
+        return _named(named)
+    return built() or _on_path()
+
+
+def built() -> Toolchain | None:
+    """ggq's own build when it is finished, whole and of the current pin, else None."""
+    base = home()
+    info = BuildInfo.load(base / "build.json")
+    bin_dir = base / "build" / "bin"
+    if info is None or not same_commit(info.commit, pin().commit) or not _has_tools(bin_dir):
+        return None
+    return Toolchain("built", bin_dir, bin_dir, base / "src", info.commit, info)
+
+
+def _named(folder: Path) -> Toolchain:
+    """A llama.cpp build, install or source folder that the user points to."""
+    for bin_dir in (folder, folder / "bin", folder / "build" / "bin"):
+        if _has_tools(bin_dir):
+            break
+    else:
+        raise ToolchainProblem(
+            f"{folder} holds no llama.cpp tools.",
+            f"Looked for {', '.join(NEEDED_TOOLS)} there, in bin/ and in build/bin/.",
+            "Name the folder of a llama.cpp build, or unset GGQ_LLAMA_CPP and run `ggq setup`.",
+        )
+    return _foreign("named", bin_dir.resolve(), (folder, bin_dir.parent, bin_dir.parent.parent))
+
+
+def _on_path() -> Toolchain:
+    found = shutil.which(NEEDED_TOOLS[0])
+    if found is None:
+        raise ToolchainProblem(
+            "llama.cpp's tools are not there.",
+            f"No build in {home()}, nothing named by GGQ_LLAMA_CPP, no {NEEDED_TOOLS[0]} on PATH.",
+            SETUP_HINT,
+        )
+    return _foreign("path", Path(found).resolve().parent, ())
+
+
+def _foreign(
+    origin: Literal["named", "path"], bin_dir: Path, source_candidates: tuple[Path, ...]
+) -> Toolchain:
+    sources = (*source_candidates, home() / "src")
+    source = next((place.resolve() for place in sources if (place / CONVERTER).is_file()), None)
+    lib_dir = next((place for place in (bin_dir, bin_dir.parent / "lib") if _has_library(place)), bin_dir)
+    return Toolchain(origin, bin_dir, lib_dir, source, _commit_of(bin_dir))
+
+
+def _commit_of(bin_dir: Path) -> str | None:
+    """What the tools say of themselves: ``version: 0.5.0 (build 0, commit 0c1e57098)``."""
+    for name in ("llama-completion", "llama-perplexity", "llama-cli", "llama-server"):
+        tool = shutil.which(name, path=str(bin_dir))
+        if tool is None:
+            continue
+        done = process.run([tool, "--version"], check=False, timeout_s=60)
+        match = re.search(r"(?:commit |\()([0-9a-f]{7,40})\)", "\n".join((*done.stdout, *done.stderr)))
+        if match:
+            return match[1]
+    return None
+
+
+def _has_tools(folder: Path) -> bool:
+    return all(shutil.which(name, path=str(folder)) for name in NEEDED_TOOLS)
+
+
+def _has_library(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("libllama.so", "libllama.dylib", "llama.dll"))
+
+
+def same_commit(one: str, other: str) -> bool:
+    """Whether two abbreviated hashes can be the same commit."""
+    length = min(len(one), len(other))
+    return length >= 7 and one[:length] == other[:length]

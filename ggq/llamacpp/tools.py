@@ -1,0 +1,176 @@
+"""One typed function per llama.cpp tool. No other module knows a tool's name, flag or output line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggq import process
+from ggq.errors import ToolFailed
+from ggq.llamacpp import parse
+from ggq.llamacpp.toolchain import Toolchain
+
+Progress = Callable[[float, float], None]
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """llama-quantize's options. ``tensor_types``: ``name=type`` overrides, as ``attn_v=q8_0``."""
+
+    imatrix: Path | None = None
+    tensor_types: tuple[str, ...] = ()
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    keep_split: bool = False
+
+    def arguments(self) -> list[str]:
+        arguments: list[str] = []
+        if self.imatrix is not None:
+            arguments += ["--imatrix", str(self.imatrix)]
+        for override in self.tensor_types:
+            arguments += ["--tensor-type", override]
+        if self.output_tensor_type:
+            arguments += ["--output-tensor-type", self.output_tensor_type]
+        if self.token_embedding_type:
+            arguments += ["--token-embedding-type", self.token_embedding_type]
+        if self.keep_split:
+            arguments += ["--keep-split"]
+        return arguments
+
+
+def quantize_plan(
+    toolchain: Toolchain, base: Path, ftype: str, options: QuantizeOptions | None = None
+) -> parse.QuantizePlan:
+    """The type of every tensor under ``ftype``, as llama-quantize itself decides it; nothing is written.
+
+    Raises ToolFailed when it refuses the base, ToolchainProblem when its words are unknown.
+    """
+    arguments = (options or QuantizeOptions()).arguments()
+    done = process.run([toolchain.tool("llama-quantize"), *arguments, "--dry-run", base, ftype])
+    return parse.quantize_plan((*done.stdout, *done.stderr))
+
+
+def quantize(
+    toolchain: Toolchain,
+    base: Path,
+    output: Path,
+    ftype: str,
+    options: QuantizeOptions | None = None,
+    threads: int | None = None,
+    on_tensor: Progress | None = None,
+) -> process.Completed:
+    """Run llama-quantize. With ``keep_split``, ``output`` is the prefix of the shards' names.
+
+    Raises ToolFailed; a partial output may then be left behind, so give it a staging path.
+    """
+
+    def watch(line: str) -> None:
+        progress = parse.quantize_progress(line)
+        if progress and on_tensor:
+            on_tensor(*progress)
+
+    command: list[str | Path] = [
+        toolchain.tool("llama-quantize"),
+        *(options or QuantizeOptions()).arguments(),
+        base,
+        output,
+        ftype,
+    ]
+    if threads:
+        command.append(str(threads))
+    return process.run(command, on_stdout=watch, on_stderr=watch)
+
+
+def convert(
+    toolchain: Toolchain,
+    checkpoint: Path,
+    output: Path,
+    outtype: str,
+    *,
+    arguments: Sequence[str] = (),
+    on_bytes: Progress | None = None,
+) -> process.Completed:
+    """Run the vendored converter in a child Python.
+
+    ``outtype``: auto, bf16, f16, f32 or q8_0. ``arguments`` are passed on (``--mmproj``, ``--metadata F``).
+    Returns whatever came out, without raising on a failure: convert.py reads the words.
+    """
+
+    def watch(line: str) -> None:
+        progress = parse.converter_progress(line)
+        if progress and on_bytes:
+            on_bytes(*progress)
+
+    return process.run(
+        [
+            sys.executable,
+            toolchain.converter,
+            checkpoint,
+            "--outfile",
+            output,
+            "--outtype",
+            outtype,
+            *arguments,
+        ],
+        # The converter must not fetch anything, and its words must come at once.
+        env={"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error"},
+        on_stderr=watch,
+        check=False,
+    )
+
+
+def supported_architectures(toolchain: Toolchain) -> tuple[str, ...]:
+    """The names of the text architectures that the converter knows (``LlamaForCausalLM``…)."""
+    done = process.run([sys.executable, toolchain.converter, "--print-supported-models"])
+    return parse.supported_models((*done.stdout, *done.stderr))
+
+
+def complete(toolchain: Toolchain, model: Path, prompt: str, tokens: int, threads: int | None = None) -> str:
+    """Greedy continuation of ``prompt`` by ``tokens`` tokens, the prompt included. Raises ToolFailed."""
+    command: list[str | Path] = [
+        toolchain.tool("llama-completion"), "-m", model, "-p", prompt, "-n", str(tokens),
+        "--temp", "0", "--seed", "1", "-no-cnv", "--ctx-size", "0", "-fit", "off", "-ngl", "0",
+    ]  # fmt: skip
+    if threads:
+        command += ["-t", str(threads)]
+    return "\n".join(process.run(command).stdout).strip()
+
+
+def perplexity(
+    toolchain: Toolchain,
+    model: Path,
+    text: Path,
+    *,
+    context: int = 512,
+    chunks: int | None = None,
+    threads: int | None = None,
+) -> parse.Perplexity:
+    """Perplexity of ``text`` in chunks of ``context`` tokens.
+
+    Raises ToolFailed, and ToolchainProblem when the text is too short for two chunks.
+    """
+    command: list[str | Path] = [
+        toolchain.tool("llama-perplexity"), "-m", model, "-f", text, "-c", str(context),
+        "-fit", "off", "-ngl", "0",
+    ]  # fmt: skip
+    if chunks:
+        command += ["--chunks", str(chunks)]
+    if threads:
+        command += ["-t", str(threads)]
+    done = process.run(command)
+    return parse.perplexity((*done.stdout, *done.stderr))
+
+
+def forward_pass(toolchain: Toolchain, model: Path, *, repack: bool) -> None:
+    """Evaluate a few tokens, as a batch and one by one. Raises ToolFailed; ``returncode`` < 0 is a crash."""
+    done = process.run(
+        [
+            toolchain.tool("llama-bench"), "-m", model, "-p", "32", "-n", "2", "-r", "1", "-t", "1",
+            "-ngl", "0", "--no-warmup", "--repack", "1" if repack else "0", "-o", "jsonl",
+        ],
+        timeout_s=120,
+    )  # fmt: skip
+    if sum(line.startswith("{") for line in done.stdout) != 2:
+        raise ToolFailed(done.command, 1, done.tail)

@@ -1,0 +1,173 @@
+"""The one way ggq runs a child process: lines as they come, a signal as a finding, no orphans."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ggq.errors import ToolchainProblem, ToolFailed
+
+LineHandler = Callable[[str], None]
+_TAIL_LINES = 12
+_KEEP_LINES = 20_000
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A child that has ended. ``returncode`` is negative for a signal; ``peak_rss_bytes`` is the kernel's
+    own high-water mark of the child (None where the platform does not tell)."""
+
+    command: tuple[str, ...]
+    returncode: int
+    stdout: tuple[str, ...]
+    stderr: tuple[str, ...]
+    seconds: float
+    peak_rss_bytes: int | None
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        lines = [line for line in (*self.stdout, *self.stderr) if line.strip()]
+        return tuple(lines[-_TAIL_LINES:])
+
+    def failed(self, next_step: str = "") -> ToolFailed:
+        return ToolFailed(self.command, self.returncode, self.tail, next_step)
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: str | None = None,
+    on_stdout: LineHandler | None = None,
+    on_stderr: LineHandler | None = None,
+    timeout_s: float | None = None,
+    check: bool = True,
+) -> Completed:
+    """Run a command to its end.
+
+    ``env`` is added to this process's environment. Each handler gets every line as it comes; a carriage
+    return ends a line too, so that a child's progress bar can be followed.
+
+    Raises ToolFailed when ``check`` and the child did not exit 0 (also on time-out, as SIGKILL), and
+    ToolchainProblem when the program cannot be started at all. On Ctrl-C the child is ended first.
+    """
+    argv = tuple(str(part) for part in command)
+    started = time.monotonic()
+    try:
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            preexec_fn=_in_own_group_and_dying_with_parent() if os.name == "posix" else None,
+        )
+    except OSError as error:
+        raise ToolchainProblem(
+            f"{argv[0]} could not be started.", f"{error.strerror or error}.", "Run `ggq doctor`."
+        ) from error
+    stdout: deque[str] = deque(maxlen=_KEEP_LINES)
+    stderr: deque[str] = deque(maxlen=_KEEP_LINES)
+    readers = [
+        threading.Thread(target=_read_lines, args=(stream, lines, handler), daemon=True)
+        for stream, lines, handler in ((child.stdout, stdout, on_stdout), (child.stderr, stderr, on_stderr))
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        if child.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write((stdin or "").encode())
+            child.stdin.close()
+        peak = _wait(child, timeout_s)
+    except BaseException:
+        _end(child)
+        raise
+    for reader in readers:
+        # A grandchild may hold the pipe open; the child itself is gone, so its words are here.
+        reader.join(timeout=5)
+    done = Completed(argv, child.returncode, tuple(stdout), tuple(stderr), time.monotonic() - started, peak)
+    if check and done.returncode != 0:
+        raise done.failed()
+    return done
+
+
+def _wait(child: subprocess.Popen[bytes], timeout_s: float | None) -> int | None:
+    """Wait for the child and return its peak resident bytes."""
+    timer = threading.Timer(timeout_s, child.kill) if timeout_s else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    try:
+        if not hasattr(os, "wait4"):
+            child.wait()
+            return None
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    finally:
+        if timer:
+            timer.cancel()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.returncode is not None:
+        return
+    child.terminate()
+    try:
+        child.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _read_lines(stream: IO[bytes], lines: deque[str], handler: LineHandler | None) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    rest = ""
+    while True:
+        block = os.read(stream.fileno(), 65536)
+        rest += decoder.decode(block, final=not block)
+        *whole, rest = re.split(r"\r\n|\n|\r", rest)
+        if not block and rest:
+            whole.append(rest)
+        for line in whole:
+            lines.append(line)
+            if handler is not None:
+                handler(line)
+        if not block:
+            return
+
+
+def _in_own_group_and_dying_with_parent() -> Callable[[], None]:
+    """What the child does before it becomes the tool.
+
+    Its own process group: Ctrl-C reaches ggq alone, which then ends the child in order. And on Linux the
+    kernel ends the child when ggq dies, even by SIGKILL.
+    """
+    prctl: Any = None
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            prctl = ctypes.CDLL(None).prctl
+    pr_set_pdeathsig = 1
+
+    def hook() -> None:
+        os.setpgid(0, 0)
+        if prctl is not None:
+            prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+    return hook
