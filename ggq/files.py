@@ -51,14 +51,19 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(probe).free
 
 
-def require_space(folder: Path, needed_bytes: int, what: str) -> None:
-    """Refuse a step that cannot end well. Raises DiskFull with the numbers."""
+def require_space(
+    folder: Path, needed_bytes: int, what: str, elsewhere: str = "choose another folder"
+) -> None:
+    """Refuse a step that cannot end well. Raises DiskFull with the numbers.
+
+    ``elsewhere``: how a person would put the output on another disk.
+    """
     free = free_bytes(folder)
     if free < needed_bytes:
         raise DiskFull(
             f"There is not enough disk for {what}.",
             f"It needs {human_bytes(needed_bytes)}; {folder} has {human_bytes(free)} free.",
-            f"Free {human_bytes(needed_bytes - free)} there, or choose another folder.",
+            f"Free {human_bytes(needed_bytes - free)} there, or {elsewhere}.",
         )
 
 
@@ -73,8 +78,10 @@ def make_folder(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def explain_os_error(path: Path) -> Iterator[None]:
-    """Turn the errors of writing below ``path`` into words."""
+def explain_os_error(
+    path: Path, elsewhere: str = "choose another folder with -o/--output or --outdir"
+) -> Iterator[None]:
+    """Turn the errors of writing below ``path`` into words. ``elsewhere``: as in ``require_space``."""
     try:
         yield
     except GgqError:
@@ -89,7 +96,7 @@ def explain_os_error(path: Path) -> Iterator[None]:
         raise OutputProblem(
             f"{path} cannot be written.",
             f"{error.strerror or error}.",
-            "Choose another folder with -o/--output or --outdir, or mend its permissions.",
+            f"{elsewhere[:1].upper()}{elsewhere[1:]}, or mend its permissions.",
         ) from error
 
 

@@ -1,0 +1,21 @@
+"""All that knows the Hub: name a repository, look at it from afar, fetch it into the shared Hub cache."""
+
+from ggq.hub.client import Retry, cache_dir, token_present
+from ggq.hub.download import Download, Preview, download, preview
+from ggq.hub.remote import RemoteFile, RemoteModel, inspect
+from ggq.hub.selection import select_files, weight_files
+
+__all__ = [
+    "Download",
+    "Preview",
+    "RemoteFile",
+    "RemoteModel",
+    "Retry",
+    "cache_dir",
+    "download",
+    "inspect",
+    "preview",
+    "select_files",
+    "token_present",
+    "weight_files",
+]

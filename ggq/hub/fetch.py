@@ -1,0 +1,214 @@
+"""One file from the Hub into the cache's blobs: resumed, retried, and proven by its digest.
+
+huggingface_hub 2.4 throws a partial file away when its process ends (it writes under a name of its own each
+time), over Xet as over HTTP. So the transfer is ours: its session, its headers, its errors and its locks, but
+a partial file that stays as ``<digest>.incomplete``, as earlier releases kept it, and goes on with a Range.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ggq import files
+from ggq.errors import HubProblem
+from ggq.hub import client
+from ggq.hub.client import Retry
+from ggq.hub.remote import RemoteFile
+from ggq.progress import Listener, Notice
+
+_BLOCK = 1 << 20
+# A content network need not serve more than 50 GB in one response (huggingface_hub refuses to ask for it).
+_LONGEST_RESPONSE_BYTES = 10_000_000_000
+
+
+class Stopped(Exception):
+    """The download was called off: another file failed, or Ctrl-C."""
+
+
+class _RangeIgnored(Exception):
+    """The server answered with another part of the file than was asked for."""
+
+
+class _Partial:
+    """The growing file: what is on disk, and the digest of it."""
+
+    def __init__(self, path: Path, file: RemoteFile, grown: Callable[[int], None]) -> None:
+        self._stream = path.open("a+b")
+        self._file = file
+        self._grown = grown
+        if path.stat().st_size > file.file_bytes:
+            self.restart()
+        else:
+            self._take_up()
+
+    def _take_up(self) -> None:
+        self._digest, self.have = _new_digest(self._file), 0
+        self._stream.seek(0)
+        while block := self._stream.read(_BLOCK):
+            self._digest.update(block)
+            self.have += len(block)
+            self._grown(self.have)
+
+    def restart(self) -> None:
+        self._stream.truncate(0)
+        self._digest, self.have = _new_digest(self._file), 0
+        self._grown(0)
+
+    def append(self, block: bytes) -> None:
+        self._stream.write(block)
+        self._digest.update(block)
+        self.have += len(block)
+        self._grown(self.have)
+
+    @property
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def partial_path(repo_id: str, file: RemoteFile) -> Path:
+    """Where an unfinished download of this file waits for the next attempt."""
+    return client.repo_dir(repo_id) / "blobs" / f"{file.blob_name}.incomplete"
+
+
+def fetch(
+    repo_id: str,
+    commit: str,
+    file: RemoteFile,
+    *,
+    retry: Retry,
+    listener: Listener,
+    grown: Callable[[int], None],
+    stop: threading.Event,
+) -> int:
+    """Bring one file into the cache's blobs, whole and proven, and return the bytes received for it.
+
+    ``grown`` is told how many bytes of it are on disk. Raises HubProblem (a wrong digest or size),
+    huggingface_hub's errors, OSError, and Stopped.
+    """
+    partial = partial_path(repo_id, file)
+    blob = partial.with_suffix("")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(repo_id, file, listener, stop):
+        if blob.is_file() and blob.stat().st_size == file.file_bytes:
+            grown(file.file_bytes)  # another process was quicker
+            return 0
+        found = partial.stat().st_size if partial.exists() else 0
+        with contextlib.closing(_Partial(partial, file, grown)) as part:
+            received = _complete(repo_id, commit, file, part, retry, listener, stop)
+            if found and part.hexdigest != file.blob_name:
+                listener(Notice(f"{file.path}: the part kept from before was damaged; starting afresh."))
+                part.restart()
+                received += _complete(repo_id, commit, file, part, retry, listener, stop)
+            digest = part.hexdigest
+        if digest != file.blob_name:
+            partial.unlink()
+            raise HubProblem(
+                f"{file.path} of {repo_id} arrived damaged, and was deleted.",
+                f"Its digest is {digest[:16]}…; the Hub announces {file.blob_name[:16]}….",
+                "Run the same command again. If it stays so, a proxy or mirror on the way alters files.",
+            )
+        files.publish(partial, blob)
+    return received
+
+
+def _complete(
+    repo_id: str,
+    commit: str,
+    file: RemoteFile,
+    part: _Partial,
+    retry: Retry,
+    listener: Listener,
+    stop: threading.Event,
+) -> int:
+    """Receive until the partial file has its full size; return the bytes received."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import httpx
+
+    url = hf_hub_url(repo_id, file.path, revision=commit, endpoint=client.endpoint())
+    received, failures, furthest = 0, 0, part.have
+
+    def take(block: bytes) -> None:
+        nonlocal received
+        if stop.is_set():
+            raise Stopped
+        received += len(block)
+        if part.have + len(block) > file.file_bytes:
+            part.restart()
+            raise HubProblem(
+                f"{file.path} of {repo_id} is longer than the Hub announces.",
+                f"More than {file.file_bytes:,} bytes came; what came was deleted.",
+                "Run the same command again. If it stays so, a proxy or mirror on the way alters files.",
+            )
+        part.append(block)
+
+    while part.have < file.file_bytes:
+        try:
+            _receive(url, part.have, file.file_bytes, retry.silence_s, take)
+        except _RangeIgnored:
+            part.restart()
+        except httpx.HTTPError as error:
+            failures = 1 if part.have > furthest else failures + 1
+            furthest = max(furthest, part.have)
+            client.pause(retry, failures, error, listener, stop)
+        if stop.is_set():
+            raise Stopped
+    return received
+
+
+def _receive(url: str, start: int, file_bytes: int, silence_s: float, take: Callable[[bytes], None]) -> None:
+    from huggingface_hub.utils import get_session, hf_raise_for_status, httpx
+
+    end = min(file_bytes, start + _LONGEST_RESPONSE_BYTES)
+    wanted = {**client.headers(), "accept-encoding": "identity"}
+    if start or end < file_bytes:
+        wanted["range"] = f"bytes={start}-{end - 1}"
+    with get_session().stream(
+        "GET", url, headers=wanted, timeout=silence_s, follow_redirects=True
+    ) as response:
+        if response.is_error:
+            response.read()
+        hf_raise_for_status(response)
+        if start and not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
+            raise _RangeIgnored
+        came = 0
+        for block in response.iter_bytes():
+            came += len(block)
+            take(block)
+    if came < end - start:
+        raise httpx.RemoteProtocolError(f"the connection ended after {came:,} of {end - start:,} bytes")
+
+
+@contextlib.contextmanager
+def _locked(repo_id: str, file: RemoteFile, listener: Listener, stop: threading.Event) -> Iterator[None]:
+    """huggingface_hub's own lock for a blob, so that no two programs fetch it at once."""
+    import filelock
+    from huggingface_hub.utils import WeakFileLock
+
+    path = client.cache_dir() / ".locks" / client.repo_dir(repo_id).name / f"{file.blob_name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = False
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(WeakFileLock(path, timeout=0.5))
+                break
+            except filelock.Timeout:
+                if stop.is_set():
+                    raise Stopped from None
+                if not told:
+                    listener(Notice(f"{file.path}: another program is downloading it; waiting for that."))
+                told = True
+        yield
+
+
+def _new_digest(file: RemoteFile) -> hashlib._Hash:
+    if file.sha256:
+        return hashlib.sha256()
+    return hashlib.sha1(b"blob %d\0" % file.file_bytes, usedforsecurity=False)

@@ -1,0 +1,185 @@
+"""What a model repository holds, looked at from afar, or offline in the Hub cache."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from ggq.errors import HubProblem
+from ggq.hub import client
+from ggq.hub.client import DEFAULT_RETRY, Retry
+from ggq.progress import Listener, silent
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the Hub announces it.
+
+    Large files have a ``sha256``, the others git's ``git_sha1`` (of ``blob <bytes>\\0<content>``); a file
+    that was only seen in the cache has neither. ``cached``: it lies in the Hub cache with the announced size.
+    """
+
+    path: str
+    file_bytes: int
+    sha256: str | None
+    git_sha1: str | None
+    cached: bool
+
+    @property
+    def blob_name(self) -> str:
+        """The name under which the Hub cache keeps the content: its digest."""
+        return self.sha256 or self.git_sha1 or ""
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model repository at one commit. ``license`` and ``base_models`` are what its model card says (unknown
+    when offline); ``revision`` is what was asked for."""
+
+    repo_id: str
+    revision: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+    license: str | None = None
+    gated: bool = False
+    base_models: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The snapshot folder in the Hub cache, which exists once something was downloaded."""
+        return client.repo_dir(self.repo_id) / "snapshots" / self.commit
+
+
+def inspect(
+    repo_id: str,
+    revision: str | None = None,
+    *,
+    offline: bool = False,
+    retry: Retry = DEFAULT_RETRY,
+    listener: Listener = silent,
+) -> RemoteModel:
+    """Resolve a revision to its commit and list what it holds: one request, no file is downloaded.
+
+    Raises HubProblem (not found, gated, bad token, no network, unknown revision, a lying listing; offline:
+    not in the cache) and UsageProblem.
+    """
+    wanted = revision or "main"
+    if client.is_offline(offline):
+        return _from_cache(repo_id, wanted)
+    client.headers()
+    with client.explained(repo_id, wanted):
+        try:
+            info = client.ask(
+                lambda: client.api().model_info(
+                    repo_id, revision=wanted, files_metadata=True, timeout=retry.silence_s
+                ),
+                retry,
+                listener,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if type(error).__module__.startswith("huggingface_hub"):
+                raise
+            raise _not_a_hub(f"{type(error).__name__}: {error}") from error
+    return _from_hub(repo_id, wanted, info)
+
+
+def _from_hub(repo_id: str, revision: str, info: ModelInfo) -> RemoteModel:
+    if not _COMMIT.fullmatch(info.sha or ""):
+        raise _not_a_hub(f"it names the commit {info.sha!r}")
+    commit = str(info.sha)
+    files = tuple(_announced(repo_id, commit, sibling) for sibling in info.siblings or ())
+    card: dict[str, Any] = vars(info.card_data) if info.card_data else {}
+    license_name = card.get("license_name") if card.get("license") == "other" else card.get("license")
+    bases = card.get("base_model") or []
+    return RemoteModel(
+        repo_id=repo_id,
+        revision=revision,
+        commit=commit,
+        files=tuple(sorted(files, key=lambda file: file.path)),
+        license=str(license_name) if license_name else None,
+        gated=bool(info.gated),
+        base_models=tuple(str(base) for base in ([bases] if isinstance(bases, str) else bases)),
+    )
+
+
+def _announced(repo_id: str, commit: str, sibling: RepoSibling) -> RemoteFile:
+    path = sibling.rfilename
+    if not is_safe(path):
+        raise HubProblem(
+            f"{repo_id} lists a file with a dangerous name: {path[:80]!r}.",
+            "Names must stay inside the repository's folder. Nothing was downloaded.",
+            "Do not use this repository; tell its owner, or the Hub.",
+        )
+    file_bytes = sibling.lfs.size if sibling.lfs else sibling.size
+    sha256 = sibling.lfs.sha256 if sibling.lfs else None
+    git_sha1 = None if sibling.lfs else sibling.blob_id
+    named = _SHA256.fullmatch(sha256 or "") or _COMMIT.fullmatch(git_sha1 or "")
+    if not named or not isinstance(file_bytes, int) or file_bytes < 0:
+        raise _not_a_hub(f"it gives no size or digest for {path}")
+    found = _is_whole(client.repo_dir(repo_id), commit, path, named[0], file_bytes)
+    return RemoteFile(path, file_bytes, sha256, git_sha1, found)
+
+
+def is_safe(path: str) -> bool:
+    """Whether a name from a repository stays in its folder, on every system, and can be shown and stored."""
+    if "\\" in path or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in path):
+        return False
+    return all(
+        part not in ("", ".", "..") and not PureWindowsPath(part).anchor and len(part.encode()) <= 255
+        for part in path.split("/")
+    )
+
+
+def _is_whole(repo: Path, commit: str, path: str, blob_name: str, file_bytes: int) -> bool:
+    places = (repo / "snapshots" / commit / path, repo / "blobs" / blob_name)
+    return any(place.is_file() and place.stat().st_size == file_bytes for place in places)
+
+
+def _from_cache(repo_id: str, revision: str) -> RemoteModel:
+    repo = client.repo_dir(repo_id)
+    ref = repo / "refs" / revision
+    commit = revision
+    if not _COMMIT.fullmatch(revision):
+        commit = ref.read_text().strip() if ref.is_file() else ""
+    snapshot = repo / "snapshots" / commit
+    if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
+        raise HubProblem(
+            f"{repo_id} (revision {revision}) is not in the Hub cache.",
+            f"The network is off, and {_held(repo)}.",
+            f"Run `ggq download {repo_id}` once with the network.",
+        )
+    return RemoteModel(repo_id, revision, commit, tuple(sorted(_held_files(snapshot), key=lambda f: f.path)))
+
+
+def _held_files(snapshot: Path) -> Iterator[RemoteFile]:
+    for place in snapshot.rglob("*"):
+        if place.is_file():
+            path = place.relative_to(snapshot).as_posix()
+            yield RemoteFile(path, place.stat().st_size, None, None, cached=True)
+
+
+def _held(repo: Path) -> str:
+    refs = repo / "refs"
+    names = sorted(ref.relative_to(refs).as_posix() for ref in refs.rglob("*") if ref.is_file())
+    if names:
+        return f"the cache holds only {', '.join(names)} of it"
+    begun = any((repo / "blobs").glob("*"))
+    return f"{repo.parent} holds {'only an unfinished download' if begun else 'nothing'} of it"
+
+
+def _not_a_hub(why: str) -> HubProblem:
+    return HubProblem(
+        f"{client.endpoint()} did not answer as a Hub does.",
+        f"{why}.",
+        "Check HF_ENDPOINT, and that no login page of a network stands between.",
+    )

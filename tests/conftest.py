@@ -1,0 +1,81 @@
+"""What every test stands on: an environment of its own, and the shared models and data where they exist."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hubserver import HubServer
+
+from ggq.errors import ToolchainProblem
+from ggq.llamacpp import toolchain as toolchains
+from ggq.llamacpp import tools
+from ggq.llamacpp.toolchain import Toolchain
+
+# huggingface_hub reads most of its environment when it is imported, and no test may see the user's token.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ggq-tests-")
+for _name in list(os.environ):
+    if _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+        del os.environ[_name]
+
+_FOLDERS = {
+    "HF_HOME": "hf",
+    "XDG_CACHE_HOME": "cache",
+    "XDG_CONFIG_HOME": "config",
+    "XDG_DATA_HOME": "data",
+    "XDG_STATE_HOME": "state",
+}
+_PREFIXES = ("GGQ_", "HF_", "HUGGING", "TRANSFORMERS_", "LLAMA_")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+@pytest.fixture(autouse=True)
+def isolated_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of its own for every test; returns it. Settings of ggq, the Hub and proxies are unset."""
+    home = tmp_path_factory.mktemp("home")
+    for name in list(os.environ):
+        if name.startswith(_PREFIXES) or name.lower() in _PROXIES:
+            monkeypatch.delenv(name)
+    for name, folder in _FOLDERS.items():
+        monkeypatch.setenv(name, str(home / folder))
+    monkeypatch.setenv("NO_COLOR", "1")
+    return home
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder ``shared`` beside the checkout (models, tokenizers, texts); skips where it is absent."""
+    folder = Path(__file__).parents[1].parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: it holds the shared models and data")
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub on loopback, to which HF_ENDPOINT points, also for child processes."""
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def toolchain() -> Toolchain:
+    """The llama.cpp under test: GGQ_LLAMA_CPP, or what `make setup` built."""
+    try:
+        return toolchains.find()
+    except ToolchainProblem as problem:
+        pytest.skip(str(problem))
+
+
+@pytest.fixture(scope="session")
+def base_gguf(toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model as a BF16 GGUF, converted once. Tests copy it where they change it."""
+    base = tmp_path_factory.mktemp("base") / "tiny-llama-BF16.gguf"
+    done = tools.convert(toolchain, Path(__file__).parents[1] / "examples" / "tiny-llama", base, "bf16")
+    if done.returncode:
+        raise done.failed()
+    return base
