@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,10 +23,9 @@ from ggq.progress import Event, Listener, Notice
 class Output:
     """How a command speaks. ``json``: one JSON value on stdout and no bars; ``quiet``: results only."""
 
-    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.as_json = json
         self.is_quiet = quiet
-        self.verbose = verbose
 
     def result(self, value: Any) -> None:
         """The command's result for a program: printed as JSON with ``--json``, otherwise not at all."""
@@ -44,7 +45,7 @@ class Output:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
         for index, column in enumerate(columns):
             table.add_column(column, justify="right" if index in right else "left", overflow="fold")
         for row in rows:
@@ -54,10 +55,14 @@ class Output:
         Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False).print(table)
 
     def fields(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """``name  value`` lines, aligned."""
-        width = max((len(name) for name, _ in pairs), default=0)
+        """``name  value`` lines, aligned; on a terminal long values go on below themselves."""
+        width = max((len(name) for name, _ in pairs), default=0) + 2
         for name, value in pairs:
-            self.text(f"{name:<{width}}  {value}")
+            self.text(f"{name:<{width}}" + _wrapped(value, width))
+
+    def paragraph(self, text: str, indent: int = 0) -> None:
+        """A sentence or more of the result, folded to the terminal."""
+        self.text(" " * indent + _wrapped(text, indent))
 
     def info(self, line: str) -> None:
         """A remark for a person, on stderr."""
@@ -98,6 +103,15 @@ class Output:
             yield bars
         finally:
             bars.close()
+
+
+def _wrapped(text: str, indent: int) -> str:
+    """A text folded to the terminal, its later lines indented; as it is into a pipe."""
+    room = shutil.get_terminal_size().columns - indent
+    if not sys.stdout.isatty() or len(text) <= room:
+        return text
+    lines = textwrap.wrap(text, max(room, 20), break_on_hyphens=False)
+    return ("\n" + " " * indent).join(lines)
 
 
 class _Bars:

@@ -1,0 +1,106 @@
+"""``ggq presets``: the named quantizations, and what to expect of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ggq import presets as catalogues
+from ggq.cli.options import output_options
+from ggq.cli.output import Output
+from ggq.presets import Catalogue, LossPrior, Preset
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--presets", "presets_file", type=click.Path(path_type=Path, dir_okay=False),
+    help="A TOML file with presets of your own (also: GGQ_PRESETS).",
+)  # fmt: skip
+@output_options
+def presets(names: tuple[str, ...], presets_file: Path | None, out: Output) -> None:
+    """List the presets, or those that are named; of a single one say all.
+
+    \b
+    ggq presets
+    ggq presets k-quants
+    ggq presets q4_k_m
+    """
+    catalogue = catalogues.load(presets_file)
+    chosen = catalogue.resolve(names) if names else list(catalogue.presets)
+    out.result({"presets": chosen, "groups": catalogue.groups})
+    if len(chosen) == 1:
+        _show(chosen[0], catalogue, out)
+    else:
+        _list(chosen, catalogue, out)
+
+
+def _list(chosen: Sequence[Preset], catalogue: Catalogue, out: Output) -> None:
+    out.table(
+        ["preset", "bits", "loss", "imatrix", "use"],
+        [
+            [
+                preset.name,
+                f"{preset.bits_per_weight:.2f}" if preset.bits_per_weight else "",
+                _loss(preset.loss_prior),
+                "needed" if preset.needs_imatrix else "",
+                preset.use,
+            ]
+            for preset in chosen
+        ],
+        right=(1, 2),
+    )
+    out.text()
+    priors = [preset.loss_prior for preset in chosen if preset.loss_prior]
+    if priors:
+        out.paragraph(
+            "loss: published mean KL divergence from 16 bits, not measured here; i: with an importance"
+            " matrix. Expect another on another model. Sources:"
+        )
+        for model, source in dict.fromkeys((prior.model, prior.source) for prior in priors):
+            out.paragraph(f"{model}: {source}", indent=2)
+    for group, members in catalogue.groups.items():
+        out.paragraph(f"{group}: {' '.join(members)}")
+
+
+def _show(preset: Preset, catalogue: Catalogue, out: Output) -> None:
+    prior = preset.loss_prior
+    groups = [group for group, members in catalogue.groups.items() if preset.name in members]
+    bits = f"{preset.bits_per_weight} ({preset.bits_source or preset.defined_in})"
+    pairs = [
+        ("preset", preset.name),
+        ("also called", ", ".join(preset.aliases)),
+        ("groups", ", ".join(groups)),
+        ("summary", preset.summary),
+        ("use", preset.use),
+        ("bits/weight", bits if preset.bits_per_weight else ""),
+        ("imatrix", "needed" if preset.needs_imatrix else "not needed"),
+        ("tensor types", ", ".join(f"{name}={kind}" for name, kind in preset.tensor_types.items())),
+        ("llama-quantize", preset.ftype),
+        ("defined in", preset.defined_in),
+    ]
+    if prior:
+        pairs += [
+            ("loss", f"published for {prior.model}, not measured here"),
+            ("  KL divergence", _both(prior.mean_kld, prior.mean_kld_imatrix)),
+            ("  perplexity", _both(prior.ppl_increase, prior.ppl_increase_imatrix, "+")),
+            ("  source", prior.source),
+        ]
+    out.fields([(name, value) for name, value in pairs if value])
+
+
+def _loss(prior: LossPrior | None) -> str:
+    if prior is None:
+        return ""
+    if prior.mean_kld is not None:
+        return f"{prior.mean_kld:#.3g}  "
+    return f"{prior.mean_kld_imatrix:#.3g} i" if prior.mean_kld_imatrix is not None else ""
+
+
+def _both(plain: float | None, imatrix: float | None, sign: str = "") -> str:
+    words = [f"{sign}{plain:.4g}"] if plain is not None else []
+    if imatrix is not None:
+        words.append(f"{sign}{imatrix:.4g} with an importance matrix")
+    return ", ".join(words)

@@ -1,0 +1,683 @@
+"""GGUF files: read and checked as untrusted input, described, named, and their sizes foretold.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What is accepted here is what
+llama.cpp's own loader accepts (ggml/src/gguf.cpp), with bounds on what a header may hold.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, NoReturn, overload
+
+from ggq import ggml_types
+from ggq.errors import GgufProblem
+from ggq.progress import Listener, Step, silent
+
+DEFAULT_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT in ggml/include/gguf.h
+
+# Bounds on what a header may claim, well above any model there is: the largest vocabularies make headers of
+# some 15 MB, the largest mixtures of experts some 70,000 tensors before their experts are stacked.
+_HEADER_LIMIT_BYTES = 64 << 20
+_BLOCK_BYTES = 256 << 10
+_KEY_LIMIT_BYTES = 65_535
+_ENTRY_LIMIT = 65_536
+_TENSOR_LIMIT = 262_144
+_DIMENSION_LIMIT = 4  # GGML_MAX_DIMS
+_NAME_LIMIT_BYTES = 63  # GGML_MAX_NAME - 1
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
+
+Scalar = int | float | bool | str
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as the header announces it.
+
+    ``shape`` in ggml's order (the row's width first); ``type`` in capitals (``Q4_K``); ``offset_bytes``
+    from the start of its file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    offset_bytes: int
+    data_bytes: int
+    path: Path
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def group(self) -> str:
+        """attention, ffn, experts, embeddings, output, norms, or other: by llama.cpp's tensor names."""
+        return tensor_group(self.name)
+
+
+class Array(Sequence[Any]):
+    """An array of a GGUF header, kept as the file's bytes and decoded when it is first looked into."""
+
+    def __init__(self, kind: int, count: int, raw: bytes) -> None:
+        self._kind = kind
+        self._count = count
+        self._raw = raw
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return self._values[index]
+
+    def __repr__(self) -> str:
+        return f"<Array of {self._count}>"
+
+    @functools.cached_property
+    def _values(self) -> list[Any]:
+        if self._kind == _STRING:
+            return list(self._strings())
+        return [value for (value,) in struct.iter_unpack("<" + _SCALARS[self._kind], self._raw)]
+
+    def _strings(self) -> Iterator[str]:
+        position = 0
+        for _ in range(self._count):
+            (length,) = struct.unpack_from("<Q", self._raw, position)
+            position += 8 + length
+            yield self._raw[position - length : position].decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file's header, or that of a split model's shards together.
+
+    ``paths``: the file, or all shards in order. ``metadata`` values are numbers, bools, texts and ``Array``s;
+    ``entry_bytes`` says for each key what its entry takes in a header that llama.cpp writes. ``file_bytes``
+    is of all files together; the other sizes are the first one's.
+    """
+
+    paths: tuple[Path, ...]
+    version: int
+    metadata: Mapping[str, Scalar | Array]
+    entry_bytes: Mapping[str, int]
+    tensors: tuple[TensorInfo, ...]
+    alignment: int
+    header_bytes: int
+    data_offset: int
+    file_bytes: int
+
+    @property
+    def path(self) -> Path:
+        """The file, or the first shard."""
+        return self.paths[0]
+
+    def text(self, key: str) -> str | None:
+        """A metadata text, or None when absent or of another type."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
+
+    def integer(self, key: str) -> int | None:
+        """A metadata integer, or None when absent or of another type."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    @property
+    def architecture(self) -> str | None:
+        return self.text("general.architecture")
+
+    @property
+    def name(self) -> str | None:
+        return self.text("general.name")
+
+    @property
+    def parameter_count(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.elements for tensor in self.tensors)
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(tensor.data_bytes for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of all tensors over their elements, as llama-quantize prints it; 0 without tensors."""
+        return 8 * self.tensor_bytes / self.parameter_count if self.parameter_count else 0.0
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model was trained for."""
+        return self.integer(f"{self.architecture}.context_length")
+
+    @property
+    def block_count(self) -> int | None:
+        return self.integer(f"{self.architecture}.block_count")
+
+    @property
+    def expert_count(self) -> int:
+        return self.integer(f"{self.architecture}.expert_count") or 0
+
+    @property
+    def types(self) -> Mapping[str, int]:
+        """Tensors per type, the type with most bytes first."""
+        data = Counter[str]()
+        for tensor in self.tensors:
+            data[tensor.type] += tensor.data_bytes
+        counts = Counter(tensor.type for tensor in self.tensors)
+        return {kind: counts[kind] for kind, _ in data.most_common()}
+
+    @property
+    def file_type(self) -> str | None:
+        """The preset's word that ``general.file_type`` stands for (``Q4_K_M``), or None."""
+        from gguf.constants import LlamaFileType
+
+        number = self.integer("general.file_type")
+        words = {int(kind): kind.name for kind in LlamaFileType if kind != LlamaFileType.GUESSED}
+        words.setdefault(41, "MOSTLY_Q2_0")  # in the pinned llama.h, not in gguf 0.19
+        return words[number].split("_", 1)[1] if number in words else None
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The tokenizer's model, with its pre-tokenizer: ``llama``, ``gpt2/qwen2``."""
+        words = (self.text("tokenizer.ggml.model"), self.text("tokenizer.ggml.pre"))
+        return "/".join(word for word in words if word) or None
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        tokens = self.metadata.get("tokenizer.ggml.tokens")
+        return len(tokens) if isinstance(tokens, Array) else self.integer(f"{self.architecture}.vocab_size")
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.text("tokenizer.chat_template"))
+
+    @property
+    def license(self) -> str | None:
+        return self.text("general.license")
+
+    @property
+    def base_model(self) -> str | None:
+        """What it was made from: the base model's address, or its name."""
+        return self.text("general.base_model.0.repo_url") or self.text("general.base_model.0.name")
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> GgufFile:
+    """Read and check a GGUF file's header; its data are only checked to be there.
+
+    Raises GgufProblem: no such file, not a GGUF, a version that is not supported, a header or data cut short,
+    lengths that lie, names twice, tensors out of place.
+    """
+    try:
+        with path.open("rb") as stream:
+            return _Header(path, stream).read()
+    except OSError as error:
+        raise GgufProblem(
+            f"{path} cannot be read.", f"{error.strerror}.", "Check the path and its permissions."
+        ) from error
+
+
+def read_all(path: Path) -> GgufFile:
+    """Like ``read``; of a split model all shards, as one: the first one's metadata, all tensors.
+
+    Raises GgufProblem, also for a shard that is missing.
+    """
+    first, *rest = (read(shard) for shard in shards(path))
+    if not rest:
+        return first
+    tensors = (*first.tensors, *(tensor for part in rest for tensor in part.tensors))
+    twice = [name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1]
+    announced = first.integer("split.tensors.count")
+    if twice or announced not in (None, len(tensors)):
+        raise GgufProblem(
+            f"The shards of {path.name} do not belong together.",
+            f"{twice[0]!r} is in two of them."
+            if twice
+            else f"The first one announces {announced} tensors; all together hold {len(tensors)}.",
+            "Get all shards anew from one source.",
+        )
+    return replace(
+        first,
+        paths=tuple(part.path for part in (first, *rest)),
+        tensors=tensors,
+        file_bytes=sum(part.file_bytes for part in (first, *rest)),
+    )
+
+
+def shards(path: Path) -> list[Path]:
+    """All files of the model that ``path`` is, or is a shard of, in order.
+
+    Raises GgufProblem when one is missing.
+    """
+    match = _SHARD.fullmatch(path.name)
+    if match is None:
+        return [path]
+    count = int(match["count"])
+    if not 1 <= int(match["index"]) <= count:
+        raise GgufProblem(
+            f"{path.name} is not the name of a shard.",
+            f"It says that it is number {int(match['index'])} of {count}.",
+            "Rename it as its source names it.",
+        )
+    files = [path.with_name(shard_name(match["stem"], index + 1, count)) for index in range(count)]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise GgufProblem(
+            f"{len(missing)} of the {count} shards of {match['stem']} are missing.",
+            f"{missing[0].name} is not in {path.absolute().parent}.",
+            "Put all shards into one folder.",
+        )
+    return files
+
+
+class _Header:
+    """Reads a header from front to back. No length is believed before it is held against the file."""
+
+    def __init__(self, path: Path, stream: IO[bytes]) -> None:
+        self._path = path
+        self._stream = stream
+        self._file_bytes = stream.seek(0, 2)
+        self._position = stream.seek(0)
+        self._buffer = bytearray()  # the file from its start, as far as it was needed
+
+    def read(self) -> GgufFile:
+        version = self._version()
+        tensor_count = self._count("tensors", _TENSOR_LIMIT)
+        entry_count = self._count("metadata entries", _ENTRY_LIMIT)
+        metadata: dict[str, Scalar | Array] = {}
+        entry_bytes: dict[str, int] = {}
+        for _ in range(entry_count):
+            start = self._position
+            key = self._name("metadata key", _KEY_LIMIT_BYTES)
+            if not key or key in metadata:
+                self._lie(f"The key {key[:80]!r} is there twice." if key else "A metadata key is empty.")
+            value, lost = self._value(key[:80])
+            metadata[key] = value
+            entry_bytes[key] = self._position - start - lost
+        alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
+            self._lie(f"general.alignment is {alignment!r}, not a power of two.")
+        infos = [self._tensor() for _ in range(tensor_count)]
+        header_bytes = self._position
+        data_offset = _padded(header_bytes, alignment) if infos else header_bytes
+        return GgufFile(
+            paths=(self._path,),
+            version=version,
+            metadata=metadata,
+            entry_bytes=entry_bytes,
+            tensors=tuple(self._placed(infos, data_offset, alignment)),
+            alignment=alignment,
+            header_bytes=header_bytes,
+            data_offset=data_offset,
+            file_bytes=self._file_bytes,
+        )
+
+    def _version(self) -> int:
+        magic = self._take(min(4, self._file_bytes), "its first bytes")
+        if magic != b"GGUF":
+            raise GgufProblem(
+                f"{self._path} is not a GGUF file.",
+                "It is empty." if not magic else f"It begins with {magic!r} instead of b'GGUF'.",
+                "Convert a checkpoint with `ggq convert`, or download the file anew.",
+            )
+        version = int(self._number("I"))
+        if version & 0xFFFF == 0 and version:
+            self._unsupported("It was written for big-endian machines", "Get it in little-endian form.")
+        if version < 2:
+            self._unsupported(f"It is of GGUF version {version}, from 2023", "Convert the model anew.")
+        if version > 3:
+            self._unsupported(f"It is of GGUF version {version}; 3 is the newest known", "Update ggq.")
+        return version
+
+    def _value(self, key: str) -> tuple[Scalar | Array, int]:
+        """A metadata value, and the bytes that it loses when llama.cpp copies it: texts end at a NUL."""
+        kind = int(self._number("I"))
+        if kind == _STRING:
+            raw = self._string(key)
+            return raw.decode("utf-8", "replace"), len(raw) - len(raw.split(b"\0", 1)[0])
+        if kind == _ARRAY:
+            return self._array(key)
+        if kind not in _SCALARS:
+            self._lie(f"The metadata entry {key!r} is of the unknown type {kind}.")
+        return self._number(_SCALARS[kind]), 0
+
+    def _array(self, key: str) -> tuple[Array, int]:
+        kind = int(self._number("I"))
+        count = int(self._number("Q"))
+        if kind == _STRING:
+            return self._strings(key, count)
+        if kind not in _SCALARS:
+            self._lie(f"The metadata entry {key!r} is an array of the unknown type {kind}.")
+        size = count * struct.calcsize("<" + _SCALARS[kind])
+        return Array(kind, count, self._take(size, f"{count} values of {key!r}")), 0
+
+    def _strings(self, key: str, count: int) -> tuple[Array, int]:
+        self._require(8 * count, f"{count} texts of {key!r}")
+        # Vocabularies have some 100,000 texts, so this loop is written to be quick.
+        buffer, unpack, start, lost = self._buffer, _LENGTH.unpack_from, self._position, 0
+        here = start
+        for _ in range(count):
+            if here + 8 > len(buffer):
+                self._require_from(here, 8, key)
+            end = here + 8 + unpack(buffer, here)[0]
+            if end > len(buffer):
+                self._require_from(here + 8, end - here - 8, key)
+            zero = buffer.find(0, here + 8, end)
+            if zero >= 0:
+                lost += end - zero
+            here = end
+        self._position = here
+        return Array(_STRING, count, bytes(buffer[start:here])), lost
+
+    def _require_from(self, position: int, size: int, key: str) -> None:
+        self._position = position
+        self._require(size, f"a text of {key!r}")
+
+    def _tensor(self) -> tuple[str, tuple[int, ...], ggml_types.TensorType, int]:
+        name = self._name("tensor name", _NAME_LIMIT_BYTES)
+        dimensions = int(self._number("I"))
+        if dimensions > _DIMENSION_LIMIT:
+            self._lie(f"The tensor {name!r} has {dimensions} dimensions; ggml knows {_DIMENSION_LIMIT}.")
+        shape = tuple(int(self._number("q")) for _ in range(dimensions)) or (1,)
+        number = int(self._number("I"))
+        kind = ggml_types.by_number().get(number)
+        if kind is None:
+            raise GgufProblem(
+                f"{self._path} has a tensor of a type that ggq does not know.",
+                f"{name!r} is of type {number}.",
+                "If a newer llama.cpp wrote it, update ggq; otherwise download the file anew.",
+            )
+        elements = math.prod(max(size, 1) for size in shape)  # a zero must not hide an overflow
+        if min(shape) < 0 or elements >= 1 << 63 or shape[0] % kind.block_weights:
+            self._lie(f"The tensor {name!r} cannot have the shape {list(shape)} in type {kind.name}.")
+        return name, shape, kind, int(self._number("Q"))
+
+    def _placed(
+        self,
+        infos: Sequence[tuple[str, tuple[int, ...], ggml_types.TensorType, int]],
+        data_offset: int,
+        alignment: int,
+    ) -> Iterator[TensorInfo]:
+        """The tensors, each held against the one before it and against the end of the file."""
+        seen = set()
+        expected = 0
+        for name, shape, kind, offset in infos:
+            if name in seen:
+                self._lie(f"The tensor {name!r} is there twice.")
+            seen.add(name)
+            if offset != expected:
+                self._lie(f"The tensor {name!r} lies at byte {offset:,} of the data, not at {expected:,}.")
+            data_bytes = kind.row_bytes(math.prod(shape))
+            end = data_offset + offset + data_bytes
+            if end > self._file_bytes:
+                raise GgufProblem(
+                    f"{self._path} is cut short.",
+                    f"The tensor {name!r} ends at byte {end:,}; the file has {self._file_bytes:,}.",
+                    "Download or make it anew.",
+                )
+            expected += _padded(data_bytes, alignment)
+            yield TensorInfo(name, shape, kind.name, data_offset + offset, data_bytes, self._path)
+
+    def _name(self, what: str, limit: int) -> str:
+        length = int(self._number("Q"))
+        if length > limit:
+            self._lie(f"A {what} is said to be {length:,} bytes long; {limit:,} are allowed.")
+        try:
+            return self._take(length, f"a {what}").decode("utf-8")
+        except UnicodeDecodeError:
+            self._lie(f"A {what} is not text.")
+
+    def _string(self, what: str) -> bytes:
+        return self._take(int(self._number("Q")), f"the text of {what!r}")
+
+    def _count(self, what: str, limit: int) -> int:
+        count = int(self._number("Q"))
+        if count > limit:
+            self._lie(f"It announces {count:,} {what}; up to {limit:,} are believed.")
+        return count
+
+    def _number(self, form: str) -> Any:
+        form = "<" + form
+        return struct.unpack(form, self._take(struct.calcsize(form), "a number"))[0]
+
+    def _take(self, size: int, what: str) -> bytes:
+        self._require(size, what)
+        self._position += size
+        return bytes(self._buffer[self._position - size : self._position])
+
+    def _require(self, size: int, what: str) -> None:
+        """Have the next ``size`` bytes in the buffer; refuse what the file, or any header, does not have."""
+        end = self._position + size
+        if end > _HEADER_LIMIT_BYTES and end <= self._file_bytes:
+            self._lie(f"It would be larger than {_HEADER_LIMIT_BYTES:,} bytes.")
+        while len(self._buffer) < end <= self._file_bytes:
+            block = self._stream.read(max(_BLOCK_BYTES, end - len(self._buffer)))
+            self._buffer += block
+            if not block:
+                break
+        if len(self._buffer) < end:
+            raise GgufProblem(
+                f"The header of {self._path} is cut short, or lies.",
+                f"At byte {self._position:,} it announces {what} in {size:,} bytes; "
+                f"{self._file_bytes - self._position:,} are left in the file.",
+                "Download or make it anew.",
+            )
+
+    def _lie(self, why: str) -> NoReturn:
+        raise GgufProblem(f"The header of {self._path} is damaged.", why, "Download or make it anew.")
+
+    def _unsupported(self, why: str, next_step: str) -> NoReturn:
+        raise GgufProblem(f"{self._path} is a GGUF file that llama.cpp does not read.", f"{why}.", next_step)
+
+
+def _padded(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
+
+
+# --- what is in it ---------------------------------------------------------------------------------------
+
+_GROUPS = (
+    ("norms", re.compile(r"norm")),
+    ("embeddings", re.compile(r"^(?:\w*token_embd|token_types|position_embd)")),
+    ("output", re.compile(r"^output\b|^cls\b")),
+    ("experts", re.compile(r"_exps?\b|_shexp\b|_chexps\b|ffn_gate_inp|exp_probs")),
+    ("attention", re.compile(r"\.attn_|\.ssm_|\.time_mix_|\.cross_attn_")),
+    ("ffn", re.compile(r"\.ffn_|\.channel_mix_")),
+)
+
+
+def tensor_group(name: str) -> str:
+    """The group of a tensor by its name: ``blk.0.attn_q.weight`` -> ``attention``."""
+    return next((group for group, pattern in _GROUPS if pattern.search(name)), "other")
+
+
+# --- how large will it be --------------------------------------------------------------------------------
+
+_SPLIT_BYTES = {"split.no": 2, "split.count": 2, "split.tensors.count": 4}
+
+
+def predicted_bytes(
+    base: GgufFile,
+    types: Mapping[str, str],
+    added: Mapping[str, Scalar] | None = None,
+    keep_split: bool = False,
+) -> int:
+    """The exact size in bytes of what llama-quantize makes of ``base``, of all shards together.
+
+    ``types``: the new type of tensors by name, in any case; the others keep theirs. ``added``: metadata set
+    as ``--override-kv`` does (integers as u32, floats as f32). ``keep_split``: shards as the base has.
+    Source: llama_model_quantize_impl in src/llama-quant.cpp and gguf_write_out in ggml/src/gguf.cpp: all
+    entries but the split's, the tensors' infos, and every tensor's data, the last one's too, padded to 32
+    bytes whatever the base's alignment.
+
+    Raises GgufProblem when a type is unknown or does not divide the row it should hold.
+    """
+    entries = {key: size for key, size in base.entry_bytes.items() if key not in _SPLIT_BYTES}
+    integers = {"general.quantization_version": 0, "general.file_type": 0}
+    for key, value in (integers | dict(added or {})).items():
+        entries[key] = _key_bytes(key) + _value_bytes(value)
+    if not keep_split or len(base.paths) == 1:
+        return _file_bytes(sum(entries.values()), base.tensors, types)
+    split = sum(_key_bytes(key) + size for key, size in _SPLIT_BYTES.items())
+    return sum(
+        _file_bytes(
+            split + (sum(entries.values()) if path == base.path else 0),
+            [tensor for tensor in base.tensors if tensor.path == path],
+            types,
+        )
+        for path in base.paths
+    )
+
+
+def _file_bytes(entries_bytes: int, tensors: Sequence[TensorInfo], types: Mapping[str, str]) -> int:
+    infos = data = 0
+    for tensor in tensors:
+        word = types.get(tensor.name, tensor.type)
+        kind = ggml_types.by_name().get(word.upper())
+        if kind is None or tensor.shape[0] % kind.block_weights:
+            raise GgufProblem(
+                f"{tensor.name!r} cannot become {word!r}.",
+                f"Its rows are {tensor.shape[0]} wide; blocks of {kind.block_weights} do not divide them."
+                if kind
+                else "ggml has no such type.",
+                "Choose another type for it.",
+            )
+        infos += 8 + len(tensor.name.encode()) + 4 + 8 * _written_dimensions(tensor.shape) + 4 + 8
+        data += _padded(kind.row_bytes(tensor.elements), DEFAULT_ALIGNMENT)
+    return _padded(4 + 4 + 8 + 8 + entries_bytes + infos, DEFAULT_ALIGNMENT) + data
+
+
+def _key_bytes(key: str) -> int:
+    """Of an entry all but its value: length, text, type."""
+    return 8 + len(key.encode()) + 4
+
+
+def _value_bytes(value: Scalar) -> int:
+    if isinstance(value, str):
+        return 8 + len(value.encode().split(b"\0", 1)[0])
+    return 1 if isinstance(value, bool) else 4
+
+
+def _written_dimensions(shape: Sequence[int]) -> int:
+    """ggml_n_dims: trailing ones are not written."""
+    return max((index for index, size in enumerate(shape, 1) if size > 1), default=1)
+
+
+# --- are its values sound --------------------------------------------------------------------------------
+
+_SAMPLED_ROWS = 64
+_CHUNK_BYTES = 4 << 20
+# Of an IEEE float, the exponent's bits are all set for NaN and the infinities, and for nothing else.
+_FLOATS: Mapping[str, tuple[str, int]] = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+}
+
+
+def scan_values(gguf: GgufFile, full: bool = False, listener: Listener = silent) -> list[str]:
+    """Names of the tensors that hold NaN or infinity.
+
+    Without ``full``: of float tensors, 64 rows spread over each. With it: every value, quantized ones
+    dequantized by gguf-py; types that gguf-py cannot dequantize are passed over.
+    Raises OSError.
+    """
+    total = gguf.tensor_bytes
+    done = 0
+    bad = []
+    for tensor in gguf.tensors:
+        with tensor.path.open("rb") as stream:
+            if not all(_is_finite(tensor, stream, first, rows) for first, rows in _spans(tensor, full)):
+                bad.append(tensor.name)
+        done += tensor.data_bytes
+        listener(Step("check values", done, total))
+    return bad
+
+
+def _spans(tensor: TensorInfo, full: bool) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of what is read of a tensor."""
+    if not tensor.elements or not (full or tensor.type in _FLOATS):
+        return
+    rows = tensor.elements // tensor.shape[0]
+    if full or rows <= _SAMPLED_ROWS:
+        step = max(1, _CHUNK_BYTES * rows // tensor.data_bytes)
+        yield from ((first, min(step, rows - first)) for first in range(0, rows, step))
+    else:
+        yield from ((index * (rows - 1) // (_SAMPLED_ROWS - 1), 1) for index in range(_SAMPLED_ROWS))
+
+
+def _is_finite(tensor: TensorInfo, stream: IO[bytes], first_row: int, rows: int) -> bool:
+    import numpy as np
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    row_bytes = ggml_types.by_name()[tensor.type].row_bytes(tensor.shape[0])
+    stream.seek(tensor.offset_bytes + first_row * row_bytes)
+    raw = np.frombuffer(stream.read(rows * row_bytes), dtype=np.uint8)
+    if tensor.type in _FLOATS:
+        form, exponent = _FLOATS[tensor.type]
+        return not bool(((raw.view(form) & exponent) == exponent).any())
+    try:
+        kind = GGMLQuantizationType[tensor.type]
+        with np.errstate(all="ignore"):
+            return bool(np.isfinite(dequantize(raw.reshape(rows, row_bytes), kind)).all())
+    except (KeyError, NotImplementedError):
+        return True
+
+
+# --- names of files --------------------------------------------------------------------------------------
+
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
+_TYPED = re.compile(
+    r"(?P<model>.+?)[-._ ]"
+    r"(?P<type>(?:UD-)?I?Q[1-8]_(?:[01](?:_\d)*|K(?:_(?:XX?S|S|M|L|XX?L))?|NL|XX?S|S|M)"
+    r"|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class FileName:
+    """What a GGUF file's name says: the model, the type (``Q4_K_M``, None if it says none), the shard."""
+
+    model: str
+    type: str | None
+    shard: int | None = None
+    shard_count: int | None = None
+
+
+def output_name(model_name: str, preset: str) -> str:
+    """``("Qwen3-0.6B", "Q4_K_M")`` -> ``Qwen3-0.6B-Q4_K_M.gguf``, without what file systems dislike."""
+    stem = re.sub(r"[^\w.+-]+", "-", model_name.rsplit("/", 1)[-1]).strip("-.") or "model"
+    return f"{stem}-{preset}.gguf"
+
+
+def shard_name(stem: str, index: int, count: int) -> str:
+    """``("Qwen3-0.6B-Q4_K_M", 1, 9)`` -> ``Qwen3-0.6B-Q4_K_M-00001-of-00009.gguf``."""
+    return f"{stem}-{index:05d}-of-{count:05d}.gguf"
+
+
+def parse_name(name: str) -> FileName:
+    """What a name says, leniently: any case, ``-`` or ``.`` before the type, with or without a shard."""
+    shard = _SHARD.fullmatch(name)
+    stem = shard["stem"] if shard else re.sub(r"\.gguf$", "", name, flags=re.IGNORECASE)
+    numbers = (int(shard["index"]), int(shard["count"])) if shard else (None, None)
+    match = _TYPED.fullmatch(stem)
+    if match is None:
+        return FileName(stem, None, *numbers)
+    word = re.sub(r"^FP(?=16|32)", "F", match["type"].upper())
+    return FileName(match["model"], word, *numbers)

@@ -1,0 +1,175 @@
+"""Presets: what ggq ships covers llama-quantize, and a user's file is read strictly."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ggq import presets
+from ggq.errors import UsageProblem
+from ggq.llamacpp import tools
+from ggq.llamacpp.toolchain import Toolchain
+
+MINE = """\
+[sources]
+notes = "my notes"
+
+[groups]
+own = ["MINE", "Q4_K_M"]
+
+[preset.MINE]
+ftype = "q4_k_m"
+bits_per_weight = 5
+bits_source = "notes"
+summary = "Q4_K_M with attention values at 8 bits."
+use = "Tests."
+loss_prior = { model = "M", source = "notes", mean_kld = 0.1 }
+tensor_types = { "attn_v" = "q8_0", 'blk\\.[01]\\.' = "Q6_K" }
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.toml"
+    file.write_text(MINE, encoding="utf-8")
+    return file
+
+
+def names(*asked: str, extra: Path | None = None) -> list[str]:
+    return [preset.name for preset in presets.load(extra).resolve(asked)]
+
+
+def test_groups() -> None:
+    assert names("k-quants") == [
+        "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0",
+    ]  # fmt: skip
+    assert names("LEGACY") == ["Q4_0", "Q4_1", "Q5_0", "Q5_1"]
+    assert len(names("i-quants")) == 12
+
+
+def test_names_in_any_case_lists_and_aliases_each_once_in_order() -> None:
+    assert names("q8_0", "Q4_K_M,q6_k Q8_0", "q4_k") == ["Q8_0", "Q4_K_M", "Q6_K"]
+    assert names() == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"), [("q4km", "Q4_K_M"), ("Q4_K_N", "Q4_K_S"), ("kquants", "k-quants"), ("zzz", None)]
+)
+def test_an_unknown_name_is_met_with_the_nearest(asked: str, meant: str | None) -> None:
+    with pytest.raises(UsageProblem) as raised:
+        presets.load().resolve([asked])
+    assert asked in raised.value.what
+    assert raised.value.why == (f"Did you mean {meant}?" if meant else "")
+    assert "ggq presets" in raised.value.next_step
+
+
+def test_published_figures_have_their_sources() -> None:
+    for preset in presets.load().presets:
+        assert preset.name == preset.ftype
+        assert preset.summary.endswith(".") and preset.use.endswith(".")
+        if preset.name != "COPY":
+            assert preset.bits_per_weight and preset.bits_source, preset.name
+        if preset.loss_prior:
+            assert "llama.cpp" in preset.loss_prior.source
+
+
+def test_more_bits_lose_less() -> None:
+    k_quants = presets.load().resolve(["k-quants"])
+    loss = [preset.loss_prior.mean_kld or 0 for preset in k_quants if preset.loss_prior]
+    assert loss == sorted(loss, reverse=True) and len(loss) == 10
+
+
+def test_a_file_of_ones_own(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (preset,) = presets.load(mine).resolve(["mine"])
+    assert preset.ftype == "Q4_K_M"
+    assert preset.bits_per_weight == 5 and preset.bits_source == "my notes"
+    assert preset.tensor_types == {"attn_v": "q8_0", r"blk\.[01]\.": "Q6_K"}
+    assert preset.loss_prior and preset.loss_prior.source == "my notes"
+    assert not preset.needs_imatrix
+    assert names("own", extra=mine) == ["MINE", "Q4_K_M"]
+    monkeypatch.setenv("GGQ_PRESETS", str(mine))
+    assert names("own") == ["MINE", "Q4_K_M"]
+    assert names("own", extra=mine) == ["MINE", "Q4_K_M"], "the same file named twice is read once"
+
+
+REQUIRED = 'ftype = "Q4_K_M"\nsummary = "s"\nuse = "u"\n'
+WRONG = {
+    "not TOML": ("[preset.A\n", None, ["not TOML", "line 1"]),
+    "unknown table": ("[presets.A]\n", 1, ["presets", "`preset`"]),
+    "unknown key": (f"[preset.A]\n{REQUIRED}needs_imatrx = 1\n", 5, ["A.needs_imatrx", "`needs_imatrix`"]),
+    "missing key": ('[preset.A]\nftype = "Q4_K_M"\n', 1, ["preset.A", "the key `summary`, a text"]),
+    "text for a number": (f'[preset.A]\n{REQUIRED}bits_per_weight = "4"\n', 5, ["a number", "'4'"]),
+    "bool for a number": (f"[preset.A]\n{REQUIRED}bits_per_weight = true\n", 5, ["a number"]),
+    "number out of range": (f"[preset.A]\n{REQUIRED}bits_per_weight = -1\n", 5, ["above 0"]),
+    "number for a bool": (f"[preset.A]\n{REQUIRED}needs_imatrix = 1\n", 5, ["true or false"]),
+    "number for a text": ('[preset.A]\nftype = 4\nsummary = "s"\nuse = "u"\n', 2, ["A.ftype", "a text"]),
+    "unknown ftype": ('[preset.A]\nftype = "Q4_K_X"\nsummary = "s"\nuse = "u"\n', 2, ["perhaps Q4_K"]),
+    "aliases no list": (f'[preset.A]\n{REQUIRED}aliases = "B"\n', 5, ["a list"]),
+    "alias no text": (f"[preset.A]\n{REQUIRED}aliases = [1]\n", 5, ["a list of texts"]),
+    "preset no table": ("[preset]\nA = 1\n", 2, ["preset.A", "a table"]),
+    "taken name": (f"[preset.q4_k_m]\n{REQUIRED}", 1, ["k-quants.toml", "already"]),
+    "taken alias": (f'[preset.A]\n{REQUIRED}aliases = ["Q5_K"]\n', 1, ["already", "'Q5_K'"]),
+    "taken twice": (f"[preset.A]\n{REQUIRED}[preset.a]\n{REQUIRED}", 5, ["already", "'a'"]),
+    "taken by a group": (f'[preset.A]\n{REQUIRED}[groups]\nA = ["A"]\n', 6, ["already"]),
+    "name with a slash": (f'[preset."../A"]\n{REQUIRED}', 1, ["letters, digits"]),
+    "group of nothing": ('[groups]\ng = ["Q9_K"]\n', 2, ["groups.g", "names of presets", "'Q9_K'"]),
+    "group no list": ('[groups]\ng = "Q8_0"\n', 2, ["groups.g", "a list"]),
+    "source no text": ("[sources]\nx = 1\n", 2, ["sources.x", "a text"]),
+    "unknown source": (f'[preset.A]\n{REQUIRED}bits_source = "x"\n', 5, ["[sources]", "'x'"]),
+    "prior without model": (
+        f'[sources]\nx = "y"\n[preset.A]\n{REQUIRED}loss_prior = {{ source = "x" }}\n', 7, ["`model`"],
+    ),
+    "prior with another key": (
+        f'[preset.A]\n{REQUIRED}loss_prior = {{ model = "m", mean_kdl = 1 }}\n', 5, ["`mean_kld`"],
+    ),
+    "bad pattern": (f'[preset.A]\n{REQUIRED}tensor_types = {{ "(" = "q8_0" }}\n', 5, ["regular expression"]),
+    "unknown tensor type": (f'[preset.A]\n{REQUIRED}tensor_types = {{ x = "q9" }}\n', 5, ["a type of ggml"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line", "words"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_file_is_refused_with_its_line(
+    tmp_path: Path, text: str, line: int | None, words: list[str]
+) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageProblem) as raised:
+        presets.load(file)
+    said = str(raised.value)
+    assert str(file) in raised.value.what
+    assert line is None or f"line {line}," in said
+    for word in words:
+        assert word in said
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageProblem, match="cannot be read"):
+        presets.load(tmp_path / "absent.toml")
+    with pytest.raises(UsageProblem, match="cannot be read"):
+        presets.load(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b"# caf\xe9\n")
+    with pytest.raises(UsageProblem, match="UTF-8"):
+        presets.load(tmp_path / "latin.toml")
+
+
+@pytest.mark.tool
+def test_every_type_of_llama_quantize_has_its_preset(toolchain: Toolchain) -> None:
+    shown = subprocess.run(
+        [toolchain.tool("llama-quantize"), "--help"], capture_output=True, text=True, check=False
+    ).stdout
+    listed = shown.split("allowed quantization types")[1]
+    offered = re.findall(r"^ +(?:\d+ +or +)?(\w+) +: ", listed, re.MULTILINE)
+    assert len(offered) > 35
+    assert sorted(offered) == sorted(word for preset in presets.load().presets for word in preset.words)
+
+
+@pytest.mark.tool
+def test_llama_quantize_wants_an_imatrix_for_the_presets_that_say_so(
+    toolchain: Toolchain, base_gguf: Path
+) -> None:
+    for preset in presets.load().presets:
+        plan = tools.quantize_plan(toolchain, base_gguf, preset.ftype)
+        assert plan.needs_imatrix == preset.needs_imatrix, preset.name
