@@ -1,3 +1,22 @@
-"""ggq: from a Hugging Face checkpoint to a quantized GGUF that runs on this machine."""
+"""ggq: from a Hugging Face checkpoint to a quantized GGUF that runs on this machine.
+
+The functions below are what the commands call. ``ggq.convert`` and ``ggq.quantize`` are functions; the rooms
+of the same names are reached by ``from ggq.convert import …``.
+"""
 
 __version__ = "0.1.0"
+
+from ggq.convert import Conversion, convert
+from ggq.errors import GgqError
+from ggq.pipeline import PipelineResult, QuantizedFile, Settings, convert_and_quantize, quantize
+
+__all__ = [
+    "Conversion",
+    "GgqError",
+    "PipelineResult",
+    "QuantizedFile",
+    "Settings",
+    "convert",
+    "convert_and_quantize",
+    "quantize",
+]

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ggq.errors import DiskFull, GgqError, OutputProblem
 from ggq.progress import Listener, Step, silent
@@ -21,25 +21,32 @@ _BLOCK = 1 << 20
 
 
 def human_bytes(count: float) -> str:
-    """``4920000000`` -> ``4.92 GB``: decimal units, three significant digits, as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+    """``4920000000`` -> ``4.92 GB``: decimal units, three digits, as disks are sold."""
+    if abs(count) < 999.5:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
         count /= 1000
-    return f"{count:.3g} TB"
+        if abs(count) < 999.5 or unit == "TB":
+            break
+    return f"{count:.{2 if abs(count) < 9.995 else 1 if abs(count) < 99.95 else 0}f} {unit}"
 
 
 def sha256_file(path: Path, listener: Listener = silent, step: str = "") -> str:
-    """Hex sha256 of a file, read in 1 MiB blocks. Raises OSError."""
-    digest = hashlib.sha256()
-    total = path.stat().st_size
-    done = 0
+    """Hex sha256 of a file, read in 1 MiB blocks; ``step`` names it to the listener. Raises OSError."""
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-            done += len(block)
-            if step:
-                listener(Step(step, done, total))
+        return sha256_stream(stream, listener, step)
+
+
+def sha256_stream(stream: BinaryIO, listener: Listener = silent, step: str = "") -> str:
+    """Hex sha256 of what is left in an open file. Raises OSError."""
+    digest = hashlib.sha256()
+    total = os.fstat(stream.fileno()).st_size
+    done = 0
+    while block := stream.read(_BLOCK):
+        digest.update(block)
+        done += len(block)
+        if step:
+            listener(Step(step, done, total))
     return digest.hexdigest()
 
 

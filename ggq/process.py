@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,11 +25,20 @@ LineHandler = Callable[[str], None]
 _TAIL_LINES = 12
 _KEEP_LINES = 20_000
 
+_echo: LineHandler | None = None
+
+
+def echo_to(handler: LineHandler | None) -> None:
+    """Have every command and every line of its output told to ``handler`` as well (``-v``); None ends it."""
+    global _echo
+    _echo = handler
+
 
 @dataclass(frozen=True)
 class Completed:
     """A child that has ended. ``returncode`` is negative for a signal; ``peak_rss_bytes`` is the kernel's
-    own high-water mark of the child (None where the platform does not tell)."""
+    own high-water mark of the child; None where the platform does not tell, and where the child stayed below
+    this process (the kernel begins its count with the memory of the process that forked)."""
 
     command: tuple[str, ...]
     returncode: int
@@ -66,7 +76,10 @@ def run(
     ToolchainProblem when the program cannot be started at all. On Ctrl-C the child is ended first.
     """
     argv = tuple(str(part) for part in command)
+    if _echo is not None:
+        _echo(f"$ {shlex.join(argv)}")
     started = time.monotonic()
+    own_rss_bytes = _rss_bytes()
     try:
         child = subprocess.Popen(
             argv,
@@ -94,7 +107,7 @@ def run(
             with contextlib.suppress(BrokenPipeError):
                 child.stdin.write((stdin or "").encode())
             child.stdin.close()
-        peak = _wait(child, timeout_s)
+        peak = _wait(child, timeout_s, own_rss_bytes)
     except BaseException:
         _end(child)
         raise
@@ -107,9 +120,15 @@ def run(
     return done
 
 
-def _wait(child: subprocess.Popen[bytes], timeout_s: float | None) -> int | None:
-    """Wait for the child and return its peak resident bytes."""
-    timer = threading.Timer(timeout_s, child.kill) if timeout_s else None
+def _rss_bytes() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _wait(child: subprocess.Popen[bytes], timeout_s: float | None, own_rss_bytes: int) -> int | None:
+    """Wait for the child and return its peak resident bytes, if they can be told from our own."""
+    timer = threading.Timer(timeout_s, _signal, (child, signal.SIGKILL)) if timeout_s else None
     if timer:
         timer.daemon = True
         timer.start()
@@ -119,7 +138,8 @@ def _wait(child: subprocess.Popen[bytes], timeout_s: float | None) -> int | None
             return None
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
-        return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return peak if peak > own_rss_bytes else None
     finally:
         if timer:
             timer.cancel()
@@ -128,12 +148,21 @@ def _wait(child: subprocess.Popen[bytes], timeout_s: float | None) -> int | None
 def _end(child: subprocess.Popen[bytes]) -> None:
     if child.returncode is not None:
         return
-    child.terminate()
+    _signal(child, signal.SIGTERM)
     try:
         child.wait(timeout=5)
     except subprocess.TimeoutExpired:
-        child.kill()
+        _signal(child, signal.SIGKILL)
         child.wait()
+
+
+def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To the child's whole group: a compiler that the child started must not live on."""
+    with contextlib.suppress(ProcessLookupError):
+        if os.name == "posix":
+            os.killpg(child.pid, number)
+        else:
+            child.send_signal(number)
 
 
 def _read_lines(stream: IO[bytes], lines: deque[str], handler: LineHandler | None) -> None:
@@ -147,6 +176,8 @@ def _read_lines(stream: IO[bytes], lines: deque[str], handler: LineHandler | Non
             whole.append(rest)
         for line in whole:
             lines.append(line)
+            if _echo is not None:
+                _echo(line)
             if handler is not None:
                 handler(line)
         if not block:

@@ -17,6 +17,10 @@ EXIT_INTERRUPTED = 130
 class GgqGroup(click.Group):
     """The top-level group: "did you mean", and one place where exceptions become messages."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of their registration: the main job first."""
+        return list(self.commands)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import click
 
 from ggq import __version__
+from ggq.cli.convert import convert
+from ggq.cli.convert_and_quantize import convert_and_quantize
+from ggq.cli.doctor import doctor
+from ggq.cli.download import download
 from ggq.cli.errors import GgqGroup
+from ggq.cli.inspect import inspect
+from ggq.cli.presets import presets
+from ggq.cli.quantize import quantize
+from ggq.cli.run import run
+from ggq.cli.setup import setup
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "GGQ", "max_content_width": 100}
 
@@ -20,6 +29,12 @@ def cli() -> None:
     ggq convert-and-quantize ./my-checkpoint --preset k-quants
     ggq doctor
     """
+
+
+for command in (
+    convert_and_quantize, download, convert, quantize, run, inspect, presets, setup, doctor,
+):  # fmt: skip
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from ggq import process
 from ggq.cli.errors import set_current_output
 from ggq.cli.output import Output
 
@@ -20,10 +21,11 @@ def output_options(function: F) -> F:
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON value on stdout, for programs.")
     @click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks.")
-    @click.option("-v", "--verbose", count=True, help="Show what the tools print.")
+    @click.option("-v", "--verbose", is_flag=True, help="Show what the tools print.")
     @functools.wraps(function)
-    def wrapped(*args: Any, as_json: bool, quiet: bool, verbose: int, **kwargs: Any) -> Any:
-        out = set_current_output(Output(json=as_json, quiet=quiet, verbose=verbose))
+    def wrapped(*args: Any, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
+        out = set_current_output(Output(json=as_json, quiet=quiet))
+        process.echo_to(functools.partial(click.echo, err=True) if verbose else None)
         return function(*args, out=out, **kwargs)
 
     return wrapped  # type: ignore[return-value]
@@ -35,20 +37,70 @@ def hub_options(function: F) -> F:
     return click.option("--offline", is_flag=True, help="Use only what is in the Hub cache.")(function)
 
 
+def quantize_options(function: F) -> F:
+    """llama-quantize's own options, by its own names; the command gets ``options: QuantizeOptions``."""
+
+    @click.option(
+        "--imatrix", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+        help="An importance matrix, made by llama-imatrix.",
+    )  # fmt: skip
+    @click.option(
+        "--tensor-type", "tensor_types", multiple=True, metavar="NAME=TYPE",
+        help="A type for tensors whose name matches, as attn_v=q8_0; repeatable.",
+    )  # fmt: skip
+    @click.option("--output-tensor-type", metavar="TYPE", help="A type for the output tensor.")
+    @click.option("--token-embedding-type", metavar="TYPE", help="A type for the token embeddings.")
+    @click.option("--keep-split", is_flag=True, help="One shard for each shard of the base.")
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any,
+        imatrix: Path | None,
+        tensor_types: tuple[str, ...],
+        output_tensor_type: str | None,
+        token_embedding_type: str | None,
+        keep_split: bool,
+        **kwargs: Any,
+    ) -> Any:
+        from ggq.llamacpp.tools import QuantizeOptions
+
+        options = QuantizeOptions(
+            imatrix=imatrix,
+            tensor_types=tensor_types,
+            output_tensor_type=output_tensor_type,
+            token_embedding_type=token_embedding_type,
+            keep_split=keep_split,
+        )
+        return function(*args, options=options, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def preset_options(function: F) -> F:
+    """``--preset NAME… --presets FILE``."""
+    function = click.option(
+        "--presets", "presets_file", type=click.Path(path_type=Path, dir_okay=False),
+        help="A TOML file with presets of your own (also: GGQ_PRESETS).",
+    )(function)  # fmt: skip
+    return click.option(
+        "--preset", "preset_names", multiple=True, metavar="NAME",
+        help="A preset in any case (q4_k_m), a group (k-quants), or a list; repeatable. See `ggq presets`.",
+    )(function)  # fmt: skip
+
+
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 force_option = click.option("--force", is_flag=True, help="Overwrite outputs that exist.")
 threads_option = click.option(
     "-t", "--threads", type=click.IntRange(min=1), help="Threads. Default: the cores one may use."
 )
-preset_option = click.option(
-    "--preset",
-    "presets",
-    multiple=True,
-    metavar="NAME",
-    help="A preset in any case (q4_k_m), a group (k-quants), or a list; repeatable. See `ggq presets`.",
-)
+verify_option = click.option(
+    "--verify", type=click.Choice(["sampled", "full", "off"], case_sensitive=False), default="sampled",
+    show_default=True, help="How the conversion is checked: `full` looks at every value.",
+)  # fmt: skip
 
 
-def split_list(values: tuple[str, ...]) -> list[str]:
-    """``("Q4_K_M,q8_0", "k-quants")`` -> the names, in order."""
-    return [name for value in values for name in re.split(r"[,\s]+", value) if name]
+def outtype_option(*types: str) -> Callable[[F], F]:
+    """``--outtype``, one of ``types`` or auto."""
+    return click.option(
+        "--outtype", type=click.Choice(["auto", *types], case_sensitive=False), default="auto",
+        show_default=True, help="The base's type; auto keeps the checkpoint's precision.",
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from ggq.cli.output import Output
 from ggq.presets import Catalogue, LossPrior, Preset
 
 
-@click.command()
+@click.command(short_help="List the presets.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option(
     "--presets", "presets_file", type=click.Path(path_type=Path, dir_okay=False),

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ggq import process
+from ggq import files, process
 from ggq.errors import ToolchainProblem, ToolFailed
 from ggq.llamacpp.pin import Pin
 from ggq.llamacpp.toolchain import SETUP_HINT, Toolchain
@@ -28,13 +28,31 @@ def load(toolchain: Toolchain) -> Any:
         import llama_cpp
     except ImportError as error:
         raise ToolchainProblem("The Python binding is not installed.", f"{error}.", SETUP_HINT) from error
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, AttributeError) as error:
+        # AttributeError: the library is of another commit and lacks a function that the binding declares.
         raise ToolchainProblem("The Python binding does not load.", f"{error}.", SETUP_HINT) from error
     return llama_cpp
 
 
-def install(home: Path, wanted: Pin, listener: Listener) -> None:
-    """Install llama-cpp-python without compiling anything, and point it at the tools' own libraries."""
+def probe(toolchain: Toolchain) -> str:
+    """The version of the binding, loaded on this toolchain's libraries in a child process.
+
+    Raises ToolFailed: with a traceback's last lines when it does not load, with a signal when it crashes.
+    """
+    done = process.run(
+        [sys.executable, "-c", "import llama_cpp as l; l.llama_backend_init(); print(l.__version__)"],
+        env={"LLAMA_CPP_LIB_PATH": str(toolchain.lib_dir)},
+        cwd=toolchain.lib_dir,
+        timeout_s=120,
+    )
+    return done.stdout[-1] if done.stdout else "unknown"
+
+
+def install(home: Path, wanted: Pin, lib_dir: Path, listener: Listener) -> None:
+    """Install llama-cpp-python without compiling anything, and point it at the libraries in ``lib_dir``.
+
+    Raises ToolchainProblem, or OutputProblem when this Python environment cannot be written to.
+    """
     if installed_version() != wanted.version:
         listener(Notice(f"Installing the Python binding {wanted.package} {wanted.version} (no compilation)."))
         # pip builds in the source folder; a copy keeps that one as it was unpacked.
@@ -43,7 +61,7 @@ def install(home: Path, wanted: Pin, listener: Listener) -> None:
             try:
                 process.run(
                     [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-                     "--no-deps", source],
+                     "--no-input", "--no-deps", source],
                     env={"CMAKE_ARGS": "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"},
                 )  # fmt: skip
             except ToolFailed as failure:
@@ -52,7 +70,7 @@ def install(home: Path, wanted: Pin, listener: Listener) -> None:
                     "\n".join(failure.tail[-3:]),
                     "Check that this environment is writable and has pip, then run `ggq setup` again.",
                 ) from failure
-    _link_libraries(home / "build" / "bin")
+    _link_libraries(lib_dir)
 
 
 def installed_version() -> str | None:
@@ -72,10 +90,13 @@ def _link_libraries(lib_dir: Path) -> None:
     if spec is None or spec.origin is None:
         return
     link = Path(spec.origin).parent / "lib"
-    if link.is_symlink():
-        link.unlink()
-    elif link.is_dir():
-        if any(link.iterdir()):
-            return
-        link.rmdir()
-    link.symlink_to(lib_dir, target_is_directory=True)
+    with files.explain_os_error(link, "Use a Python environment of your own (`python3 -m venv`)"):
+        if link.is_symlink():
+            if link.readlink() == lib_dir:
+                return
+            link.unlink()
+        elif link.is_dir():
+            if any(link.iterdir()):
+                return
+            link.rmdir()
+        link.symlink_to(lib_dir, target_is_directory=True)

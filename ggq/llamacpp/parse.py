@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ggq.errors import ToolchainProblem
+from ggq.errors import GgufProblem, ToolchainProblem, UsageProblem
 
 _TENSOR = re.compile(
     r"^\[\s*(?P<index>\d+)/\s*(?P<count>\d+)\] (?P<name>\S+)\s+- \[(?P<shape>[\d, ]+)\], "
     r"type =\s*(?P<source>\w+), "
-    r"(?:size =\s*[\d.]+ MiB(?: ->\s*[\d.]+ MiB \((?P<target>\w+)\))?|converting to (?P<converted>\w+))"
+    r"(?:size =\s*[\d.]+ MiB(?: ->\s*[\d.]+ MiB \((?P<target>\w+)\))?\s*$|converting to (?P<converted>\w+) )"
 )
 _FALLBACK = re.compile(
     r"^warning: (?P<name>\S+)\s+- ncols\s+(?P<columns>\d+) not divisible by\s+(?P<block>\d+) "
@@ -108,11 +108,30 @@ def quantize_progress(line: str) -> tuple[int, int] | None:
 
 
 def perplexity(lines: Iterable[str]) -> Perplexity:
-    """Parse llama-perplexity. Raises ToolchainProblem when it gave no estimate (it exits 0 all the same)."""
+    """Parse llama-perplexity, which exits 0 even where it gives no estimate.
+
+    Raises UsageProblem when the text is too short, GgufProblem when the model's probabilities are not
+    numbers, ToolchainProblem when there is no estimate for no known reason.
+    """
+    wanted = ""
     for line in lines:
-        if found := re.search(r"Final estimate: PPL = ([\d.]+) \+/- ([\d.]+)", line):
+        if found := re.search(r"Final estimate: PPL = (\d[\d.]*) \+/- (\d[\d.]*)", line):
             return Perplexity(float(found[1]), float(found[2]))
-    raise _unknown("llama-perplexity", "no final estimate: the text may be too short for the context")
+        if found := re.search(r"need at least (\d+) tokens to evaluate perplexity", line):
+            wanted = found[1]
+        elif found := re.search(r"tokenizes to only (\d+) tokens", line):
+            raise UsageProblem(
+                "The text is too short to measure perplexity.",
+                f"It has {found[1]} tokens; {wanted} are needed.",
+                "Give a longer text, or a smaller context.",
+            )
+        elif "Unexpected negative standard deviation" in line:
+            raise GgufProblem(
+                "The model's perplexity cannot be measured.",
+                "Its probabilities are not numbers: some of its weights are NaN or infinite.",
+                "Make the file again from its checkpoint.",
+            )
+    raise _unknown("llama-perplexity", "it gave no final estimate")
 
 
 def converter_progress(line: str) -> tuple[float, float] | None:
@@ -131,7 +150,7 @@ def supported_models(lines: Iterable[str]) -> tuple[str, ...]:
     for line in lines:
         if heading := re.match(r"^(\w+) models:", line):
             in_text = heading[1] == "TEXT"
-        elif in_text and (found := re.match(r"^\s+- (\w+)$", line)):
+        elif in_text and (found := re.match(r"^\s+- ([\w.]+)$", line)):
             names.append(found[1])
     if not names:
         raise _unknown("The converter", "no list of supported models")

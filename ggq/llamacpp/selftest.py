@@ -1,7 +1,8 @@
 """Proof that a build runs on this machine: a forward pass per quantization type, in child processes.
 
 A build can compile and still crash: some virtual machines advertise instructions that they refuse. So every
-type is quantized and evaluated once, with repacked weights and without, on a model made on the spot.
+type is quantized and evaluated once, with repacked weights and without, on a model made on the spot; and
+once more on the GPU, where ggml sees one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from ggq.llamacpp import tools
+from ggq.errors import ToolchainProblem, ToolFailed
+from ggq.llamacpp import ggml, tools
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Step, silent
 
@@ -20,8 +22,13 @@ TYPES = (
 
 
 def run(toolchain: Toolchain, listener: Listener = silent) -> dict[str, str]:
-    """``{type: "ok"}`` for every type. Raises ToolFailed; a negative ``returncode`` is a crash by signal."""
+    """``{type: "ok"}`` for every type.
+
+    Raises ToolFailed (a negative ``returncode`` is a crash by signal), and ToolchainProblem when only the
+    GPU fails: no other way to compile the CPU's part would cure that.
+    """
     results: dict[str, str] = {}
+    has_gpu = _has_gpu(toolchain)
     with tempfile.TemporaryDirectory(prefix="ggq-selftest-") as folder:
         base = Path(folder) / "base.gguf"
         write_tiny_model(base)
@@ -31,10 +38,30 @@ def run(toolchain: Toolchain, listener: Listener = silent) -> dict[str, str]:
             tools.quantize(toolchain, base, model, ftype, threads=1)
             for repack in (True, False):
                 tools.forward_pass(toolchain, model, repack=repack)
+            if has_gpu:
+                try:
+                    tools.forward_pass(toolchain, model, repack=True, gpu=True)
+                except ToolFailed as failure:
+                    raise _gpu_problem(f"On {ftype} weights: {failure}") from failure
             model.unlink()
             results[ftype] = "ok"
         listener(Step("self-test", len(TYPES), len(TYPES), "types"))
     return results
+
+
+def _has_gpu(toolchain: Toolchain) -> bool:
+    try:
+        return bool(ggml.gpus(toolchain))
+    except ToolFailed as failure:
+        raise _gpu_problem(str(failure)) from failure
+
+
+def _gpu_problem(why: str) -> ToolchainProblem:
+    return ToolchainProblem(
+        "llama.cpp does not run on this machine's GPU.",
+        why,
+        "Look at the GPU's driver (`nvidia-smi`), or build without it: `ggq setup --backend cpu`.",
+    )
 
 
 def write_tiny_model(path: Path) -> None:

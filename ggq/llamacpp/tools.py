@@ -149,7 +149,8 @@ def perplexity(
 ) -> parse.Perplexity:
     """Perplexity of ``text`` in chunks of ``context`` tokens.
 
-    Raises ToolFailed, and ToolchainProblem when the text is too short for two chunks.
+    Raises ToolFailed, UsageProblem when the text is too short for two chunks, GgufProblem when the model
+    computes no numbers.
     """
     command: list[str | Path] = [
         toolchain.tool("llama-perplexity"), "-m", model, "-f", text, "-c", str(context),
@@ -163,12 +164,17 @@ def perplexity(
     return parse.perplexity((*done.stdout, *done.stderr))
 
 
-def forward_pass(toolchain: Toolchain, model: Path, *, repack: bool) -> None:
-    """Evaluate a few tokens, as a batch and one by one. Raises ToolFailed; ``returncode`` < 0 is a crash."""
+def forward_pass(toolchain: Toolchain, model: Path, *, repack: bool, gpu: bool = False) -> None:
+    """Evaluate a few tokens, as a batch and one by one, on the CPU alone or with every layer on the GPU.
+
+    Raises ToolFailed; ``returncode`` < 0 is a crash.
+    """
+    # Without "-dev none" a GPU build would hand even a batch of the CPU's layers to the GPU.
+    where = ["-ngl", "99"] if gpu else ["-ngl", "0", "-dev", "none"]
     done = process.run(
         [
-            toolchain.tool("llama-bench"), "-m", model, "-p", "32", "-n", "2", "-r", "1", "-t", "1",
-            "-ngl", "0", "--no-warmup", "--repack", "1" if repack else "0", "-o", "jsonl",
+            toolchain.tool("llama-bench"), "-m", model, "-p", "32", "-n", "2", "-r", "1", "-t", "1", *where,
+            "--no-warmup", "--repack", "1" if repack else "0", "-o", "jsonl",
         ],
         timeout_s=120,
     )  # fmt: skip

@@ -1,0 +1,161 @@
+"""``ggq convert``: a checkpoint to a base GGUF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ggq import checkpoint, files, hub, pipeline
+from ggq.cli.options import (
+    dry_run_option,
+    force_option,
+    hub_options,
+    output_options,
+    outtype_option,
+    verify_option,
+)
+from ggq.cli.output import Output, human_seconds
+from ggq.convert import (
+    Conversion,
+    SourceInfo,
+    Verification,
+    default_name,
+    needed_bytes,
+    resolve_outtype,
+)
+from ggq.convert import convert as convert_checkpoint
+from ggq.errors import UsageProblem
+from ggq.reference import parse_reference
+
+
+@click.command(short_help="Convert a checkpoint to a GGUF, and prove it.")
+@click.argument("src", metavar="SRC")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: ./NAME-TYPE.gguf.")
+@outtype_option("bf16", "f16", "f32", "q8_0")
+@click.option("--mmproj", is_flag=True, help="Convert the multimodal projector instead of the text model.")
+@verify_option
+@hub_options
+@force_option
+@dry_run_option
+@output_options
+def convert(
+    src: str,
+    output: Path | None,
+    outtype: str,
+    mmproj: bool,
+    verify: str,
+    revision: str | None,
+    offline: bool,
+    force: bool,
+    dry_run: bool,
+    out: Output,
+) -> None:
+    """Convert a checkpoint to a GGUF, and prove that it is the same model.
+
+    SRC is a checkpoint folder, or org/name[@revision] on the Hub. The result is held against the checkpoint:
+    its parameters, its values, its tokenizer, and its logits against those of transformers.
+
+    \b
+    ggq convert ./my-checkpoint
+    ggq convert Qwen/Qwen3-0.6B --outtype f16 -o qwen3.gguf
+    ggq convert google/gemma-3-4b-it --mmproj
+    """
+    ref = parse_reference(src, revision)
+    if ref.kind == "gguf":
+        raise UsageProblem(f"{src} is a GGUF already.", "", f"Quantize it: ggq quantize {src}")
+    source = None
+    folder = ref.path
+    with out.progress() as listener:
+        if folder is None:
+            fetched = hub.download(ref, offline=offline, listener=listener)
+            folder = fetched.folder
+            source = SourceInfo(fetched.repo_id, fetched.commit)
+        if output is None or dry_run:
+            given = checkpoint.read(folder)
+            kind = resolve_outtype(given, outtype)
+            output = output or Path(default_name(pipeline.model_name(ref), kind, mmproj=mmproj))
+        if dry_run:
+            checkpoint.require_convertible(given)
+            _show_plan(out, output, given, kind)
+            return
+        made = convert_checkpoint(
+            folder, output, outtype=outtype, mmproj=mmproj, verify=verify, source=source, force=force,
+            listener=listener,
+        )  # fmt: skip
+    out.result(made)
+    _show(out, made)
+    if not mmproj:
+        out.hint(f"next: ggq quantize {made.output}")
+
+
+def _show_plan(out: Output, output: Path, given: checkpoint.Checkpoint, kind: str) -> None:
+    needed = needed_bytes(given, kind)
+    free = files.free_bytes(output.absolute().parent)
+    plan = {
+        "output": output,
+        "outtype": kind,
+        "architecture": given.architectures[0],
+        "needed_bytes": needed,
+        "free_bytes": free,
+    }
+    out.result(plan)
+    out.fields(
+        [
+            ("output", str(output)),
+            ("type", kind),
+            ("architecture", given.architectures[0]),
+            ("needs at most", files.human_bytes(needed)),
+            ("free disk", files.human_bytes(free)),
+        ]
+    )
+
+
+def _show(out: Output, made: Conversion) -> None:
+    out.fields(
+        [
+            ("output", str(made.output)),
+            ("size", f"{files.human_bytes(made.file_bytes)} ({made.file_bytes:,} bytes)"),
+            ("architecture", made.architecture),
+            ("type", made.outtype),
+            ("parameters", f"{made.parameter_count:,} in {made.tensor_count} tensors"),
+            *(
+                [("completed", ", ".join(f"{key} = {value}" for key, value in made.completed_keys.items()))]
+                if made.completed_keys
+                else []
+            ),
+            *_checks(made.verification),
+            ("took", human_seconds(made.seconds)),
+        ]
+    )
+
+
+def _checks(found: Verification) -> list[tuple[str, str]]:
+    """What was proven, a line each."""
+    if found.level == "off":
+        return [("checked", "not at all (--verify off)")]
+    values = "every value" if found.level == "full" else "a sample of every tensor"
+    lines = [("values", f"no NaN, no infinity in {values}")]
+    if found.checkpoint_parameters is not None:
+        same = found.checkpoint_parameters == found.gguf_parameters
+        text = "as many as in the checkpoint" if same else "; ".join(found.parameter_notes)
+        lines.append(("count", text or f"the checkpoint has {found.checkpoint_parameters:,}"))
+    lines.append(
+        (
+            "tokenizer",
+            f"{found.tokenizer_strings} texts give transformers' own ids"
+            if found.tokenizer_strings
+            else f"not compared: {found.tokenizer_why_not or 'a projector has none'}",
+        )
+    )
+    if found.logits_cosine is None:
+        lines.append(("logits", f"not compared: {found.why_not}"))
+    else:
+        lines.append(
+            (
+                "logits",
+                f"cosine {found.logits_cosine:.6f} with transformers' over {found.positions} positions "
+                f"(lowest {found.lowest_cosine:.6f}); best token agrees at {found.top1_agreement:.0%}",
+            )
+        )
+    return lines

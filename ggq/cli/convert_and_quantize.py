@@ -1,0 +1,121 @@
+"""``ggq convert-and-quantize``: the main job, from a model's name to files that run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ggq import files, pipeline, presets
+from ggq.cli.options import (
+    dry_run_option,
+    force_option,
+    hub_options,
+    output_options,
+    outtype_option,
+    preset_options,
+    quantize_options,
+    threads_option,
+    verify_option,
+)
+from ggq.cli.output import Output
+from ggq.cli.quantize import show_files
+from ggq.llamacpp.tools import QuantizeOptions
+from ggq.pipeline import PipelinePlan, PipelineResult, Settings
+
+
+@click.command("convert-and-quantize", short_help="Download, convert, check and quantize a model.")
+@click.argument("model")
+@preset_options
+@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), help="Default: ./NAME.")
+@click.option("--keep-base", is_flag=True, help="Keep the 16-bit GGUF, too.")
+@outtype_option("bf16", "f16", "f32")
+@verify_option
+@quantize_options
+@threads_option
+@hub_options
+@force_option
+@dry_run_option
+@output_options
+def convert_and_quantize(
+    model: str,
+    preset_names: tuple[str, ...],
+    presets_file: Path | None,
+    outdir: Path | None,
+    keep_base: bool,
+    outtype: str,
+    verify: str,
+    options: QuantizeOptions,
+    threads: int | None,
+    revision: str | None,
+    offline: bool,
+    force: bool,
+    dry_run: bool,
+    out: Output,
+) -> None:
+    """Download MODEL, convert it, check the conversion, and quantize it.
+
+    MODEL is org/name[@revision] on the Hub, a checkpoint folder, or a 16-bit GGUF file. Stop it at any
+    moment: the same command goes on where it was.
+
+    \b
+    ggq convert-and-quantize Qwen/Qwen3-0.6B
+    ggq convert-and-quantize Qwen/Qwen3-0.6B --preset k-quants --dry-run
+    ggq convert-and-quantize ./my-checkpoint --preset q4_k_m,q8_0 --keep-base
+    """
+    catalogue = presets.load(presets_file)
+    names = preset_names or pipeline.DEFAULT_PRESETS
+    settings = Settings(
+        outtype=outtype, options=options, threads=threads, verify=verify, keep_base=keep_base, force=force
+    )
+    if dry_run:
+        plan = pipeline.plan_convert_and_quantize(
+            model, names, outdir, settings, revision=revision, offline=offline, catalogue=catalogue
+        )
+        show_plan(out, plan)
+        return
+    with out.progress() as listener:
+        result = pipeline.convert_and_quantize(
+            model, names, outdir, settings, revision=revision, offline=offline, catalogue=catalogue,
+            listener=listener,
+        )  # fmt: skip
+    show_files(out, result.files)
+    show_end(out, result)
+    out.result(result)
+
+
+def show_plan(out: Output, plan: PipelinePlan) -> None:
+    """What a run would download, write and leave, with the disk."""
+    out.table(
+        ["file", "size", "state"],
+        [
+            *([[plan.base_name, _size(plan.base_bytes, False), "on the way"]] if plan.base_name else []),
+            *(
+                [file.name, _size(file.file_bytes, file.exact), "exists" if file.exists else "to make"]
+                for file in plan.files
+            ),
+        ],
+        right=(1,),
+    )
+    out.fields(
+        [
+            ("download", files.human_bytes(plan.download_bytes) if plan.download_bytes else "nothing"),
+            ("disk needed", f"{files.human_bytes(plan.needed_bytes)} in {plan.outdir}"),
+            ("disk free", files.human_bytes(plan.free_bytes)),
+        ]
+    )
+    out.result(plan)
+
+
+def _size(count: int, exact: bool) -> str:
+    return f"{'' if exact else '≈ '}{files.human_bytes(count)}"
+
+
+def show_end(out: Output, result: PipelineResult) -> None:
+    """How the conversion was proven, and the next commands to type."""
+    cosine = result.verification.get("logits_cosine")
+    if cosine is not None:
+        out.text(f"The base answers as the checkpoint does: cosine of their logits {cosine:.6f}.")
+    smallest = result.files[0].paths[0]
+    out.hint(f'\nrun it:      ggq run {smallest} "Once upon a time"')
+    out.hint(f"look at it:  ggq inspect {smallest}")

@@ -1,0 +1,132 @@
+"""``ggq quantize``: a base GGUF over presets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ggq import files, pipeline, presets
+from ggq.cli.options import (
+    dry_run_option,
+    force_option,
+    output_options,
+    preset_options,
+    quantize_options,
+    threads_option,
+)
+from ggq.cli.output import Output, human_seconds
+from ggq.llamacpp.tools import QuantizeOptions
+from ggq.pipeline import QuantizedFile, Settings
+from ggq.quantize.recipe import Recipe
+
+
+@click.command(short_help="Quantize a 16-bit GGUF over presets.")
+@click.argument("base", type=click.Path(path_type=Path))
+@preset_options
+@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), help="Default: beside the base.")
+@quantize_options
+@threads_option
+@force_option
+@dry_run_option
+@output_options
+def quantize(
+    base: Path,
+    preset_names: tuple[str, ...],
+    presets_file: Path | None,
+    outdir: Path | None,
+    options: QuantizeOptions,
+    threads: int | None,
+    force: bool,
+    dry_run: bool,
+    out: Output,
+) -> None:
+    """Quantize a 16-bit GGUF with llama-quantize, and check each result against its recipe.
+
+    \b
+    ggq quantize Qwen3-0.6B-BF16.gguf --preset q4_k_m
+    ggq quantize Qwen3-0.6B-BF16.gguf --preset k-quants --outdir quants
+    ggq quantize Qwen3-0.6B-BF16.gguf --preset q4_k_m --dry-run
+    """
+    catalogue = presets.load(presets_file)
+    names = preset_names or pipeline.DEFAULT_PRESETS
+    if dry_run:
+        show_recipes(out, pipeline.recipes(base, names, options, catalogue=catalogue), outdir or base.parent)
+        return
+    settings = Settings(options=options, threads=threads, force=force)
+    with out.progress() as listener:
+        result = pipeline.quantize(base, names, outdir, settings, catalogue=catalogue, listener=listener)
+    show_files(out, result.files)
+    out.result(result)
+
+
+def show_recipes(out: Output, found: Sequence[Recipe], outdir: Path) -> None:
+    """The table of a dry run: exact bytes, bits per weight, fallbacks, and the disk."""
+    out.table(
+        ["preset", "bytes", "size", "bits/weight", "fell back"],
+        [
+            [
+                recipe.preset.name,
+                f"{recipe.file_bytes:,}",
+                files.human_bytes(recipe.file_bytes),
+                f"{recipe.bits_per_weight:.2f}",
+                f"{len(recipe.fallbacks)} of {recipe.quantized_count}",
+            ]
+            for recipe in found
+        ],
+        right=(1, 2, 3, 4),
+    )
+    total = sum(recipe.file_bytes for recipe in found)
+    free = files.free_bytes(outdir)
+    out.text(f"{files.human_bytes(total)} in all; {files.human_bytes(free)} free in {outdir}.")
+    for recipe in found:
+        if recipe.needs_imatrix:
+            out.warning(f"{recipe.preset.name} needs an importance matrix (--imatrix FILE).")
+    warn_of_fallbacks(out, [recipe.preset.name for recipe in found if recipe.mostly_fell_back])
+    out.result(
+        {
+            "files": [
+                {
+                    "preset": recipe.preset.name,
+                    "file_bytes": recipe.file_bytes,
+                    "bits_per_weight": recipe.bits_per_weight,
+                    "fallback_count": len(recipe.fallbacks),
+                    "quantized_count": recipe.quantized_count,
+                    "needs_imatrix": recipe.needs_imatrix,
+                }
+                for recipe in found
+            ],
+            "needed_bytes": total,
+            "free_bytes": free,
+        }
+    )
+
+
+def show_files(out: Output, made: Sequence[QuantizedFile]) -> None:
+    """The table of what was made."""
+    out.table(
+        ["preset", "file", "size", "bits/weight", "fell back", "time"],
+        [
+            [
+                file.preset,
+                file.paths[0].name + (f" +{len(file.paths) - 1}" if len(file.paths) > 1 else ""),
+                files.human_bytes(file.file_bytes),
+                f"{file.bits_per_weight:.2f}",
+                str(file.fallback_count) if file.fallback_count else "-",
+                "as it was" if file.reused else human_seconds(file.seconds),
+            ]
+            for file in made
+        ],
+        right=(2, 3, 4, 5),
+    )
+    warn_of_fallbacks(out, [file.preset for file in made if file.mostly_fell_back])
+
+
+def warn_of_fallbacks(out: Output, names: Sequence[str]) -> None:
+    """One plain warning when most tensors of a preset got another type."""
+    if names:
+        out.warning(
+            f"most tensors of {', '.join(names)} fell back to another type: this model's rows do not"
+            " divide by the presets' blocks of 256, so these files are larger than their names promise."
+        )

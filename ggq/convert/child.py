@@ -1,0 +1,328 @@
+"""The child process of a conversion: all that needs torch, transformers or llama.cpp's library.
+
+One process for it all, since importing torch and transformers takes longer than converting a small model; and
+a process of its own, since a crash or a lack of memory in there is a finding and not the end of ggq. It reads
+a job (JSON) from stdin and writes events to stdout, an object per line; its stderr is the converter's log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ggq import gguf_file
+from ggq.convert import assumptions, gaps, reference, view
+from ggq.errors import GgqError
+from ggq.llamacpp import converter
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.llamacpp.witness import Witness
+from ggq.progress import Event, Step
+
+POSITIONS = 32
+PROMPT = (
+    "The quick brown fox jumps over the lazy dog, and 42 others watch: "
+    "def add(a, b): return a + b. 안녕하세요, 세계. It was the best of times."
+)
+# None begins with a space: there transformers 5 and SentencePiece, which llama.cpp follows, go two ways.
+TEXTS = (
+    "Hello, world! The quick brown fox jumps over 13 lazy dogs.",
+    "안녕하세요, 세계! 오늘은 12월 3일입니다.",
+    "naïve café, Übergröße, 東京タワー, Привет",
+    "👩‍👩‍👧‍👦 🚀 ok ✅🏽",
+    "def f(x):\n    return x**2  # done\n\nif __name__ == '__main__':\n\tprint(f(3))\n",
+    "runs,   inner    runs \t\t tabs \n\n\n lines  ",
+    "3.14159 1,000,000 2024-01-01 0xDEADBEEF",
+    "It's we'll THEY'D I'M don't o'clock",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do. ``gguf`` is written when ``convert``, and only looked at otherwise; ``check``: hold it
+    against the checkpoint; ``logits``: also what it computes; ``metadata``: for the converter's override."""
+
+    view: str
+    gguf: str
+    outtype: str
+    architecture: str
+    source_dir: str
+    lib_dir: str
+    threads: int
+    convert: bool
+    check: bool
+    logits: bool
+    full: bool
+    mmproj: bool
+    bin_weights: bool
+    arguments: Sequence[str] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    repo_id: str = ""
+    commit: str = ""
+
+
+class Refused(Exception):
+    """Something known to fail, found before it was tried. ``report`` says what."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def say(event: str, **content: Any) -> None:
+    sys.stdout.write(json.dumps({"event": event, **content}) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    job = Job(**json.loads(sys.stdin.read()))
+    converter.prepare(Path(job.source_dir))
+    run(job)
+    return 0
+
+
+def run(job: Job) -> None:
+    """Do the job. What cannot be done is reported, and ends the process."""
+    with _reporting("config"):
+        known, completed = _complete(job)
+        if job.convert:
+            _require_known(job, known)
+            say("completed", keys=completed)
+    if job.convert:
+        with _reporting("convert"):
+            _convert(job, completed)
+            say("written")
+    if job.check:
+        with _reporting("check"):
+            _check(job)
+    say("done")
+
+
+@contextlib.contextmanager
+def _reporting(phase: str) -> Iterator[None]:
+    """Name the phase, so that a death in it can be told; an exception ends the process with a report."""
+    say("phase", name=phase)
+    try:
+        yield
+    except converter.ConverterFailed as failed:
+        _fail(phase, **asdict(failed.refusal))
+    except Refused as refused:
+        _fail(phase, kind=refused.kind, text=str(refused), where="")
+    except GgqError as problem:
+        _fail(phase, kind="GgqError", text=f"{problem.what} {problem.why}", where="")
+    except Exception as error:
+        _fail(phase, kind=type(error).__name__, text=str(error), where="")
+
+
+def _fail(phase: str, **report: Any) -> None:
+    say("failed", phase=phase, **report)
+    raise SystemExit(1)
+
+
+# --- config ----------------------------------------------------------------------------------------------
+
+
+def _complete(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config as AutoConfig has it, or as it is for models that transformers does not know; and the keys
+    that the view's config.json was given."""
+    from transformers import AutoConfig
+
+    folder = Path(job.view)
+    raw: dict[str, Any] = json.loads((folder / view.CONFIG).read_text(encoding="utf-8"))
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        known = config.to_dict()
+    except Exception:
+        # The converter reads config.json as it is then, and so does ggq.
+        known = dict(raw)
+    completed = gaps.missing_keys(raw, known)
+    part, known_part = raw.get("text_config"), known.get("text_config")
+    if isinstance(part, dict) and isinstance(known_part, dict):
+        inner = gaps.missing_keys(part, known_part)
+        if inner:
+            completed["text_config"] = inner
+    view.complete(folder, completed)
+    return known, completed
+
+
+def _require_known(job: Job, known: Mapping[str, Any]) -> None:
+    """Raises Refused for what the converter or llama.cpp cannot do."""
+    names = converter.architectures(mmproj=job.mmproj)
+    if names and job.architecture not in names:
+        others = converter.architectures(mmproj=False)
+        raise Refused(
+            "NoProjector" if job.mmproj and job.architecture in others else "Unsupported", json.dumps(names)
+        )
+    broken = assumptions.broken(known)
+    if broken and not job.mmproj:
+        raise Refused("Assumption", broken)
+
+
+# --- convert ---------------------------------------------------------------------------------------------
+
+
+def _convert(job: Job, completed: Mapping[str, Any]) -> None:
+    folder = Path(job.view)
+    override = folder.parent / "metadata.json"
+    override.write_text(json.dumps(_metadata(job)), encoding="utf-8")
+    converter.run(
+        Path(job.source_dir),
+        folder,
+        Path(job.gguf),
+        job.outtype,
+        ["--metadata", str(override), *(["--mmproj"] if job.mmproj else []), *job.arguments],
+        lambda config: view.merge(config, completed),
+        _known_pre_tokenizer,
+    )
+
+
+def _known_pre_tokenizer(tokenizer: Mapping[str, Any]) -> str | None:
+    name = gaps.pre_tokenizer(tokenizer)
+    if name is not None:
+        say("pre_tokenizer", name=name)
+    return name
+
+
+def _metadata(job: Job) -> dict[str, Any]:
+    """What goes into the converter's override file."""
+    from huggingface_hub.constants import HUGGINGFACE_CO_URL_HOME as HUB
+
+    metadata = dict(job.metadata)
+    if job.repo_id:
+        owner, _, name = job.repo_id.rpartition("/")
+        page = HUB + job.repo_id
+        metadata["general.base_models"] = [
+            {"name": name, "organization": owner, "repo_url": page, "url": f"{page}/tree/{job.commit}"}
+        ]
+    name = str(metadata.get("general.name", Path(job.view).name))
+    if "phi3" in name.lower() or "phi-3" in name.lower():
+        # llama.cpp knows Phi-3's tokenizer by the model's name, and does not load a file of that name without
+        # these tokens (llama-vocab.cpp, "set attributes by model/tokenizer/architecture name").
+        tokenizer, _ = _tokenizer(Path(job.view))
+        if tokenizer is None or not {"</s>", "<unk>", "<s>", "<|endoftext|>"} <= set(tokenizer.get_vocab()):
+            metadata["general.name"] = "Phi 3" + name.lower().replace("phi-3", "phi3").split("phi3", 1)[1]
+    return metadata
+
+
+# --- check -----------------------------------------------------------------------------------------------
+
+
+def _check(job: Job) -> None:
+    bad = gguf_file.scan_values(gguf_file.read(Path(job.gguf)), full=job.full, listener=_relay)
+    say("values", not_finite=bad)
+    if job.bin_weights:
+        say("weights", elements=_bin_elements(Path(job.view)))
+    if bad or job.mmproj:
+        return
+    tokenizer, no_tokenizer = _tokenizer(Path(job.view))
+    expected, why_not = None, ""
+    tokens: list[int] = []
+    if job.logits:
+        say("phase", name="reference")
+        expected, tokens, why_not = _reference(job, tokenizer)
+    say("phase", name="witness")
+    toolchain = Toolchain("named", Path(job.lib_dir), Path(job.lib_dir), Path(job.source_dir), None)
+    with Witness(toolchain, Path(job.gguf), job.threads) as witness:
+        say("tokenizer", **_compare_tokens(tokenizer, no_tokenizer, witness))
+        if expected is not None:
+            say("logits", **_compare_logits(expected, witness.logits(tokens)))
+        elif why_not:
+            say("logits", why_not=why_not)
+
+
+def _relay(event: Event) -> None:
+    if isinstance(event, Step):
+        say("step", done=event.done, total=event.total)
+
+
+def _tokenizer(folder: Path) -> tuple[Any, str]:
+    """transformers' own tokenizer, or None and the reason."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True), ""
+    except Exception as error:
+        return None, f"transformers does not load the tokenizer: {_first_line(error)}"
+
+
+def _bin_elements(folder: Path) -> dict[str, int]:
+    """Tensor name -> elements of ``.bin`` weights, read without their data and without running code."""
+    import torch
+
+    elements: dict[str, int] = {}
+    for file in sorted(folder.glob("pytorch_model*.bin")):
+        part = torch.load(file, map_location="meta", weights_only=True)
+        elements |= {name: tensor.numel() for name, tensor in part.items() if hasattr(tensor, "numel")}
+    return elements
+
+
+def _reference(job: Job, tokenizer: Any) -> tuple[Any, list[int], str]:
+    """transformers' logits and the prompt they are for; or None and the reason."""
+    try:
+        model = reference.load_model(Path(job.view), job.architecture)
+        if getattr(model.config, "is_encoder_decoder", False):
+            return None, [], "an encoder-decoder has no logits of a prompt alone"
+        text_config = model.config.get_text_config()
+        tokens = _prompt(tokenizer, text_config.vocab_size)
+        return reference.logits(model, tokens), tokens, ""
+    except Exception as error:
+        return None, [], f"transformers does not run the checkpoint: {_first_line(error)}"
+
+
+def _prompt(tokenizer: Any, vocabulary: int) -> list[int]:
+    """A real text's first tokens; without a tokenizer, or a token too high for the model, scattered ids."""
+    ids = list(tokenizer(PROMPT)["input_ids"])[:POSITIONS] if tokenizer is not None else []
+    if ids and max(ids) < vocabulary:
+        return ids
+    return [(index * 7919 + 11) % vocabulary for index in range(POSITIONS)]
+
+
+def _compare_tokens(tokenizer: Any, why_not: str, witness: Witness) -> dict[str, Any]:
+    if tokenizer is None or not witness.has_tokenizer:
+        return {"strings": 0, "why_not": why_not or "the GGUF has no tokenizer"}
+    mismatches = []
+    for text in TEXTS:
+        expected = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        found = witness.tokenize(text, add_special=False)
+        if found != expected:
+            mismatches.append({"text": text, "transformers": expected, "gguf": found})
+        elif tokenizer.decode(expected) == text != witness.detokenize(found):
+            mismatches.append({"text": text, "transformers": text, "gguf": witness.detokenize(found)})
+    expected, found = list(tokenizer(TEXTS[0])["input_ids"]), witness.tokenize(TEXTS[0], add_special=True)
+    return {
+        "strings": len(TEXTS),
+        "mismatches": mismatches,
+        "specials": None if found == expected else {"transformers": expected, "gguf": found},
+    }
+
+
+def _compare_logits(expected: Any, found: Any) -> dict[str, Any]:
+    """How alike two arrays of logits are: each position's cosine, and whether the best token agrees."""
+    import numpy as np
+
+    width = min(expected.shape[1], found.shape[1])
+    expected, found = expected[:, :width].astype(np.float64), found[:, :width].astype(np.float64)
+    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+        whose = "the checkpoint's" if not np.isfinite(expected).all() else "the GGUF's"
+        return {"not_finite": whose}
+    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+    cosines = (expected * found).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return {
+        "positions": len(cosines),
+        "cosine": float(cosines.mean()),
+        "lowest_cosine": float(cosines.min()),
+        "top1_agreement": float((expected.argmax(axis=1) == found.argmax(axis=1)).mean()),
+    }
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,372 @@
+"""Checkpoint folder -> base GGUF: converted in a child process, checked there, published only when right."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ggq import __version__, checkpoint, files, gguf_file, hardware, process
+from ggq.checkpoint import Checkpoint
+from ggq.convert import failures, gaps, view
+from ggq.convert.accounting import account
+from ggq.convert.verification import Findings, Verification, judge
+from ggq.convert.view import SourceInfo
+from ggq.errors import OutputProblem, UsageProblem
+from ggq.llamacpp import parse
+from ggq.llamacpp import toolchain as toolchains
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.progress import Listener, Notice, Step, silent
+
+Level = Literal["sampled", "full", "off"]
+LEVELS = ("sampled", "full", "off")
+OUTTYPES = ("auto", "bf16", "f16", "f32", "q8_0")
+
+BITS_PER_WEIGHT = {"bf16": 16.0, "f16": 16.0, "f32": 32.0, "q8_0": 8.5}
+_OWN_TYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32", "F64": "f32"}
+_HEADER_MARGIN_BYTES = 32 << 20  # the largest vocabularies make headers of some 15 MB
+# torch, transformers and llama.cpp with their libraries, measured: 0.45 GB; and buffers of a short prompt.
+_REFERENCE_BYTES = 1_000_000_000
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A base GGUF and how it came to be. ``architecture`` is the checkpoint's; ``completed_keys``: what its
+    config lacked and the converter was given; ``seconds`` and ``peak_memory_bytes`` of the child process
+    (None: the platform does not tell)."""
+
+    output: Path
+    file_bytes: int
+    parameter_count: int
+    tensor_count: int
+    outtype: str
+    architecture: str
+    completed_keys: Mapping[str, Any]
+    verification: Verification
+    seconds: float
+    peak_memory_bytes: int | None
+    checkpoint: Path
+    mmproj: bool
+
+
+def resolve_outtype(given: Checkpoint, outtype: str) -> str:
+    """``auto`` -> the type that keeps the checkpoint's precision; any other word in lower case.
+
+    Weights that are quantized become the type that the config computes in, or bf16. Raises UsageProblem.
+    """
+    word = outtype.lower()
+    if word not in OUTTYPES:
+        raise UsageProblem(
+            f"There is no output type {outtype!r}.", "", f"Choose one of {', '.join(OUTTYPES)}."
+        )
+    if word != "auto":
+        return word
+    if given.dtype in _OWN_TYPES:
+        return _OWN_TYPES[given.dtype]
+    said = str(given.config.get("dtype") or given.config.get("torch_dtype")).removeprefix("torch.")
+    return {"float16": "f16", "float32": "f32"}.get(said, "bf16")
+
+
+def default_name(model_name: str, outtype: str, *, mmproj: bool = False) -> str:
+    """``("Qwen3-0.6B", "bf16")`` -> ``Qwen3-0.6B-BF16.gguf``, as the community writes it."""
+    return ("mmproj-" if mmproj else "") + gguf_file.output_name(model_name, outtype.upper())
+
+
+def needed_bytes(given: Checkpoint, outtype: str) -> int:
+    """Disk that the GGUF takes, from above. ``outtype``: resolved."""
+    weights = given.weight_bytes // 2 if given.parameter_count is None else given.parameter_count
+    return int(weights * BITS_PER_WEIGHT[outtype] / 8) + _HEADER_MARGIN_BYTES
+
+
+def convert(
+    checkpoint_folder: Path,
+    output: Path,
+    *,
+    outtype: str = "auto",
+    mmproj: bool = False,
+    verify: str = "sampled",
+    source: SourceInfo | None = None,
+    toolchain: Toolchain | None = None,
+    force: bool = False,
+    listener: Listener = silent,
+    on_written: Callable[[Path], None] | None = None,
+) -> Conversion:
+    """Convert a checkpoint folder to one GGUF, and hold it against the checkpoint.
+
+    ``verify``: see ``verify()``. ``on_written`` is called once, from another thread, with the staged file when
+    it is complete and its checks begin. The output gets its name only whole and only when it passed them.
+
+    Raises CheckpointProblem, ConversionProblem, UsageProblem, OutputProblem, DiskFull, ToolchainProblem.
+    """
+    level = _level(verify)
+    if output.exists() and not force:
+        raise OutputProblem(f"{output} exists.", "", "Use --force to overwrite it, or -o for another name.")
+    given = checkpoint.read(checkpoint_folder)
+    checkpoint.require_convertible(given)
+    kind = resolve_outtype(given, outtype)
+    tools = toolchain or toolchains.find()
+    folder = files.make_folder(output.absolute().parent)
+    with ExitStack() as stack:
+        stack.enter_context(files.lock(folder))
+        staged = stack.enter_context(files.staging(folder)) / output.name
+        files.require_space(folder, needed_bytes(given, kind), f"the {kind.upper()} GGUF")
+        child = _Child(given, staged, kind, tools, mmproj=mmproj, source=source, listener=listener)
+        child.run(convert=True, level=level, on_written=on_written)
+        made = gguf_file.read(staged)
+        verification = child.judged(level, made)
+        _remark(given, made, verification, listener)
+        files.publish(staged, output)
+    return Conversion(
+        output=output,
+        file_bytes=made.file_bytes,
+        parameter_count=made.parameter_count,
+        tensor_count=len(made.tensors),
+        outtype=kind,
+        architecture=given.architectures[0],
+        completed_keys=child.completed,
+        verification=verification,
+        seconds=round(child.seconds, 2),
+        peak_memory_bytes=child.peak_memory_bytes,
+        checkpoint=checkpoint_folder,
+        mmproj=mmproj,
+    )
+
+
+def verify(
+    made: Conversion, level: str = "sampled", listener: Listener = silent, toolchain: Toolchain | None = None
+) -> Verification:
+    """Hold a converted GGUF against its checkpoint, in a child process.
+
+    Values (no NaN, no infinity; ``sampled`` looks at 64 rows of each tensor, ``full`` at all), the count of
+    parameters, the tokenizer against transformers' on a few texts, and the logits of a short prompt against
+    transformers' when the model fits into memory. ``off`` does nothing.
+
+    Raises ConversionProblem when it is not the same model.
+    """
+    wanted = _level(level)
+    given = checkpoint.read(made.checkpoint)
+    child = _Child(
+        given,
+        made.output,
+        made.outtype,
+        toolchain or toolchains.find(),
+        mmproj=made.mmproj,
+        listener=listener,
+    )
+    if wanted != "off":
+        child.run(convert=False, level=wanted)
+    return child.judged(wanted, gguf_file.read(made.output))
+
+
+def _level(word: str) -> Level:
+    for level in LEVELS:
+        if word.lower() == level:
+            return level  # type: ignore[return-value]
+    raise UsageProblem(f"There is no way {word!r} to verify.", "", f"Choose one of {', '.join(LEVELS)}.")
+
+
+class _Child:
+    """One run of ggq.convert.child: its job, its events, its end."""
+
+    def __init__(
+        self,
+        given: Checkpoint,
+        gguf: Path,
+        outtype: str,
+        toolchain: Toolchain,
+        *,
+        mmproj: bool,
+        source: SourceInfo | None = None,
+        listener: Listener = silent,
+    ) -> None:
+        self._given = given
+        self._gguf = gguf
+        self._outtype = outtype
+        self._toolchain = toolchain
+        self._mmproj = mmproj
+        self._source = source
+        self._listener = listener
+        self._on_written: Callable[[Path], None] | None = None
+        self._phase = ""
+        self._found: dict[str, Mapping[str, Any]] = {}
+        self.completed: Mapping[str, Any] = {}
+        self.seconds = 0.0
+        self.peak_memory_bytes: int | None = None
+
+    def run(self, *, convert: bool, level: Level, on_written: Callable[[Path], None] | None = None) -> None:
+        """Raises the GgqError that the child's failure is."""
+        self._on_written = on_written
+        with tempfile.TemporaryDirectory(prefix="ggq-view-") as work:
+            folder = view.make(self._given, Path(work), self._source)
+            job = self._job(folder, convert=convert, level=level)
+            done = process.run(
+                [sys.executable, "-m", "ggq.convert.child"],
+                # In a folder of our own: Python looks for modules in the current one first.
+                cwd=Path(work),
+                stdin=json.dumps(job),
+                # Nothing may be fetched, and the words must come at once.
+                env={
+                    "HF_HUB_OFFLINE": "1",
+                    "PYTHONUNBUFFERED": "1",
+                    "TOKENIZERS_PARALLELISM": "false",
+                    "TRANSFORMERS_VERBOSITY": "error",
+                },
+                on_stdout=self._hear,
+                on_stderr=self._watch,
+                check=False,
+            )
+        self.seconds, self.peak_memory_bytes = done.seconds, done.peak_rss_bytes
+        if "failed" in self._found:
+            raise failures.explain(self._given, self._found["failed"])
+        if done.returncode != 0:
+            if done.returncode == -9 and self._phase == "reference":
+                self._found["logits"] = {"why_not": "transformers was killed: memory ran out"}
+                return
+            raise failures.died(self._phase, done.returncode, done.stderr)
+
+    def _job(self, folder: Path, *, convert: bool, level: Level) -> dict[str, Any]:
+        why_not = self._no_logits()
+        if why_not:
+            self._found["logits"] = {"why_not": why_not}
+        names = [tensor.name for tensor in self._given.tensors]
+        return {
+            "view": str(folder),
+            "gguf": str(self._gguf.absolute()),
+            "outtype": self._outtype,
+            "architecture": self._given.architectures[0],
+            "source_dir": str(self._toolchain.converter.parent),
+            "lib_dir": str(self._toolchain.lib_dir),
+            "threads": hardware.usable_cores(),
+            "convert": convert,
+            "check": level != "off",
+            "logits": not why_not,
+            "full": level == "full",
+            "mmproj": self._mmproj,
+            "bin_weights": self._given.weight_format == "bin",
+            "arguments": gaps.options(self._given.architectures[0], names),
+            "metadata": {"general.quantized_by": f"ggq {__version__}"},
+            "repo_id": self._source.repo_id if self._source else "",
+            "commit": self._source.commit if self._source else "",
+        }
+
+    def _no_logits(self) -> str:
+        """Why the logits cannot be compared here, or an empty text."""
+        if self._mmproj:
+            return "a projector has no logits of its own"
+        available = hardware.available_ram_bytes()
+        wanted = self._given.weight_bytes + _largest_layer_bytes(self._given) + _REFERENCE_BYTES
+        if wanted > available:
+            return (
+                f"running the checkpoint takes {files.human_bytes(wanted)} of memory, "
+                f"{files.human_bytes(available)} are free"
+            )
+        return ""
+
+    def _hear(self, line: str) -> None:
+        if not line.startswith('{"event"'):
+            return
+        event = json.loads(line)
+        kind = event.pop("event")
+        if kind == "phase":
+            self._phase = event["name"]
+        elif kind == "step":
+            self._listener(Step("check values", event["done"], event["total"]))
+        elif kind == "completed":
+            self.completed = event["keys"]
+        elif kind == "written":
+            if self._on_written is not None:
+                self._on_written(self._gguf)
+        elif kind == "pre_tokenizer":
+            self._listener(
+                Notice(f"The tokenizer's vocabulary is new to llama.cpp; it splits as {event['name']} does.")
+            )
+        else:
+            self._found[kind] = event
+
+    def _watch(self, line: str) -> None:
+        progress = parse.converter_progress(line)
+        if progress:
+            self._listener(Step("convert", *progress))
+
+    def judged(self, level: Level, made: gguf_file.GgufFile) -> Verification:
+        """The verdict on what was found. Raises ConversionProblem."""
+        if level == "off":
+            return Verification("off", len(made.tensors), made.parameter_count)
+        return judge(
+            level,
+            self._outtype,
+            Findings(
+                tensor_count=len(made.tensors),
+                gguf_parameters=made.parameter_count,
+                account=self._account(made),
+                not_finite=tuple(self._found.get("values", {}).get("not_finite", ())),
+                tokenizer=self._found.get("tokenizer", {}),
+                logits=self._found.get("logits", {}),
+            ),
+        )
+
+    def _account(self, made: gguf_file.GgufFile) -> Any:
+        if self._given.quantization is not None or self._mmproj:
+            return None
+        elements = {tensor.name: tensor.elements for tensor in self._given.tensors}
+        elements |= self._found.get("weights", {}).get("elements", {})
+        return account(elements, made) if elements else None
+
+
+def _largest_layer_bytes(given: Checkpoint) -> int:
+    """Bytes of the largest layer, or tensor outside of layers, in float32: the experts of a layer are one
+    module in transformers, and a module is widened at once."""
+    layers = Counter[str]()
+    for tensor in given.tensors:
+        found = _LAYER.search(tensor.name)
+        layers[found[1] if found else tensor.name] += 4 * tensor.elements
+    return max(layers.values(), default=given.weight_bytes)
+
+
+def _remark(
+    given: Checkpoint, made: gguf_file.GgufFile, verification: Verification, listener: Listener
+) -> None:
+    """What a person should know of a conversion that is right."""
+    for warning in verification.warnings:
+        listener(Notice(f"{warning[:1].upper()}{warning[1:]}.", "warning"))
+    window = _lost_window(given, made)
+    if window:
+        listener(
+            Notice(
+                f"The checkpoint looks back {window} tokens at most; llama.cpp has no such window for this "
+                f"architecture. Up to {window} tokens the two agree, beyond they do not.",
+                "warning",
+            )
+        )
+    if verification.why_not:
+        listener(Notice(f"The logits were not compared: {verification.why_not}.", "warning"))
+    if verification.tokenizer_why_not:
+        listener(Notice(f"The tokenizer was not compared: {verification.tokenizer_why_not}.", "warning"))
+
+
+def _lost_window(given: Checkpoint, made: gguf_file.GgufFile) -> int | None:
+    """The checkpoint's sliding window in tokens, if llama.cpp will not keep to it.
+
+    The converter writes no window for Mistral, Mixtral and Starcoder2 among others; for Phi-3 it writes one,
+    and the loader ignores it (src/models/phi3.cpp).
+    """
+    part = given.config.get("text_config")
+    config = {**given.config, **part} if isinstance(part, dict) else given.config
+    window, context = config.get("sliding_window"), config.get("max_position_embeddings")
+    layers = config.get("layer_types")
+    if not isinstance(window, int) or config.get("use_sliding_window") is False:
+        return None
+    if isinstance(context, int) and window >= context:
+        return None
+    if isinstance(layers, list) and "sliding_attention" not in layers:
+        return None
+    written = made.integer(f"{made.architecture}.attention.sliding_window")
+    return None if written and made.architecture != "phi3" else window

@@ -1,0 +1,226 @@
+"""What can go wrong in the child process, in words."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ggq.checkpoint import Checkpoint
+from ggq.errors import CheckpointProblem, ConversionProblem, GgqError, signal_name
+
+_CODE = "Find a checkpoint of this model in safetensors, or one that transformers knows without extra code."
+_REPORT = "Report this, with the model's name; GGQ_DEBUG=1 and -v show what the converter printed."
+
+
+def explain(checkpoint: Checkpoint, report: Mapping[str, Any]) -> GgqError:
+    """The child's own report of a failure. Keys: phase, kind (an exception's type), text, where."""
+    kind, text = str(report["kind"]), str(report["text"])
+    if kind in _REFUSED:
+        return _REFUSED[kind](checkpoint, text)
+    for pattern, in_words in _PATTERNS:
+        if found := re.search(pattern, f"{kind}: {text}", re.DOTALL):
+            return in_words(checkpoint, found)
+    where = f" ({report['where']})" if report.get("where") else ""
+    return ConversionProblem(
+        f"The converter failed on {checkpoint.path}.", f"{kind}: {_short(text)}{where}.", _REPORT
+    )
+
+
+def died(phase: str, returncode: int, tail: Sequence[str]) -> GgqError:
+    """The child ended without a report: by a signal, or in Python's own way."""
+    last = next((line.strip() for line in reversed(tail) if line.strip()), "it printed nothing")
+    doing = _DOING.get(phase, "starting")
+    if returncode == -9:
+        return ConversionProblem(
+            f"The conversion was killed while it was {doing}.",
+            "The kernel ends a process so when memory runs out.",
+            "Close other programs, or run it on a machine with more memory.",
+        )
+    if returncode < 0:
+        return ConversionProblem(
+            f"The conversion was killed by {signal_name(-returncode)} while it was {doing}.",
+            f"Its last line: {_short(last)}",
+            _REPORT if phase == "witness" else "Run `ggq doctor`.",
+        )
+    return ConversionProblem("The conversion ended before it was done.", _short(last), "Run `ggq doctor`.")
+
+
+_DOING = {
+    "config": "reading the config",
+    "convert": "converting",
+    "check": "checking the values",
+    "reference": "running the checkpoint in transformers",
+    "witness": "running the GGUF in llama.cpp",
+}
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+# --- refused before it was tried (child.Refused) -----------------------------------------------------------
+
+
+def _unsupported(checkpoint: Checkpoint, text: str) -> GgqError:
+    name = checkpoint.architectures[0]
+    near = difflib.get_close_matches(name, json.loads(text), n=1, cutoff=0.5)
+    return CheckpointProblem(
+        f"llama.cpp does not know the architecture {name[:60]}.",
+        f"The converter knows {len(json.loads(text))} architectures"
+        + (f"; the nearest is {near[0]}." if near else ", and none of a similar name."),
+        "See whether a newer llama.cpp knows it (--llama-cpp), or choose another model.",
+    )
+
+
+def _no_projector(checkpoint: Checkpoint, _: str) -> GgqError:
+    return CheckpointProblem(
+        f"{checkpoint.architectures[0][:60]} has no multimodal projector that the converter knows.",
+        "--mmproj is for models that see or hear.",
+        "Leave --mmproj out.",
+    )
+
+
+def _assumption(checkpoint: Checkpoint, text: str) -> GgqError:
+    return CheckpointProblem(
+        f"llama.cpp cannot run {checkpoint.path.name} as its config says.",
+        text,
+        "Use it with transformers; a GGUF of it would compute something else.",
+    )
+
+
+_REFUSED: Mapping[str, Callable[[Checkpoint, str], GgqError]] = {
+    "Unsupported": _unsupported,
+    "NoProjector": _no_projector,
+    "Assumption": _assumption,
+}
+
+
+# --- the converter's own exceptions ------------------------------------------------------------------------
+
+
+def _pre_tokenizer(checkpoint: Checkpoint, _: re.Match[str]) -> GgqError:
+    return CheckpointProblem(
+        f"The tokenizer of {checkpoint.path} is not one that llama.cpp knows.",
+        "A byte-level BPE tokenizer is known by what it makes of a test text, or by its splitting rules "
+        f"(pre-tokenizer); {checkpoint.tokenizer_class or 'this one'} is known by neither.",
+        "Check that the tokenizer's files belong to this model, or look for a newer llama.cpp that knows it.",
+    )
+
+
+def _tokenizer_model(checkpoint: Checkpoint, found: re.Match[str]) -> GgqError:
+    return CheckpointProblem(
+        f"{checkpoint.path} lacks {found[1]}.",
+        "The converter reads this architecture's tokenizer from that file alone; transformers 5 saves "
+        "tokenizer.json instead.",
+        f"Copy {found[1]} from the repository of the model that it was made from.",
+    )
+
+
+def _token_ids(checkpoint: Checkpoint, _: re.Match[str]) -> GgqError:
+    return CheckpointProblem(
+        f"The tokenizer of {checkpoint.path} has tokens that the model has no row for.",
+        f"config.json says vocab_size {checkpoint.vocabulary_size}; the tokenizer's highest id is beyond it.",
+        "Resize the model's embedding to the tokenizer, or take the tokenizer that belongs to it.",
+    )
+
+
+def _code_in_pickle(checkpoint: Checkpoint, _: re.Match[str]) -> GgqError:
+    names = ", ".join(file.name for file in checkpoint.weight_files[:2])
+    return CheckpointProblem(
+        f"The weights of {checkpoint.path} hold more than weights.",
+        f"{names}: a pickle that would run code when it is loaded. It was not run.",
+        _CODE,
+    )
+
+
+def _unreadable_pickle(checkpoint: Checkpoint, found: re.Match[str]) -> GgqError:
+    return CheckpointProblem(
+        f"The weights of {checkpoint.path} cannot be read.",
+        f"{checkpoint.weight_files[0].name}: {_short(found[1])}.",
+        "Download the model again, in safetensors if it has them.",
+    )
+
+
+def _missing_key(checkpoint: Checkpoint, found: re.Match[str]) -> GgqError:
+    return CheckpointProblem(
+        f"{checkpoint.path} lacks something that the converter needs for {checkpoint.architectures[0]}.",
+        f"It asks for {found[1]}: a key of config.json, or a token of the tokenizer.",
+        "Compare config.json and the tokenizer with those of the original model, and add what is missing.",
+    )
+
+
+def _quantization(checkpoint: Checkpoint, found: re.Match[str]) -> GgqError:
+    return CheckpointProblem(
+        f"{checkpoint.path} is quantized in a way that the converter does not read.",
+        f"{_short(found[1])}.",
+        "Convert the model that it was made from: its model card names it as base_model.",
+    )
+
+
+def _unknown_tensor(checkpoint: Checkpoint, found: re.Match[str]) -> GgqError:
+    return CheckpointProblem(
+        f"{checkpoint.path} has a tensor that {checkpoint.architectures[0]} does not have in llama.cpp.",
+        f"{found[1]}.",
+        "Check that the weights belong to the config: an adapter or an extra head must be merged or removed.",
+    )
+
+
+def _missing_shard(checkpoint: Checkpoint, found: re.Match[str]) -> GgqError:
+    return CheckpointProblem(
+        f"Weights of {checkpoint.path} are missing.",
+        f"{_short(found[1])}.",
+        "Download the model again (`ggq download`), or copy the missing files into the folder.",
+    )
+
+
+def _module(checkpoint: Checkpoint, found: re.Match[str]) -> GgqError:
+    name = found[1].replace("_", "-")
+    return ConversionProblem(
+        f"Converting {checkpoint.architectures[0]} needs a Python package that is not installed.",
+        f"{found[1]} is missing.",
+        f"Run `pip install {name}`.",
+    )
+
+
+def _memory(_: Checkpoint, found: re.Match[str]) -> GgqError:
+    return ConversionProblem(
+        "Memory ran out during the conversion.",
+        f"{_short(found[0])}.",
+        "Close other programs, or run it on a machine with more memory.",
+    )
+
+
+def _disk(_: Checkpoint, __: re.Match[str]) -> GgqError:
+    from ggq.errors import DiskFull
+
+    return DiskFull(
+        "The disk became full during the conversion.",
+        "What was written is removed again.",
+        "Free some space, or choose another folder with -o/--output or --outdir.",
+    )
+
+
+_PATTERNS: Sequence[tuple[str, Callable[[Checkpoint, re.Match[str]], GgqError]]] = (
+    (r"No space left on device|\[Errno 28\]|wrote \d+ bytes, expected|Disk quota exceeded", _disk),
+    (r"^MemoryError.*|not enough memory|Cannot allocate memory", _memory),
+    (r"pre-tokenizer was not recognized", _pre_tokenizer),
+    (
+        r"^UnpicklingError: .*Unsupported (?:global|operand|class)|^UnpicklingError: .*WeightsUnpickler",
+        _code_in_pickle,
+    ),
+    (
+        r"^(?:UnpicklingError|EOFError|RuntimeError): (.*(?:PytorchStreamReader|pickle|invalid load key).*)",
+        _unreadable_pickle,
+    ),
+    (r"^(?:FileNotFoundError|ValueError): .*?([\w.-]*tokenizer[\w.-]*|[\w.-]+\.model)$", _tokenizer_model),
+    (r"assert max\(tokenizer", _token_ids),
+    (r"^NotImplementedError: (.*[Qq]uant.*)", _quantization),
+    (r"Can not map tensor '([^']+)'", _unknown_tensor),
+    (r"(Missing or incomplete model files: \[[^\]]*\]|Missing tensors: .*)", _missing_shard),
+    (r"^(?:ModuleNotFoundError|ImportError): No module named '([\w]+)", _module),
+    (r"^KeyError: (.+)", _missing_key),
+)

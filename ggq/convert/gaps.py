@@ -1,0 +1,81 @@
+"""The known gaps between what transformers writes and what llama.cpp's converter reads (gaps.toml)."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_FILE = Path(__file__).with_name("gaps.toml")
+_ABSENT = object()
+
+
+@functools.cache
+def _table() -> Mapping[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    table: dict[str, Any] = tomllib.loads(_FILE.read_text(encoding="utf-8"))
+    return table
+
+
+def missing_keys(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that the converter wants and ``config`` lacks, with their values.
+
+    ``config``: a config.json, or a part of it with a ``model_type`` of its own; ``known``: the same as
+    transformers' AutoConfig has it.
+    """
+    model_type = config.get("model_type", known.get("model_type"))
+    found: dict[str, Any] = {}
+    for gap in _table()["key"]:
+        if model_type in gap["model_types"] and config.get(gap["key"]) is None:
+            value = (
+                gap["value"] if "value" in gap else _follow(known, gap["from"], gap.get("default", _ABSENT))
+            )
+            if value is not _ABSENT:
+                found[gap["key"]] = value
+    return found
+
+
+def options(architecture: str, tensor_names: Iterable[str]) -> list[str]:
+    """The converter's options that a checkpoint needs, by its architecture and its tensors."""
+    names = list(tensor_names)
+    return [
+        gap["option"]
+        for gap in _table()["option"]
+        if architecture in gap["architectures"]
+        and names
+        and not any(gap["unless_tensor"] in name for name in names)
+    ]
+
+
+def pre_tokenizer(tokenizer: Mapping[str, Any]) -> str | None:
+    """llama.cpp's name of a tokenizer.json's pre-tokenizer, known by its rules; None for unknown ones."""
+    steps = _steps(tokenizer.get("pre_tokenizer"))
+    if not steps or steps[-1].get("type") != "ByteLevel" or steps[-1].get("add_prefix_space"):
+        return None
+    splits = steps[:-1]
+    if any(step.get("type") != "Split" or step.get("behavior") != "Isolated" for step in splits):
+        return None
+    if bool(steps[-1].get("use_regex", True)) == bool(splits):
+        return None
+    rules = [step.get("pattern", {}).get("Regex") for step in splits]
+    return next((known["name"] for known in _table()["pre_tokenizer"] if known["rules"] == rules), None)
+
+
+def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
+    if not isinstance(pre_tokenizer, dict):
+        return []
+    if pre_tokenizer.get("type") == "Sequence":
+        return list(pre_tokenizer.get("pretokenizers", []))
+    return [pre_tokenizer]
+
+
+def _follow(known: Mapping[str, Any], path: str, default: Any) -> Any:
+    value: Any = known
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return default if value is None else value

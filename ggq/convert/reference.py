@@ -1,0 +1,116 @@
+"""What transformers makes of a checkpoint: its logits, computed in float32 from weights of 16 bits.
+
+Runs in the child process only (ggq.convert.child). The weights stay where safetensors maps them, in their own
+type; each module sees them widened to float32 while it computes. So the reference adds no rounding of its own
+to what is compared, and costs the memory of the largest module rather than of a second model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# Rows of a matrix that are widened at once: they stay in the CPU's cache.
+_ROWS = 256
+
+
+def load_model(folder: Path, architecture: str) -> Any:
+    """The model of ``folder`` as transformers builds it, its weights in their own type.
+
+    Raises LookupError when transformers has no such class, and whatever transformers raises.
+    """
+    import transformers
+
+    model_class = getattr(transformers, architecture, None)
+    if model_class is None:
+        raise LookupError(f"transformers {transformers.__version__} has no {architecture}")
+    model = model_class.from_pretrained(
+        folder, dtype="auto", trust_remote_code=False, attn_implementation="eager", local_files_only=True
+    )
+    return model.eval()
+
+
+def logits(model: Any, tokens: Sequence[int]) -> Any:
+    """Logits at every position of ``tokens``: a float32 array, positions × vocabulary."""
+    import torch
+
+    threads = torch.get_num_threads()
+    # Products this small lose more to waiting for each other than a second thread gains.
+    torch.set_num_threads(1)
+    try:
+        with _Widened(model), torch.inference_mode():
+            return model(torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Widened:
+    """While it lasts, every module of a model computes in float32."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._undo: list[Callable[[], Any]] = []
+
+    def __enter__(self) -> None:
+        import torch
+
+        for module in self._model.modules():
+            own = [weight for weight in module._parameters.values() if weight is not None]
+            if all(weight.dtype == torch.float32 for weight in own):
+                continue
+            if type(module) is torch.nn.Linear:
+                module.forward = _linear(module)
+                self._undo.append(functools.partial(delattr, module, "forward"))
+            elif isinstance(module, torch.nn.Embedding):
+                # Only a few rows are looked up: they are widened afterwards.
+                self._hook(module.register_forward_hook(lambda _module, _inputs, rows: rows.float()))
+            else:
+                widening = _Widening(own)
+                self._hook(module.register_forward_pre_hook(widening.begin))
+                self._hook(module.register_forward_hook(widening.end))
+
+    def __exit__(self, *exception: object) -> None:
+        for undo in self._undo:
+            undo()
+
+    def _hook(self, handle: Any) -> None:
+        self._undo.append(handle.remove)
+
+
+class _Widening:
+    """Puts float32 copies in the place of a module's own weights while its forward runs."""
+
+    def __init__(self, weights: Sequence[Any]) -> None:
+        self._weights = weights
+        self._narrow: list[Any] = []
+
+    def begin(self, _module: Any, _inputs: Any) -> None:
+        self._narrow = [weight.data for weight in self._weights]
+        for weight in self._weights:
+            if weight.dtype.is_floating_point:
+                weight.data = weight.data.float()
+
+    def end(self, _module: Any, _inputs: Any, _output: Any) -> None:
+        for weight, narrow in zip(self._weights, self._narrow, strict=True):
+            weight.data = narrow
+        self._narrow = []
+
+
+def _linear(module: Any) -> Callable[[Any], Any]:
+    """The product of a Linear, some rows at a time through one buffer: no float32 copy of it is ever made."""
+    import torch
+
+    def forward(inputs: Any) -> Any:
+        weight = module.weight
+        inputs = inputs.float()
+        product = inputs.new_empty((*inputs.shape[:-1], weight.shape[0]))
+        buffer = inputs.new_empty((min(_ROWS, weight.shape[0]), weight.shape[1]))
+        for first in range(0, weight.shape[0], _ROWS):
+            rows = weight[first : first + _ROWS]
+            part = buffer[: rows.shape[0]].copy_(rows)
+            product[..., first : first + _ROWS] = torch.nn.functional.linear(inputs, part)
+        return product if module.bias is None else product + module.bias.float()
+
+    return forward

@@ -1,0 +1,149 @@
+"""What a conversion was checked for, and the judgement on what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ggq.convert.accounting import Account
+from ggq.errors import ConversionProblem
+
+# The least cosine between transformers' logits and the GGUF's, averaged over the prompt's positions.
+# llama.cpp rounds what it multiplies to the weights' own type, which costs 1e-5 to 1e-4 in 16 bits; a wrong
+# rotary base, scale or norm costs 1e-2 and more (docs/architectures.md). Q8_0 rounds to 8 bits.
+LEAST_COSINE: Mapping[str, float] = {"f32": 0.999, "f16": 0.999, "bf16": 0.999, "q8_0": 0.99}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked. Counts are of parameters (elements of tensors).
+
+    ``level``: off, sampled or full (``full``: every value was looked at for NaN and infinity, not 64 rows of
+    each tensor); ``tokenizer_strings``: how many texts gave transformers' own token ids; ``logits_cosine``:
+    mean over ``positions``, with the ``lowest_cosine`` and the share of positions whose best token agrees. A
+    check that could not be made says why in ``tokenizer_why_not`` and ``why_not``.
+    """
+
+    level: str
+    tensor_count: int
+    gguf_parameters: int
+    checkpoint_parameters: int | None = None
+    parameter_notes: tuple[str, ...] = ()
+    tokenizer_strings: int = 0
+    tokenizer_why_not: str = ""
+    positions: int = 0
+    logits_cosine: float | None = None
+    lowest_cosine: float | None = None
+    top1_agreement: float | None = None
+    why_not: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the child process saw. ``account`` is None when parameters cannot be counted (packed weights)."""
+
+    tensor_count: int
+    gguf_parameters: int
+    account: Account | None
+    not_finite: tuple[str, ...]
+    tokenizer: Mapping[str, Any]
+    logits: Mapping[str, Any]
+
+
+def judge(level: str, outtype: str, found: Findings) -> Verification:
+    """Raises ConversionProblem when the GGUF is not the checkpoint; else says what was checked."""
+    _require_finite(found)
+    _require_same_tokens(found.tokenizer)
+    cosine = found.logits.get("cosine")
+    _require_same_logits(outtype, found.logits)
+    warnings: list[str] = []
+    if found.account is not None and found.account.unexplained:
+        text = (
+            f"the checkpoint has {found.account.checkpoint:,} parameters, the GGUF {found.account.gguf:,}, "
+            f"and {abs(found.account.unexplained):,} of the difference are not explained"
+        )
+        if cosine is None:
+            raise ConversionProblem(
+                "The GGUF does not hold what the checkpoint holds.",
+                f"{_sentence(text)} The logits could not speak for it either: {found.logits.get('why_not')}.",
+                "Report this, with the model's name; --verify off keeps the file as it is.",
+            )
+        warnings.append(f"{text}; the logits agree all the same")
+    if found.tokenizer.get("specials"):
+        warnings.append(
+            "the tokens that begin or end a text differ: transformers makes "
+            f"{_ends(found.tokenizer['specials']['transformers'])}, the GGUF "
+            f"{_ends(found.tokenizer['specials']['gguf'])}"
+        )
+    account = found.account
+    return Verification(
+        level=level,
+        tensor_count=found.tensor_count,
+        gguf_parameters=found.gguf_parameters,
+        checkpoint_parameters=account.checkpoint if account else None,
+        parameter_notes=account.notes if account else (),
+        tokenizer_strings=found.tokenizer.get("strings", 0),
+        tokenizer_why_not=found.tokenizer.get("why_not", ""),
+        positions=found.logits.get("positions", 0),
+        logits_cosine=cosine,
+        lowest_cosine=found.logits.get("lowest_cosine"),
+        top1_agreement=found.logits.get("top1_agreement"),
+        why_not=found.logits.get("why_not", ""),
+        warnings=tuple(warnings),
+    )
+
+
+def _require_finite(found: Findings) -> None:
+    if found.not_finite:
+        names = ", ".join(found.not_finite[:3])
+        more = f" and {len(found.not_finite) - 3} more" if len(found.not_finite) > 3 else ""
+        raise ConversionProblem(
+            f"{len(found.not_finite)} tensors hold values that are not numbers (NaN or infinity).",
+            f"{names}{more}. The checkpoint has them, or they do not fit the chosen type.",
+            "Download the checkpoint again; if it was made for bf16, do not convert it with --outtype f16.",
+        )
+    if found.logits.get("not_finite"):
+        raise ConversionProblem(
+            "The model computes values that are not numbers.",
+            f"On a short prompt {found.logits['not_finite']} logits hold NaN or infinity.",
+            "Try another --outtype (bf16 or f32 instead of f16).",
+        )
+
+
+def _require_same_tokens(tokenizer: Mapping[str, Any]) -> None:
+    wrong = tokenizer.get("mismatches") or ()
+    if wrong:
+        first = wrong[0]
+        raise ConversionProblem(
+            "The GGUF's tokenizer is not the checkpoint's.",
+            f"{len(wrong)} of {tokenizer['strings']} texts differ; {first['text'][:40]!r} is "
+            f"{_short(first['transformers'])} in transformers and {_short(first['gguf'])} in the GGUF.",
+            "Check that the tokenizer's files are those of this model; --verify off keeps the file as it is.",
+        )
+
+
+def _require_same_logits(outtype: str, logits: Mapping[str, Any]) -> None:
+    cosine = logits.get("cosine")
+    if cosine is not None and cosine < LEAST_COSINE[outtype]:
+        raise ConversionProblem(
+            "The GGUF does not compute what the checkpoint computes.",
+            f"Over {logits['positions']} positions the cosine between its logits and transformers' is "
+            f"{cosine:.4f} (at least {LEAST_COSINE[outtype]} is asked of {outtype}), the lowest "
+            f"{logits['lowest_cosine']:.4f}; the best token agrees at {logits['top1_agreement']:.0%}.",
+            "llama.cpp does not do this model as its config says. Report it, with the model's name.",
+        )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _ends(ids: list[int]) -> str:
+    return f"{ids[:2]} ... {ids[-2:]}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."

@@ -1,0 +1,129 @@
+"""This machine as a program may use it: CPU, memory under control-group limits, disks, GPUs."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ggq import cgroup, files
+
+# What llama.cpp's kernels are written for, as the kernel spells it (x86, then Arm).
+_INSTRUCTION_SETS = (
+    "pni", "ssse3", "sse4_2", "avx", "avx2", "f16c", "fma", "bmi2", "avx_vnni", "avx512f", "avx512bw",
+    "avx512vbmi", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16",
+    "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device that ggml can compute on. ``name`` is ggml's (``CUDA0``), ``description`` the maker's;
+    ``kind`` ``igpu`` shares the machine's memory."""
+
+    name: str
+    description: str
+    kind: Literal["gpu", "igpu"]
+    memory_total_bytes: int
+    memory_free_bytes: int
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What this user may still write in the folder that plays ``role``."""
+
+    role: str
+    folder: Path
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``usable_cores`` and the RAM respect affinity and control groups; ``physical_cores`` is None where
+    the system does not tell; ``host_ram_bytes`` is the whole machine's."""
+
+    system: str
+    architecture: str
+    cpu: str
+    instruction_sets: tuple[str, ...]
+    physical_cores: int | None
+    logical_cores: int
+    usable_cores: int
+    host_ram_bytes: int
+    ram_total_bytes: int
+    ram_available_bytes: int
+    disks: tuple[Disk, ...]
+    gpus: tuple[Gpu, ...]
+
+
+def describe(
+    *,
+    folders: Mapping[str, Path] | None = None,
+    gpus: Sequence[Gpu] = (),
+    limits: cgroup.Limits | None = None,
+) -> Machine:
+    """This machine now. Takes about a second, for the CPU's name.
+
+    ``folders``: the places whose free disk is wanted, by role; ``gpus``: from ggq.llamacpp.ggml, since this
+    room does not know llama.cpp; ``limits``: for tests.
+    """
+    import psutil
+
+    limits = limits or cgroup.limits()
+    memory = psutil.virtual_memory()
+    return Machine(
+        system=f"{platform.system()} {platform.release()}",
+        architecture=platform.machine(),
+        cpu=_cpu()["brand_raw"],
+        instruction_sets=instruction_sets(),
+        physical_cores=psutil.cpu_count(logical=False),
+        logical_cores=psutil.cpu_count() or 1,
+        usable_cores=usable_cores(limits),
+        host_ram_bytes=memory.total,
+        ram_total_bytes=_least(memory.total, limits.memory_bytes),
+        ram_available_bytes=available_ram_bytes(limits),
+        disks=tuple(Disk(role, folder, files.free_bytes(folder)) for role, folder in (folders or {}).items()),
+        gpus=tuple(gpus),
+    )
+
+
+def available_ram_bytes(limits: cgroup.Limits | None = None) -> int:
+    """What programs may still take, under control-group limits."""
+    import psutil
+
+    limits = limits or cgroup.limits()
+    return _least(int(psutil.virtual_memory().available), limits.memory_available_bytes)
+
+
+def usable_cores(limits: cgroup.Limits | None = None) -> int:
+    """How many threads can run at once: the affinity mask under the control group's quota, at least 1.
+
+    A quota's fraction is dropped: ggml's threads wait for one another, and a throttled one holds up all.
+    """
+    limits = limits or cgroup.limits()
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return allowed if limits.cpu_cores is None else max(1, min(allowed, math.floor(limits.cpu_cores)))
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those of the CPU's instruction sets that llama.cpp has code for; empty where the system is silent."""
+    flags = set(_cpu().get("flags", ()))
+    return tuple(name for name in _INSTRUCTION_SETS if name in flags)
+
+
+@functools.cache
+def _cpu() -> dict[str, Any]:
+    import cpuinfo
+
+    found: dict[str, Any] = cpuinfo.get_cpu_info()
+    found.setdefault("brand_raw", platform.processor() or platform.machine())
+    return found
+
+
+def _least(value: int, limit: int | None) -> int:
+    return value if limit is None else min(value, limit)

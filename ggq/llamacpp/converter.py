@@ -1,0 +1,139 @@
+"""llama.cpp's converter, run inside this process: for ggq's child process only.
+
+Two things are given to it that its own files do not have: keys that a checkpoint's config lacks, and the
+pre-tokenizers of vocabularies that it does not know. Both reach it through methods of its classes, which are
+replaced before it runs; its files stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggq.llamacpp.toolchain import CONVERTER
+
+Completer = Callable[[dict[str, Any]], None]
+PreTokenizers = Callable[[Mapping[str, Any]], "str | None"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """How the converter failed: the exception's type and text, and where in its sources."""
+
+    kind: str
+    text: str
+    where: str
+
+
+class ConverterFailed(Exception):
+    """The converter ended with an exception, or with an exit status other than 0."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.text)
+        self.refusal = refusal
+
+
+def prepare(source_dir: Path) -> None:
+    """Put the converter's own modules first: its package and its gguf-py."""
+    sys.path[:0] = [str(source_dir), str(source_dir / "gguf-py")]
+
+
+def architectures(*, mmproj: bool) -> tuple[str, ...]:
+    """The names that the converter knows; empty when this llama.cpp keeps them elsewhere."""
+    with contextlib.suppress(ImportError, AttributeError):
+        import conversion  # type: ignore[import-not-found]
+
+        known = conversion.MMPROJ_MODEL_MAP if mmproj else conversion.TEXT_MODEL_MAP
+        return tuple(known)
+    return ()
+
+
+def run(
+    source_dir: Path,
+    checkpoint: Path,
+    output: Path,
+    outtype: str,
+    arguments: Sequence[str],
+    complete_config: Completer,
+    known_pre_tokenizer: PreTokenizers,
+) -> None:
+    """Convert. Its log and its progress bar go to stderr. Raises ConverterFailed."""
+    script = source_dir / CONVERTER
+    command = [str(checkpoint), "--outfile", str(output), "--outtype", outtype, *arguments]
+    with _arguments([str(script), *command]):
+        try:
+            _fill_gaps(complete_config, known_pre_tokenizer)
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise ConverterFailed(Refusal("SystemExit", str(end.code), "")) from end
+        except Exception as error:
+            raise ConverterFailed(_refusal(error, source_dir)) from error
+
+
+def _fill_gaps(complete_config: Completer, known_pre_tokenizer: PreTokenizers) -> None:
+    try:
+        from conversion.base import ModelBase, TextModel  # type: ignore[import-not-found]
+
+        load = ModelBase.load_hparams
+        recognise = TextModel.get_vocab_base_pre
+    except (ImportError, AttributeError):
+        return  # a llama.cpp of another commit: it runs as it is, and what it writes is checked all the same
+
+    def load_hparams(*positional: Any, **named: Any) -> Any:
+        config = load(*positional, **named)
+        complete_config(config)
+        return config
+
+    def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
+        try:
+            return str(recognise(self, tokenizer))
+        except NotImplementedError:
+            name = known_pre_tokenizer(_as_json(tokenizer))
+            if name is None:
+                raise
+            return name
+
+    ModelBase.load_hparams = staticmethod(load_hparams)
+    TextModel.get_vocab_base_pre = get_vocab_base_pre
+
+
+def _as_json(tokenizer: Any) -> Mapping[str, Any]:
+    """The rules of a tokenizer as tokenizer.json has them; empty for one that is not of that kind."""
+    import json
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules: Mapping[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
+    return rules
+
+
+def _refusal(error: Exception, source_dir: Path) -> Refusal:
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(source_dir)
+    ]
+    where = ""
+    text = str(error)
+    if own:
+        last = own[-1]
+        where = f"{Path(last.filename).relative_to(source_dir)}:{last.lineno}, in {last.name}"
+        # A bare assertion says nothing by itself; its source line does.
+        text = text or (last.line or "")
+    return Refusal(type(error).__name__, text, where)
+
+
+@contextlib.contextmanager
+def _arguments(argv: list[str]) -> Iterator[None]:
+    saved = sys.argv
+    sys.argv = argv
+    try:
+        yield
+    finally:
+        sys.argv = saved

@@ -1,0 +1,119 @@
+"""A GGUF at work in this process, through the binding: its tokens and its logits, on the CPU alone.
+
+For ggq's child process: llama.cpp ends the process where it finds a file impossible.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ggq.errors import GgufProblem
+from ggq.llamacpp import binding
+from ggq.llamacpp.toolchain import Toolchain
+
+
+class Witness:
+    """A loaded model. Its weights are mapped, so that they cost file pages, and its arithmetic is llama.cpp's
+    own for their types; the attention's cache is kept in float32, so that it adds no rounding."""
+
+    def __init__(self, toolchain: Toolchain, model: Path, threads: int) -> None:
+        """Raises ToolchainProblem, and GgufProblem with llama.cpp's reason when it refuses the file."""
+        self._lib = binding.load(toolchain)
+        self._threads = threads
+        self._words: list[str] = []
+        self._log = self._lib.llama_log_callback(self._keep)  # a reference, or it would be collected
+        self._lib.llama_log_set(self._log, ctypes.c_void_p(0))
+        self._lib.llama_backend_init()
+        settings = self._lib.llama_model_default_params()
+        settings.n_gpu_layers = 0
+        self._model = self._lib.llama_model_load_from_file(str(model).encode(), settings)
+        if not self._model:
+            raise GgufProblem(
+                f"llama.cpp does not load {model.name}.",
+                self._reason(),
+                "Report this, with the model's name.",
+            )
+        self._vocab = self._lib.llama_model_get_vocab(self._model)
+
+    def __enter__(self) -> Witness:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lib.llama_model_free(self._model)
+
+    def _keep(self, _level: int, text: bytes, _data: Any) -> None:
+        self._words.append(text.decode("utf-8", "replace").strip())
+
+    def _reason(self) -> str:
+        """The cause among llama.cpp's words: it logs the exception that ended the load."""
+        found = [words.split("error loading model: ", 1) for words in self._words]
+        reasons = [parts[-1].strip() for parts in found if len(parts) > 1]
+        return f"{reasons[0]}." if reasons else "It gave no reason."
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return bool(self._lib.llama_vocab_type(self._vocab) != self._lib.LLAMA_VOCAB_TYPE_NONE)
+
+    @property
+    def token_count(self) -> int:
+        return int(self._lib.llama_vocab_n_tokens(self._vocab))
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """The ids of ``text``, in which the names of special tokens are nothing special."""
+        raw = text.encode()
+        room = 2 * len(raw) + 16
+        ids = (self._lib.llama_token * room)()
+        count = self._lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, add_special, False)
+        return list(ids[:count])
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        ids = (self._lib.llama_token * len(tokens))(*tokens)
+        room = 64 * len(tokens) + 64
+        buffer = ctypes.create_string_buffer(room)
+        count = self._lib.llama_detokenize(self._vocab, ids, len(tokens), buffer, room, False, False)
+        return buffer.raw[: max(0, count)].decode("utf-8", "replace")
+
+    def logits(self, tokens: Sequence[int]) -> Any:
+        """Logits at every position of ``tokens``: a float32 array, positions × vocabulary.
+
+        Raises GgufProblem when llama.cpp cannot evaluate the model.
+        """
+        import numpy as np
+
+        lib, count = self._lib, len(tokens)
+        settings = lib.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = max(64, count)
+        settings.n_threads = settings.n_threads_batch = self._threads
+        settings.type_k = settings.type_v = lib.GGML_TYPE_F32
+        settings.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        settings.offload_kqv = settings.op_offload = False
+        context = lib.llama_init_from_model(self._model, settings)
+        batch = lib.llama_batch_init(count, 0, 1)
+        try:
+            if not context:
+                raise _cannot_evaluate("no context could be made")
+            batch.n_tokens = count
+            for index, token in enumerate(tokens):
+                batch.token[index] = token
+                batch.pos[index] = index
+                batch.n_seq_id[index] = 1
+                batch.seq_id[index][0] = 0
+                batch.logits[index] = True
+            if (status := lib.llama_decode(context, batch)) != 0:
+                raise _cannot_evaluate(f"llama_decode returned {status}")
+            rows = [lib.llama_get_logits_ith(context, index) for index in range(count)]
+            return np.stack([np.ctypeslib.as_array(row, (self.token_count,)) for row in rows])
+        finally:
+            lib.llama_batch_free(batch)
+            if context:
+                lib.llama_free(context)
+
+
+def _cannot_evaluate(why: str) -> GgufProblem:
+    return GgufProblem("llama.cpp cannot run this model.", f"{why}.", "Report this, with the model's name.")

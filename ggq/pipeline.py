@@ -1,0 +1,506 @@
+"""Checkpoint -> base GGUF -> quantized GGUFs: resumable steps over a manifest beside the outputs."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from ggq import __version__, checkpoint, files, gguf_file, hardware, hub, presets, reference
+from ggq.convert import BITS_PER_WEIGHT, SourceInfo, convert, default_name, resolve_outtype
+from ggq.errors import UsageProblem
+from ggq.llamacpp import toolchain as toolchains
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.llamacpp.tools import QuantizeOptions
+from ggq.presets import Preset
+from ggq.progress import Listener, silent
+from ggq.quantize.recipe import Recipe, ask, refuse_quantized
+from ggq.quantize.tool import quantize_one
+from ggq.records import Manifest, OutputFile, StepRecord
+
+DEFAULT_PRESETS = ("Q4_K_M",)
+
+
+@dataclass(frozen=True)
+class QuantizedFile:
+    """What one preset made. ``paths`` are several for a split model; ``bits_per_weight`` counts tensor data;
+    ``fallback_count`` of ``quantized_count`` tensors got another type than the preset wants; ``reused``: an
+    earlier run made it, and it is still whole."""
+
+    preset: str
+    paths: tuple[Path, ...]
+    file_bytes: int
+    bits_per_weight: float
+    fallback_count: int
+    quantized_count: int
+    seconds: float
+    reused: bool
+
+    @property
+    def mostly_fell_back(self) -> bool:
+        return 2 * self.fallback_count > self.quantized_count
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """``base`` is None when it was not kept; ``verification``: what the conversion was checked for and
+    what was seen (empty when a GGUF was given)."""
+
+    model: str
+    base: Path | None
+    files: tuple[QuantizedFile, ...]
+    manifest: Path
+    verification: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A preset's file before it is made. ``exact``: asked of llama-quantize; else reckoned from the nominal
+    bits per weight, since there is no base GGUF yet to ask about."""
+
+    preset: str
+    name: str
+    file_bytes: int
+    exact: bool
+    exists: bool
+
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """What a run would do: bytes to download, the base on the way (None: not needed), the files."""
+
+    model: str
+    outdir: Path
+    download_bytes: int
+    base_name: str | None
+    base_bytes: int
+    files: tuple[PlannedFile, ...]
+    free_bytes: int
+
+    @property
+    def needed_bytes(self) -> int:
+        """Disk that ``outdir`` must offer at the worst moment."""
+        return self.base_bytes + sum(file.file_bytes for file in self.files if not file.exists)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to make the files. ``options`` go to llama-quantize; ``verify``: off, sampled or full."""
+
+    outtype: str = "auto"
+    options: QuantizeOptions = field(default_factory=QuantizeOptions)
+    threads: int | None = None
+    verify: str = "sampled"
+    keep_base: bool = False
+    force: bool = False
+
+
+def quantize(
+    base: Path,
+    preset_names: Iterable[str] = DEFAULT_PRESETS,
+    outdir: Path | None = None,
+    settings: Settings | None = None,
+    *,
+    catalogue: presets.Catalogue | None = None,
+    toolchain: Toolchain | None = None,
+    listener: Listener = silent,
+) -> PipelineResult:
+    """Quantize a base GGUF over presets, into ``outdir`` (default: beside the base).
+
+    Raises UsageProblem, GgufProblem, OutputProblem, DiskFull, ToolFailed, ToolchainProblem.
+    """
+    chosen = (catalogue or presets.load()).resolve(preset_names)
+    refuse_quantized(gguf_file.read_all(base))
+    name = gguf_file.parse_name(base.name).model
+    with _Run(name, outdir or base.parent, settings or Settings(), toolchain, listener) as run:
+        run.manifest.model = {"base": base.name}
+        run.claim(chosen, not_over=base)
+        return run.result(base, run.quantize_all(_GivenBase(base, listener), chosen))
+
+
+def recipes(
+    base: Path,
+    preset_names: Iterable[str] = DEFAULT_PRESETS,
+    options: QuantizeOptions | None = None,
+    *,
+    catalogue: presets.Catalogue | None = None,
+    toolchain: Toolchain | None = None,
+) -> tuple[Recipe, ...]:
+    """What ``quantize`` would make, asked of llama-quantize: exact bytes, types, fallbacks."""
+    chosen = (catalogue or presets.load()).resolve(preset_names)
+    whole = gguf_file.read_all(base)
+    toolchain = toolchain or toolchains.find()
+    return tuple(ask(toolchain, whole, preset, options or QuantizeOptions()) for preset in chosen)
+
+
+def convert_and_quantize(
+    model: str,
+    preset_names: Iterable[str] = DEFAULT_PRESETS,
+    outdir: Path | None = None,
+    settings: Settings | None = None,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    catalogue: presets.Catalogue | None = None,
+    toolchain: Toolchain | None = None,
+    listener: Listener = silent,
+) -> PipelineResult:
+    """Download, convert, verify and quantize ``model`` into ``outdir`` (default: a folder of its name here).
+
+    Every finished step is recorded; the same call goes on where an earlier one was stopped, and makes the
+    same bytes. Raises any GgqError.
+    """
+    settings = settings or Settings()
+    catalogue = catalogue or presets.load()
+    chosen = catalogue.resolve(preset_names)
+    ref = reference.parse_reference(model, revision)
+    if ref.kind == "gguf" and ref.path is not None:
+        return quantize(
+            ref.path,
+            preset_names,
+            outdir,
+            settings,
+            catalogue=catalogue,
+            toolchain=toolchain,
+            listener=listener,
+        )
+    toolchain = toolchain or toolchains.find()
+    given = _checkpoint_of(ref, offline, listener)
+    name = model_name(ref)
+    with _Run(name, outdir or Path(name), settings, toolchain, listener) as run:
+        run.manifest.model = {"reference": model} if given.source is None else asdict(given.source)
+        run.claim(chosen)
+        base = _ConvertedBase(run, given)
+        made = run.quantize_all(base, chosen)
+        if settings.keep_base:
+            base.ensure()
+        else:
+            base.path.unlink(missing_ok=True)
+        return run.result(base.path if settings.keep_base else None, made)
+
+
+def plan_convert_and_quantize(
+    model: str,
+    preset_names: Iterable[str] = DEFAULT_PRESETS,
+    outdir: Path | None = None,
+    settings: Settings | None = None,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    catalogue: presets.Catalogue | None = None,
+) -> PipelinePlan:
+    """What ``convert_and_quantize`` would do with the same arguments. Writes nothing.
+
+    Before there is a base GGUF, sizes are the parameter count times the preset's nominal bits; of a model
+    that is not downloaded yet, the parameter count is taken from its bytes, at 16 bits each.
+    """
+    settings = settings or Settings()
+    chosen = (catalogue or presets.load()).resolve(preset_names)
+    ref = reference.parse_reference(model, revision)
+    name = model_name(ref)
+    if ref.kind == "gguf" and ref.path is not None:
+        asked = recipes(ref.path, preset_names, settings.options, catalogue=catalogue)
+        name = gguf_file.parse_name(ref.path.name).model
+        outdir = outdir or ref.path.parent
+        planned = tuple(_planned(name, item.preset, item.file_bytes, True, outdir) for item in asked)
+        return PipelinePlan(name, outdir, 0, None, 0, planned, files.free_bytes(outdir))
+    outdir = outdir or Path(name)
+    download_bytes = 0
+    outtype = settings.outtype.lower()
+    if ref.path is not None:
+        found = checkpoint.read(ref.path)
+        checkpoint.require_convertible(found)
+        parameters = found.parameter_count or found.weight_bytes // 2
+        outtype = resolve_outtype(found, outtype)
+    else:
+        ahead = hub.preview(ref, offline=offline)
+        download_bytes = ahead.needed_bytes
+        weights = hub.weight_files([file.path for file in ahead.files])
+        parameters = sum(file.file_bytes for file in ahead.files if file.path in weights) // 2
+        outtype = "bf16" if outtype == "auto" else outtype
+    bits = BITS_PER_WEIGHT[outtype]
+    planned = tuple(
+        _planned(name, preset, int(parameters * (preset.bits_per_weight or bits) / 8), False, outdir)
+        for preset in chosen
+    )
+    return PipelinePlan(
+        model=name,
+        outdir=outdir,
+        download_bytes=download_bytes,
+        base_name=default_name(name, outtype),
+        base_bytes=int(parameters * bits / 8),
+        files=planned,
+        free_bytes=files.free_bytes(outdir),
+    )
+
+
+def _planned(name: str, preset: Preset, file_bytes: int, exact: bool, outdir: Path) -> PlannedFile:
+    file_name = gguf_file.output_name(name, preset.name)
+    return PlannedFile(preset.name, file_name, file_bytes, exact, (outdir / file_name).exists())
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A checkpoint on this disk; from the Hub, with its source and the digests that the Hub announced."""
+
+    folder: Path
+    source: SourceInfo | None = None
+    announced: Mapping[str, str] | None = None
+
+    def digests(self) -> dict[str, str]:
+        """File name -> digest of everything in the folder that a conversion may read."""
+        if self.announced is not None:
+            return dict(self.announced)
+        return {
+            path.name: files.sha256_file(path)
+            for path in sorted(self.folder.iterdir())
+            if path.is_file() and not path.name.startswith(".") and path.suffix.lower() != ".gguf"
+        }
+
+
+def _checkpoint_of(ref: reference.ModelRef, offline: bool, listener: Listener) -> _Checkpoint:
+    if ref.path is not None:
+        return _Checkpoint(ref.path)
+    fetched = hub.download(ref, offline=offline, listener=listener)
+    return _Checkpoint(
+        fetched.folder,
+        SourceInfo(fetched.repo_id, fetched.commit),
+        {file.path: file.blob_name for file in fetched.files},
+    )
+
+
+class _BaseFile(Protocol):
+    """The base of a run: its digest as far as it is known already, and the file, made when first needed."""
+
+    def known_sha256(self) -> str | None: ...
+
+    def ensure(self) -> tuple[Path, str]: ...
+
+
+class _GivenBase:
+    """A base GGUF of the user's own, perhaps in shards."""
+
+    def __init__(self, path: Path, listener: Listener) -> None:
+        self._path = path
+        digests = [files.sha256_file(part, listener, "read the base") for part in gguf_file.shards(path)]
+        self._sha256 = "+".join(digests)
+
+    def known_sha256(self) -> str:
+        return self._sha256
+
+    def ensure(self) -> tuple[Path, str]:
+        return self._path, self._sha256
+
+
+class _ConvertedBase:
+    """The base that this run converts from a checkpoint, unless an earlier run did and nothing changed."""
+
+    STEP = "convert"
+
+    def __init__(self, run: _Run, given: _Checkpoint) -> None:
+        self._run = run
+        self._given = given
+        self._outtype = resolve_outtype(checkpoint.read(given.folder), run.settings.outtype)
+        self._name = default_name(run.name, self._outtype)
+        self._options = {"outtype": self._outtype, "verify": run.settings.verify}
+        # Without a record there is nothing to compare with, so the checkpoint is digested during the work.
+        self._inputs = given.digests() if self.STEP in run.manifest.steps else None
+
+    @property
+    def path(self) -> Path:
+        return self._run.outdir / self._name
+
+    def known_sha256(self) -> str | None:
+        manifest = self._run.manifest
+        if self._inputs is None or not manifest.current(
+            self.STEP, self._inputs, self._options, self._run.tool
+        ):
+            return None
+        return manifest.steps[self.STEP].outputs[0].sha256
+
+    def ensure(self) -> tuple[Path, str]:
+        known = self.known_sha256()
+        if known is None or not self._run.manifest.outputs_whole(self.STEP):
+            known = self._make()
+        return self.path, known
+
+    def _make(self) -> str:
+        run = self._run
+        run.manifest.claim((self._name,), force=run.settings.force)
+        staged = run.staging / self._name
+        # Digests are taken beside the work: of the checkpoint while the converter starts, of the GGUF while
+        # it is checked.
+        with ThreadPoolExecutor(max_workers=1) as background:
+            inputs = None if self._inputs is not None else background.submit(self._given.digests)
+            digests: list[Future[str]] = []
+
+            def digest(written: Path) -> None:
+                digests.append(background.submit(_digest_and_close, written.open("rb")))
+
+            made = convert(
+                self._given.folder, staged, outtype=self._outtype, verify=run.settings.verify,
+                source=self._given.source, toolchain=run.toolchain, listener=run.listener, on_written=digest,
+            )  # fmt: skip
+            if inputs is not None:
+                self._inputs = inputs.result()
+            output = OutputFile(self._name, made.file_bytes, digests[0].result())
+        assert self._inputs is not None
+        record = StepRecord(
+            inputs=self._inputs,
+            options=self._options,
+            tool=run.tool,
+            outputs=(output,),
+            seconds=made.seconds,
+            peak_memory_bytes=made.peak_memory_bytes,
+            findings=asdict(made.verification) | {"completed_keys": dict(made.completed_keys)},
+        )
+        run.manifest.record(self.STEP, record)
+        files.publish(staged, self.path)
+        return output.sha256
+
+
+class _Run(AbstractContextManager["_Run"]):
+    """One run over one folder: its lock, its staging folder, its manifest, and the quantize steps."""
+
+    def __init__(
+        self, name: str, outdir: Path, settings: Settings, toolchain: Toolchain | None, listener: Listener
+    ) -> None:
+        self.name = name
+        self.outdir = outdir
+        self.settings = settings
+        self.toolchain = toolchain or toolchains.find()
+        self.listener = listener
+        self.tool = f"ggq {__version__}, llama.cpp {self.toolchain.commit or 'of unknown commit'}"
+
+    def __enter__(self) -> _Run:
+        with ExitStack() as stack:
+            stack.enter_context(files.lock(files.make_folder(self.outdir)))
+            self.staging = stack.enter_context(files.staging(self.outdir))
+            self.manifest = Manifest(self.outdir / f"{self.name}.ggq.json")
+            self.manifest.environment = environment(self.toolchain)
+            self._held = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._held.close()
+
+    def claim(self, chosen: Sequence[Preset], not_over: Path | None = None) -> None:
+        """Refuse, before any work, outputs that would overwrite something of the user's."""
+        names = [gguf_file.output_name(self.name, preset.name) for preset in chosen]
+        if not_over is not None and not_over.resolve() in [(self.outdir / name).resolve() for name in names]:
+            raise UsageProblem(
+                f"{not_over} would be overwritten by itself.",
+                "The preset's file would have the name of the base.",
+                "Choose another folder with --outdir.",
+            )
+        self.manifest.claim(tuple(names), force=self.settings.force)
+
+    def quantize_all(self, base: _BaseFile, chosen: Sequence[Preset]) -> tuple[QuantizedFile, ...]:
+        """The file of every preset: as it was where nothing changed, else made."""
+        known = base.known_sha256()
+        ready = {preset.name for preset in chosen if known is not None and self._is_ready(preset, known)}
+        return tuple(
+            self._reused(preset) if preset.name in ready else self._make(preset, *base.ensure())
+            for preset in chosen
+        )
+
+    def result(self, base: Path | None, made: tuple[QuantizedFile, ...]) -> PipelineResult:
+        converted = self.manifest.steps.get(_ConvertedBase.STEP)
+        return PipelineResult(
+            self.name, base, made, self.manifest.path, converted.findings if converted else {}
+        )
+
+    def _is_ready(self, preset: Preset, base_sha256: str) -> bool:
+        step = _step_of(preset)
+        inputs = {"base": base_sha256}
+        return self.manifest.current(
+            step, inputs, self._options_of(preset), self.tool
+        ) and self.manifest.outputs_whole(step)
+
+    def _options_of(self, preset: Preset) -> dict[str, Any]:
+        options = self.settings.options
+        own = [f"{name}={kind}" for name, kind in preset.tensor_types.items()]
+        return {
+            "ftype": preset.ftype,
+            "tensor_types": [*own, *options.tensor_types],
+            "output_tensor_type": options.output_tensor_type,
+            "token_embedding_type": options.token_embedding_type,
+            "keep_split": options.keep_split,
+            "imatrix": None if options.imatrix is None else str(options.imatrix),
+            "imatrix_sha256": None if options.imatrix is None else files.sha256_file(options.imatrix),
+        }
+
+    def _make(self, preset: Preset, base: Path, base_sha256: str) -> QuantizedFile:
+        recipe = ask(self.toolchain, gguf_file.read_all(base), preset, self.settings.options)
+        staged = self.staging / gguf_file.output_name(self.name, preset.name)
+        threads = self.settings.threads or hardware.usable_cores()
+        made = quantize_one(self.toolchain, base, recipe, staged, threads=threads, listener=self.listener)
+        record = StepRecord(
+            inputs={"base": base_sha256},
+            options=self._options_of(preset),
+            tool=self.tool,
+            outputs=tuple(OutputFile.of(path) for path in made.paths),
+            seconds=round(made.seconds, 2),
+            peak_memory_bytes=made.peak_memory_bytes,
+            findings={
+                "bits_per_weight": round(recipe.bits_per_weight, 4),
+                "fallback_count": len(recipe.fallbacks),
+                "quantized_count": recipe.quantized_count,
+            },
+        )
+        self.manifest.claim(tuple(path.name for path in made.paths), force=self.settings.force)
+        self.manifest.record(_step_of(preset), record)
+        for path in made.paths:
+            files.publish(path, self.outdir / path.name)
+        return self._file_of(preset, reused=False)
+
+    def _reused(self, preset: Preset) -> QuantizedFile:
+        return self._file_of(preset, reused=True)
+
+    def _file_of(self, preset: Preset, *, reused: bool) -> QuantizedFile:
+        record = self.manifest.steps[_step_of(preset)]
+        return QuantizedFile(
+            preset=preset.name,
+            paths=tuple(self.outdir / output.name for output in record.outputs),
+            file_bytes=sum(output.file_bytes for output in record.outputs),
+            bits_per_weight=record.findings["bits_per_weight"],
+            fallback_count=record.findings["fallback_count"],
+            quantized_count=record.findings["quantized_count"],
+            seconds=record.seconds,
+            reused=reused,
+        )
+
+
+def model_name(ref: reference.ModelRef) -> str:
+    """The model's name as files carry it: the repository's, or the folder's."""
+    return ref.repo_id.rsplit("/", 1)[-1] if ref.path is None else ref.path.resolve().name
+
+
+def _digest_and_close(stream: BinaryIO) -> str:
+    with stream:
+        return files.sha256_stream(stream)
+
+
+def _step_of(preset: Preset) -> str:
+    return f"quantize {preset.name}"
+
+
+def environment(toolchain: Toolchain) -> dict[str, Any]:
+    """What the steps ran on, for the record: machine, versions, the toolchain's build."""
+    machine = hardware.describe()
+    return {
+        "cpu": machine.cpu,
+        "instruction_sets": list(machine.instruction_sets),
+        "usable_cores": machine.usable_cores,
+        "ram_total_bytes": machine.ram_total_bytes,
+        "system": machine.system,
+        "python": platform.python_version(),
+        "ggq": __version__,
+        "llama_cpp_commit": toolchain.commit,
+        "llama_cpp_backends": list(toolchain.build.backends) if toolchain.build else None,
+        "llama_cpp_flags": list(toolchain.build.cmake_flags) if toolchain.build else None,
+    }

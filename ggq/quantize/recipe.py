@@ -1,0 +1,135 @@
+"""The recipe of a preset: the type of every tensor, as llama-quantize itself decides it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ggq import ggml_types
+from ggq.errors import GgufProblem, UsageProblem
+from ggq.gguf_file import Array, GgufFile, predicted_bytes, read
+from ggq.llamacpp import tools
+from ggq.llamacpp.parse import Fallback, PlannedTensor
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.llamacpp.tools import QuantizeOptions
+from ggq.presets import Preset
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What ``preset`` makes of a base. ``file_bytes`` is exact, of all files together; ``bits_per_weight``
+    counts tensor data only, as llama-quantize does; ``options`` are the user's and the preset's together."""
+
+    preset: Preset
+    options: QuantizeOptions
+    tensors: tuple[PlannedTensor, ...]
+    fallbacks: tuple[Fallback, ...]
+    needs_imatrix: bool
+    file_bytes: int
+    bits_per_weight: float
+
+    @property
+    def quantized_count(self) -> int:
+        """How many tensors change their type: those that could fall back."""
+        return sum(tensor.target_type != tensor.source_type for tensor in self.tensors)
+
+    @property
+    def mostly_fell_back(self) -> bool:
+        return 2 * len(self.fallbacks) > self.quantized_count
+
+
+def ask(toolchain: Toolchain, base: GgufFile, preset: Preset, options: QuantizeOptions) -> Recipe:
+    """Ask llama-quantize, without writing anything.
+
+    Raises GgufProblem when the base is quantized already, ToolFailed when llama-quantize refuses it.
+    """
+    refuse_quantized(base)
+    _check_types(options)
+    own = tuple(f"{name}={kind}" for name, kind in preset.tensor_types.items())
+    options = replace(options, tensor_types=(*own, *options.tensor_types))
+    plan = tools.quantize_plan(toolchain, base.path, preset.ftype, options)
+    types = {tensor.name: tensor.target_type for tensor in plan.tensors}
+    known = ggml_types.by_name()
+    data_bytes = sum(known[types[tensor.name]].row_bytes(tensor.elements) for tensor in base.tensors)
+    return Recipe(
+        preset=preset,
+        options=options,
+        tensors=plan.tensors,
+        fallbacks=plan.fallbacks,
+        needs_imatrix=plan.needs_imatrix,
+        file_bytes=predicted_bytes(base, types, _imatrix_entries(options.imatrix), options.keep_split),
+        bits_per_weight=8 * data_bytes / base.parameter_count,
+    )
+
+
+def _check_types(options: QuantizeOptions) -> None:
+    """Raises UsageProblem for an override that llama-quantize would answer with its whole usage text."""
+    named = [options.output_tensor_type, options.token_embedding_type]
+    for override in options.tensor_types:
+        name, _, kind = override.partition("=")
+        if not name or not kind:
+            raise UsageProblem(
+                f"--tensor-type {override} is not of the form NAME=TYPE.", "", "Write it as attn_v=q8_0."
+            )
+        named.append(kind)
+    known = ggml_types.by_name()
+    for kind in filter(None, named):
+        if kind.upper() not in known:
+            near = difflib.get_close_matches(kind.upper(), known, n=1)
+            raise UsageProblem(
+                f"{kind} is not a tensor type.",
+                f"Did you mean {near[0].lower()}?" if near else "",
+                f"Known are {', '.join(sorted(name.lower() for name in known))}.",
+            )
+
+
+def _imatrix_entries(imatrix: Path | None) -> dict[str, str | int]:
+    """The metadata that llama-quantize adds for an importance matrix (tools/quantize/quantize.cpp).
+
+    Raises UsageProblem when the file is not a matrix that llama-imatrix writes today.
+    """
+    if imatrix is None:
+        return {}
+    try:
+        matrix = read(imatrix)
+        if matrix.text("general.type") != "imatrix":
+            raise GgufProblem(f"{imatrix} is a GGUF file without an importance matrix.")
+    except GgufProblem as error:
+        raise UsageProblem(
+            f"{imatrix} is not an importance matrix.",
+            f"{error.what} {error.why}",
+            "Make one with llama-imatrix (its GGUF format).",
+        ) from error
+    entries: dict[str, str | int] = {
+        "quantize.imatrix.file": str(imatrix)[:127],
+        "quantize.imatrix.entries_count": 0,
+        "quantize.imatrix.chunks_count": 0,
+    }
+    datasets = matrix.metadata.get("imatrix.datasets")
+    if isinstance(datasets, Array) and len(datasets):
+        entries["quantize.imatrix.dataset"] = str(datasets[0])[:127]
+    return entries
+
+
+def refuse_quantized(base: GgufFile) -> None:
+    """Raises GgufProblem for a base that has lost precision already: quantizing it again adds to the loss."""
+    types = {tensor.type for tensor in base.tensors}
+    lossy = sorted(types - {"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"})
+    if lossy:
+        raise GgufProblem(
+            f"{base.path} is quantized already.",
+            f"It holds tensors of type {', '.join(lossy)}; quantizing twice adds one loss to the other.",
+            "Start from the 16-bit base: `ggq convert` makes it from the checkpoint.",
+        )
+
+
+def differences(recipe: Recipe, made: GgufFile) -> list[str]:
+    """Where a file's tensor types are not the recipe's, in words; empty when all agree."""
+    wanted = {tensor.name: tensor.target_type for tensor in recipe.tensors}
+    found = {tensor.name: tensor.type for tensor in made.tensors}
+    return [
+        f"{name}: {found.get(name, 'missing')} instead of {wanted.get(name, 'nothing')}"
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    ]

@@ -1,0 +1,152 @@
+"""What ggq writes down: the manifest of the steps that made a folder of files.
+
+A step is skipped only when its inputs, options and tool are the same as recorded and its outputs still have
+the recorded size and digest. A record is written before its outputs get their final names: a kill between the
+two leaves a record without a file, which is made again, and never a file that nobody knows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ggq import files
+from ggq.errors import OutputProblem
+from ggq.progress import Listener, silent
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file that a step made: its ``name`` beside the manifest, size and digest."""
+
+    name: str
+    file_bytes: int
+    sha256: str
+
+    @staticmethod
+    def of(path: Path, name: str | None = None, listener: Listener = silent, step: str = "") -> OutputFile:
+        digest = files.sha256_file(path, listener, step)
+        return OutputFile(name or path.name, path.stat().st_size, digest)
+
+    def is_whole_in(self, folder: Path) -> bool:
+        """Whether the file is there with the recorded size and digest."""
+        path = folder / self.name
+        return (
+            path.is_file()
+            and path.stat().st_size == self.file_bytes
+            and files.sha256_file(path) == self.sha256
+        )
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A finished step. ``inputs``: name -> sha256; ``tool``: what made it, with its commit;
+    ``peak_memory_bytes``: of its child process (None: not told); ``findings``: what was checked and seen."""
+
+    inputs: Mapping[str, str]
+    options: Mapping[str, Any]
+    tool: str
+    outputs: tuple[OutputFile, ...]
+    seconds: float
+    peak_memory_bytes: int | None = None
+    findings: Mapping[str, Any] = field(default_factory=dict)
+
+    def same_work(self, inputs: Mapping[str, str], options: Mapping[str, Any], tool: str) -> bool:
+        """Whether this is the record of exactly that work."""
+        return dict(self.inputs) == dict(inputs) and dict(self.options) == dict(options) and self.tool == tool
+
+
+class Manifest:
+    """The steps that made the files beside it; one JSON file per model and folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model: dict[str, Any] = {}
+        self.environment: dict[str, Any] = {}
+        self.steps: dict[str, StepRecord] = {}
+        # Digests of outputs that a later run replaced: a file that has one of them is ours, too.
+        self.superseded: list[str] = []
+        self._load()
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    def _load(self) -> None:
+        try:
+            raw = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            raise OutputProblem(
+                f"{self.path} cannot be read.",
+                f"{error}.",
+                "Remove it to start anew; files that it knew of will then need --force.",
+            ) from error
+        try:
+            if raw["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"schema_version {raw['schema_version']!r}")
+            for name, step in raw["steps"].items():
+                outputs = tuple(OutputFile(**output) for output in step.pop("outputs"))
+                self.steps[name] = StepRecord(outputs=outputs, **step)
+            self.superseded = list(raw["superseded"])
+            self.model = dict(raw["model"])
+            self.environment = dict(raw["environment"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise OutputProblem(
+                f"{self.path} is not a manifest that this ggq knows.",
+                f"{type(error).__name__}: {error}.",
+                "Remove it to start anew, or choose another folder.",
+            ) from error
+
+    def current(self, step: str, inputs: Mapping[str, str], options: Mapping[str, Any], tool: str) -> bool:
+        """Whether the step's record is of exactly this work (its outputs are not looked at)."""
+        record = self.steps.get(step)
+        return record is not None and record.same_work(inputs, options, tool)
+
+    def outputs_whole(self, step: str) -> bool:
+        """Whether every output of the step is there, with its size and digest."""
+        record = self.steps.get(step)
+        return record is not None and all(output.is_whole_in(self.folder) for output in record.outputs)
+
+    def claim(self, names: tuple[str, ...], *, force: bool) -> None:
+        """Refuse to overwrite a file that these records do not know. Raises OutputProblem."""
+        if force:
+            return
+        ours = {output.sha256 for step in self.steps.values() for output in step.outputs}
+        ours.update(self.superseded)
+        for name in names:
+            path = self.folder / name
+            if path.exists() and not (path.is_file() and files.sha256_file(path) in ours):
+                raise OutputProblem(
+                    f"{path} exists already.",
+                    "It is not a file that ggq made here, or it was changed since.",
+                    "Move it away, choose another folder, or give --force to overwrite it.",
+                )
+
+    def record(self, step: str, record: StepRecord) -> None:
+        """Write a finished step down, atomically. Raises OutputProblem, DiskFull."""
+        old = self.steps.get(step)
+        if old is not None:
+            fresh = {output.sha256 for output in record.outputs}
+            self.superseded += [
+                output.sha256
+                for output in old.outputs
+                if output.sha256 not in fresh and output.sha256 not in self.superseded
+            ]
+        self.steps[step] = record
+        files.write_json(
+            self.path,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "model": self.model,
+                "environment": self.environment,
+                "steps": {name: asdict(step) for name, step in self.steps.items()},
+                "superseded": self.superseded,
+            },
+        )
