@@ -1,0 +1,52 @@
+# `make` alone lists what there is. Everything lives in .venv and vendor/llama.cpp; nothing else is touched.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.ggq-installed
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup test lint types tests demo bench-pipeline docs clean distclean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Python environment, then llama.cpp's tools: minutes the first time, seconds after
+	$(BIN)/ggq setup
+
+# Written last: an installation that was broken off begins again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "ggq needs Python 3.10 or later; make setup PYTHON=python3.12 names another one." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	@touch $@
+
+test: setup lint types tests ## Everything that a change must pass
+
+lint: $(INSTALLED) ## Style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(INSTALLED) ## Static types
+	$(BIN)/mypy
+
+tests: $(INSTALLED) ## The tests alone
+	$(BIN)/pytest -q
+
+demo: setup ## Convert and quantize the small model that comes with ggq, and hear one of the results
+	$(BIN)/ggq convert-and-quantize examples/tiny-llama --preset k-quants --outdir demo
+	$(BIN)/ggq run demo/*-Q4_K_M.gguf 'def ' --tokens 40
+
+bench-pipeline: setup ## ggq against the same steps by hand: time and memory
+	$(BIN)/python -m benchmarks.pipeline
+
+docs: $(INSTALLED) ## Write the generated part of docs/ again
+	$(BIN)/python docs/generate_cli.py
+
+clean: ## Remove what the other targets made, but keep the environment and the build
+	rm -rf demo bench-results build dist .mypy_cache .pytest_cache .ruff_cache
+
+distclean: clean ## Remove the environment and the build as well
+	rm -rf .venv vendor/llama.cpp/src vendor/llama.cpp/build vendor/llama.cpp/build.json

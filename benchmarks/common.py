@@ -1,0 +1,168 @@
+"""What every benchmark shares: bars with limits, a JSON result, generated checkpoints, watched commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ggq.llamacpp import toolchain
+from ggq.pipeline import environment
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench-results"
+EXAMPLE = ROOT / "examples" / "tiny-llama"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure that must not exceed its limit."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        return self.value <= self.limit
+
+    def __str__(self) -> str:
+        return f"bar {self.name}: {self.value:.3f} (limit {self.limit:.2f}) {'ok' if self.ok else 'missed'}"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A command that was run: wall seconds, and the highest sum of its process tree's PSS that was seen.
+
+    PSS (proportional set size, in /proc/PID/smaps_rollup) counts a page that n processes share as 1/n, so the
+    tree's sum counts every page once. It is sampled ten times a second.
+    """
+
+    command: str
+    seconds: float
+    peak_pss_bytes: int
+
+
+def watch(command: Sequence[str | Path], cwd: Path | None = None) -> Watched:
+    """Run a command to its end. Raises CalledProcessError with its output when it fails."""
+    import psutil
+
+    argv = [str(part) for part in command]
+    started = time.monotonic()
+    with subprocess.Popen(
+        argv, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as child:
+        root = psutil.Process(child.pid)
+        over = threading.Event()
+        peak = 0
+
+        def sample() -> None:
+            nonlocal peak
+            while not over.wait(0.1):
+                peak = max(peak, _tree_pss(root))
+
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+        output, _ = child.communicate()
+        seconds = time.monotonic() - started
+        over.set()
+        sampler.join()
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, argv, output)
+    return Watched(" ".join(argv), seconds, peak)
+
+
+def _tree_pss(root: Any) -> int:
+    import psutil
+
+    total = 0
+    try:
+        processes = [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    for process in processes:
+        try:
+            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
+        except OSError:
+            continue
+        total += next(
+            (int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:")), 0
+        )
+    return total
+
+
+def random_llama(
+    folder: Path, *, width: int, ffn: int, layers: int, heads: int, dtype: str = "bfloat16"
+) -> int:
+    """A Llama checkpoint with random weights and the example's tokenizer; returns its parameter count.
+
+    Tensors are written as they are made, so that the largest one bounds the memory.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(EXAMPLE / name, folder / name)
+    config = json.loads((EXAMPLE / "config.json").read_text(encoding="utf-8"))
+    vocabulary = config["vocab_size"]
+    config |= {
+        "hidden_size": width,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": width // heads,
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "max_position_embeddings": 4096,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, width),
+        "model.norm.weight": (width,),
+        "lm_head.weight": (vocabulary, width),
+    }
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        shapes |= {f"{prefix}.self_attn.{name}_proj.weight": (width, width) for name in "qkvo"}
+        shapes |= {f"{prefix}.mlp.{name}_proj.weight": (ffn, width) for name in ("gate", "up")}
+        shapes[f"{prefix}.mlp.down_proj.weight"] = (width, ffn)
+        shapes |= {f"{prefix}.{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+    generator = torch.Generator().manual_seed(1)
+    kind = getattr(torch, dtype)
+    tensors = {
+        name: torch.ones(shape, dtype=kind)
+        if len(shape) == 1
+        else torch.empty(shape, dtype=kind).normal_(0, 0.02, generator=generator)
+        for name, shape in shapes.items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def finish(name: str, results: Mapping[str, Any], bars: Sequence[Bar]) -> None:
+    """Print the bars, leave the JSON under bench-results/, exit 1 when one is missed."""
+    for bar in bars:
+        print(bar)
+    RESULTS.mkdir(exist_ok=True)
+    document = {
+        "schema_version": 1,
+        "benchmark": name,
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "environment": environment(toolchain.find()),
+        **results,
+        "bars": [asdict(bar) | {"ok": bar.ok} for bar in bars],
+    }
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+    print(f"written: {file.relative_to(ROOT)}")
+    if not all(bar.ok for bar in bars):
+        sys.exit(1)

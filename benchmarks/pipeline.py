@@ -1,0 +1,85 @@
+"""`ggq convert-and-quantize` against the same steps by hand, side by side in one run.
+
+By hand: the converter script, then llama-quantize once per preset, as llama.cpp's own documentation has it.
+ggq does the same and, beside it, digests every file, checks the conversion against transformers and reads the
+results back. The two take turns, and the first round (cold caches) is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.common import ROOT, Bar, Watched, finish, random_llama, watch
+from ggq.llamacpp import toolchain
+
+GGQ = Path(sys.executable).with_name("ggq")
+
+
+def by_hand(model: Path, preset: str, outdir: Path) -> list[Watched]:
+    tools = toolchain.find()
+    outdir.mkdir()
+    base = outdir / "base.gguf"
+    return [
+        watch([sys.executable, tools.converter, model, "--outfile", base, "--outtype", "bf16"]),
+        watch([tools.tool("llama-quantize"), base, outdir / f"{preset}.gguf", preset]),
+    ]
+
+
+def by_ggq(model: Path, preset: str, outdir: Path) -> list[Watched]:
+    return [watch([GGQ, "convert-and-quantize", model, "--preset", preset, "--outdir", outdir])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default 3)")
+    parser.add_argument("--preset", default="Q4_K_M")
+    parser.add_argument("--layers", type=int, default=30, help="30 make about 500 M parameters")
+    options = parser.parse_args()
+    samples: dict[str, list[list[Watched]]] = {"by hand": [], "ggq": []}
+    with tempfile.TemporaryDirectory(prefix="ggq-bench-", dir=ROOT) as work:
+        model = Path(work) / "random-500m"
+        parameters = random_llama(model, width=1024, ffn=4096, layers=options.layers, heads=16)
+        print(f"{parameters / 1e6:.0f} M parameters, bf16, {options.preset}, {options.rounds} rounds")
+        for counted in range(options.rounds + 1):
+            for name, run in (("by hand", by_hand), ("ggq", by_ggq)):
+                outdir = Path(work) / "out"
+                parts = run(model, options.preset, outdir)
+                if counted:
+                    samples[name].append(parts)
+                shutil.rmtree(outdir)
+    seconds = {
+        name: [sum(part.seconds for part in parts) for parts in runs] for name, runs in samples.items()
+    }
+    peaks = {
+        name: [max(part.peak_pss_bytes for part in parts) for parts in runs] for name, runs in samples.items()
+    }
+    print(f"{'':<8} {'median s':>9} {'all rounds, s':<28} {'peak MiB':>9}")
+    for name in samples:
+        rounds = " ".join(f"{value:.1f}" for value in seconds[name])
+        peak = statistics.median(peaks[name]) / 2**20
+        print(f"{name:<8} {statistics.median(seconds[name]):>9.2f} {rounds:<28} {peak:>9.0f}")
+    ratio = {
+        what: statistics.median(values["ggq"]) / statistics.median(values["by hand"])
+        for what, values in (("wall", seconds), ("memory", peaks))
+    }
+    finish(
+        "pipeline",
+        {
+            "parameters": parameters,
+            "preset": options.preset,
+            "samples": {
+                name: [[asdict(part) for part in parts] for parts in runs] for name, runs in samples.items()
+            },
+        },
+        [Bar("wall-ratio", ratio["wall"], 1.10), Bar("peak-memory-ratio", ratio["memory"], 1.20)],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Every command explains itself, and the written reference is what the commands say today."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ggq.cli.main import cli
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = sorted(cli.commands)
+
+
+def test_the_main_commands_are_there() -> None:
+    assert {
+        "convert", "convert-and-quantize", "doctor", "download", "inspect", "presets", "quantize", "run",
+        "setup",
+    } <= set(COMMANDS)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_a_sentence_an_example_and_words_for_every_option(name: str) -> None:
+    command = cli.commands[name]
+    shown = CliRunner().invoke(cli, [name, "-h"])
+    assert shown.exit_code == 0
+    assert f"ggq {name}" in (command.help or ""), "no example to copy"
+    assert (command.help or "").split("\n")[0].endswith("."), "the first line is not a sentence"
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, f"{option.name} has no help"
+
+
+def test_the_written_reference_is_current() -> None:
+    generated = runpy.run_path(str(ROOT / "docs" / "generate_cli.py"))["render"]()
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == generated, "run `make docs`"
+
+
+def test_an_unknown_command_is_met_with_the_nearest() -> None:
+    result = CliRunner().invoke(cli, ["quantise"])
+    assert result.exit_code == 2
+    assert "Did you mean `ggq quantize`?" in result.stderr
+
+
+def test_every_command_knows_json_and_quiet() -> None:
+    for name in COMMANDS:
+        words = {word for option in cli.commands[name].params for word in option.opts}
+        assert {"--json", "-q", "-v"} <= words, name

@@ -1,0 +1,154 @@
+"""The tools' words: captured from the pinned build, and refused where they are not what they were.
+
+Each file in captured/ begins with the command that printed the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ggq.errors import GgufProblem, ToolchainProblem, UsageProblem
+from ggq.llamacpp import parse
+from ggq.llamacpp.parse import Fallback, Perplexity, PlannedTensor
+
+CAPTURED = Path(__file__).with_name("captured")
+
+
+def lines(name: str) -> list[str]:
+    return (CAPTURED / f"{name}.txt").read_text(encoding="utf-8").splitlines()[1:]
+
+
+# ---- llama-quantize --------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_names_the_type_of_every_tensor() -> None:
+    plan = parse.quantize_plan(lines("quantize_dry_run"))
+    assert len(plan.tensors) == 12 and not plan.fallbacks and not plan.needs_imatrix
+    assert plan.tensors[0] == PlannedTensor("output.weight", (256, 256), "F32", "Q6_K")
+    assert plan.tensors[1] == PlannedTensor("output_norm.weight", (256,), "F32", "F32")
+    assert Counter(tensor.target_type for tensor in plan.tensors) == {"Q4_K": 6, "Q6_K": 3, "F32": 3}
+
+
+def test_a_dry_run_names_what_fell_back_and_to_what() -> None:
+    plan = parse.quantize_plan(lines("quantize_dry_run_fallbacks"))
+    assert (len(plan.tensors), len(plan.fallbacks)) == (47, 35)
+    assert plan.fallbacks[0] == Fallback("blk.0.attn_k.weight", 64, "Q4_K", "Q5_0")
+    assert Fallback("blk.0.ffn_down.weight", 172, "Q4_K", "F16") in plan.fallbacks
+    by_name = {tensor.name: tensor for tensor in plan.tensors}
+    assert all(by_name[fallback.name].target_type == fallback.target_type for fallback in plan.fallbacks)
+
+
+def test_a_dry_run_tells_that_an_imatrix_is_needed() -> None:
+    assert parse.quantize_plan(lines("quantize_dry_run_imatrix")).needs_imatrix
+
+
+def test_a_run_tells_how_far_it_is() -> None:
+    progress = [found for line in lines("quantize") if (found := parse.quantize_progress(line))]
+    assert progress == [(index, 12) for index in range(1, 13)]
+
+
+def test_a_run_names_the_same_types_as_the_dry_run() -> None:
+    done, planned = parse.quantize_plan(lines("quantize")), parse.quantize_plan(lines("quantize_dry_run"))
+    assert done == planned
+
+
+@pytest.mark.parametrize("name", ["quantize_dry_run", "quantize_dry_run_fallbacks"])
+def test_a_dry_run_that_lacks_any_one_tensor_is_refused(name: str) -> None:
+    whole = lines(name)
+    tensors = [index for index, line in enumerate(whole) if parse.quantize_progress(line)]
+    for index in tensors:
+        with pytest.raises(ToolchainProblem, match="something that ggq does not know"):
+            parse.quantize_plan(whole[:index] + whole[index + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (r"type = ", "kind: "),
+        (r"MiB ->", "MiB =>"),
+        (r"\[ *(\d+)/ *(\d+)\] ", r"\1 of \2: "),
+        (r"falling back to", "becoming"),
+    ],
+)
+def test_a_dry_run_in_other_words_is_refused(old: str, new: str) -> None:
+    changed = [re.sub(old, new, line) for line in lines("quantize_dry_run_fallbacks")]
+    assert changed != lines("quantize_dry_run_fallbacks")
+    with pytest.raises(ToolchainProblem, match="something that ggq does not know") as caught:
+        parse.quantize_plan(changed)
+    assert "ggq doctor" in caught.value.next_step
+
+
+@pytest.mark.parametrize("text", [[], ["main: unknown model architecture"], ["\0\1"]])
+def test_no_dry_run_at_all_is_refused(text: list[str]) -> None:
+    with pytest.raises(ToolchainProblem):
+        parse.quantize_plan(text)
+
+
+# ---- llama-perplexity ------------------------------------------------------------------------------------
+
+
+def test_perplexity_and_its_standard_error() -> None:
+    assert parse.perplexity(lines("perplexity")) == Perplexity(393.6355, 131.94874)
+
+
+def test_too_little_text_is_said_with_the_numbers() -> None:
+    with pytest.raises(UsageProblem) as caught:
+        parse.perplexity(lines("perplexity_too_short"))
+    assert caught.value.why == "It has 4 tokens; 256 are needed."
+
+
+def test_a_model_with_a_nan_among_its_weights_is_found_out() -> None:
+    with pytest.raises(GgufProblem, match="cannot be measured"):
+        parse.perplexity(lines("perplexity_not_a_number"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        [],
+        lines("perplexity")[:-1],
+        ["Final estimate: PPL = nan +/- nan"],
+        ["Final estimate: PPL = -nan +/- 0.1"],
+        ["Final estimate: PPL is 393.6"],
+    ],
+)
+def test_a_missing_or_strange_estimate_is_refused(text: list[str]) -> None:
+    with pytest.raises(ToolchainProblem, match="something that ggq does not know"):
+        parse.perplexity(text)
+
+
+# ---- the converter ---------------------------------------------------------------------------------------
+
+
+def test_the_converter_tells_how_far_it_is() -> None:
+    progress = [found for line in lines("converter") if (found := parse.converter_progress(line))]
+    assert progress[0] == (0, 16.8e6) and progress[-1] == (16.8e6, 16.8e6)
+    assert progress == sorted(progress)
+
+
+@pytest.mark.parametrize(
+    ("line", "progress"),
+    [
+        ("Writing:   5%|▌         | 512k/9.83G [00:00<00:10, 900Mbyte/s]", (512e3, 9.83e9)),
+        ("Writing: 100%|██████████| 1.20T/1.20T [09:00<00:00, 2.2Gbyte/s]", (1.2e12, 1.2e12)),
+        ("Loading:  50%|█████     | 1/2 [00:00<00:00, 2it/s]", None),
+        ("INFO:hf-to-gguf:Model successfully exported to prose.gguf", None),
+    ],
+)
+def test_the_converters_bar(line: str, progress: tuple[float, float] | None) -> None:
+    assert parse.converter_progress(line) == progress
+
+
+def test_the_architectures_that_the_converter_knows() -> None:
+    names = parse.supported_models(lines("supported_models"))
+    assert len(names) == 269 and len(set(names)) == 269
+    assert {"LlamaForCausalLM", "Qwen3ForCausalLM", "Gemma3ForCausalLM"} <= set(names)
+
+
+def test_no_architectures_at_all_is_refused() -> None:
+    with pytest.raises(ToolchainProblem):
+        parse.supported_models(["Supported models:", "usage: convert_hf_to_gguf.py"])

@@ -1,0 +1,175 @@
+"""The main job on real tools: same bytes as by hand, resumed from anywhere, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ggq import files, pipeline, presets
+from ggq.errors import OutputProblem, UsageProblem
+from ggq.llamacpp import tools
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.pipeline import Settings
+from ggq.records import Manifest
+
+pytestmark = pytest.mark.tool
+
+KILLS = 20
+K_QUANTS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
+UNVERIFIED = Settings(verify="off")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: files.sha256_file(path) for path in sorted(folder.glob("*.gguf"))}
+
+
+def test_ten_presets_are_llama_quantizes_own_bytes(prose: Path, toolchain: Toolchain, tmp_path: Path) -> None:
+    settings = Settings(keep_base=True)
+    result = pipeline.convert_and_quantize(str(prose), ["k-quants"], tmp_path / "ggq", settings)
+    assert [file.preset for file in result.files] == list(K_QUANTS)
+    assert result.base is not None
+    by_hand = tmp_path / "hand.gguf"
+    for file in result.files:
+        tools.quantize(toolchain, result.base, by_hand, file.preset)
+        assert files.sha256_file(by_hand) == files.sha256_file(file.paths[0]), file.preset
+        assert file.fallback_count == 0
+    # Fewer bits, fewer bytes: in the order of the group, ties excluded by name.
+    sizes = {file.preset: file.file_bytes for file in result.files}
+    assert sizes["Q2_K"] < sizes["Q3_K_M"] < sizes["Q4_K_M"] < sizes["Q5_K_M"] < sizes["Q6_K"] < sizes["Q8_0"]
+    assert result.verification["logits_cosine"] >= 0.999
+
+
+def test_a_model_that_mostly_falls_back_still_talks(
+    stories: Path, toolchain: Toolchain, tmp_path: Path
+) -> None:
+    result = pipeline.convert_and_quantize(str(stories), ["k-quants"], tmp_path)
+    assert all(file.mostly_fell_back for file in result.files if file.preset != "Q8_0")
+    for file in result.files:
+        if file.preset in ("Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0"):
+            text = tools.complete(toolchain, file.paths[0], "Once upon a time", 40)
+            assert text.startswith("Once upon a time, there was a little girl named Lily"), (
+                file.preset,
+                text,
+            )
+
+
+def test_a_second_run_makes_nothing_and_a_third_only_what_is_missing(example: Path, tmp_path: Path) -> None:
+    first = pipeline.convert_and_quantize(str(example), ["Q4_K_M", "Q8_0"], tmp_path, UNVERIFIED)
+    before = digests(tmp_path)
+    assert not any(file.reused for file in first.files)
+    assert set(before) == {"tiny-llama-Q4_K_M.gguf", "tiny-llama-Q8_0.gguf"}, "the base was not removed"
+
+    second = pipeline.convert_and_quantize(str(example), ["Q4_K_M", "Q8_0"], tmp_path, UNVERIFIED)
+    assert all(file.reused for file in second.files)
+
+    (tmp_path / "tiny-llama-Q8_0.gguf").unlink()
+    third = pipeline.convert_and_quantize(str(example), ["Q4_K_M", "Q8_0"], tmp_path, UNVERIFIED)
+    assert [file.reused for file in third.files] == [True, False]
+    assert digests(tmp_path) == before
+
+
+def test_a_changed_option_makes_the_file_anew(example: Path, tmp_path: Path) -> None:
+    from ggq.llamacpp.tools import QuantizeOptions
+
+    plain = Settings(verify="off", keep_base=True)
+    pipeline.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, plain)
+    before = digests(tmp_path)
+    wider = Settings(verify="off", keep_base=True, options=QuantizeOptions(output_tensor_type="q8_0"))
+    again = pipeline.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, wider)
+    after = digests(tmp_path)
+    assert not again.files[0].reused
+    assert after["tiny-llama-BF16.gguf"] == before["tiny-llama-BF16.gguf"]
+    assert after["tiny-llama-Q4_K_M.gguf"] != before["tiny-llama-Q4_K_M.gguf"]
+
+
+def test_quantize_starts_from_a_gguf_and_refuses_to_start_from_its_own_result(
+    base_gguf: Path, tmp_path: Path
+) -> None:
+    made = pipeline.quantize(base_gguf, ["q4_k_m"], tmp_path)
+    assert made.files[0].paths[0].parent == tmp_path
+    with pytest.raises(Exception, match="is quantized already"):
+        pipeline.quantize(made.files[0].paths[0], ["q2_k"], tmp_path)
+
+
+def test_a_base_is_not_overwritten_by_its_own_preset(base_gguf: Path, tmp_path: Path) -> None:
+    base = tmp_path / "model-BF16.gguf"
+    base.write_bytes(base_gguf.read_bytes())
+    with pytest.raises(UsageProblem, match="overwritten by itself"):
+        pipeline.quantize(base, ["bf16"])
+
+
+def test_a_file_that_stands_in_the_way_stays(example: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "tiny-llama-Q4_K_M.gguf"
+    mine.write_text("mine")
+    with pytest.raises(OutputProblem, match="exists already"):
+        pipeline.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, UNVERIFIED)
+    assert mine.read_text() == "mine"
+
+
+def test_dry_run_sizes_are_exact_and_nothing_is_written(base_gguf: Path, tmp_path: Path) -> None:
+    chosen = presets.load().resolve(["k-quants", "legacy"])
+    foreseen = {
+        item.preset.name: item.file_bytes for item in pipeline.recipes(base_gguf, ["k-quants", "legacy"])
+    }
+    assert set(foreseen) == {preset.name for preset in chosen}
+    possible = [name for name in foreseen if name in (*K_QUANTS, "Q4_0", "Q4_1", "Q5_0", "Q5_1")]
+    made = pipeline.quantize(base_gguf, possible, tmp_path)
+    assert {file.preset: file.file_bytes for file in made.files} == {
+        name: foreseen[name] for name in possible
+    }
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(example: Path, tmp_path: Path) -> None:
+    """kill -9, 20 times, each followed by the same command in the same folder."""
+    command = [
+        sys.executable, "-m", "ggq", "convert-and-quantize", str(example),
+        "--preset", "q2_k,q4_k_m,q8_0", "--keep-base", "-q", "--outdir",
+    ]  # fmt: skip
+    started = time.monotonic()
+    subprocess.run([*command, tmp_path / "undisturbed"], check=True)
+    whole = time.monotonic() - started
+    expected = digests(tmp_path / "undisturbed")
+    assert len(expected) == 4
+
+    rng = random.Random(20)
+    kills = finished = 0
+    folder = tmp_path / "killed-0"
+    while kills < KILLS:
+        child = subprocess.Popen([*command, folder], stderr=subprocess.DEVNULL)
+        try:
+            child.wait(timeout=rng.uniform(0.05, whole))
+        except subprocess.TimeoutExpired:
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+            kills += 1
+            for path in folder.glob("*.gguf"):
+                assert files.sha256_file(path) == expected[path.name], "a partial file under a final name"
+        else:
+            assert child.returncode == 0
+            assert digests(folder) == expected
+            finished += 1
+            folder = tmp_path / f"killed-{finished}"
+    subprocess.run([*command, folder], check=True)
+    assert digests(folder) == expected
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "tiny-llama-BF16.gguf", "tiny-llama-Q2_K.gguf", "tiny-llama-Q4_K_M.gguf", "tiny-llama-Q8_0.gguf",
+        "tiny-llama.ggq.json",
+    ]  # fmt: skip
+
+
+def test_the_manifest_says_what_was_done(example: Path, tmp_path: Path) -> None:
+    result = pipeline.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path)
+    manifest = Manifest(result.manifest)
+    convert, quantized = manifest.steps["convert"], manifest.steps["quantize Q4_K_M"]
+    assert {"config.json", "model.safetensors", "tokenizer.model"} <= convert.inputs.keys()
+    assert quantized.inputs["base"] == convert.outputs[0].sha256
+    assert quantized.peak_memory_bytes and quantized.seconds > 0
+    assert json.loads(result.manifest.read_text())["environment"]["llama_cpp_commit"]

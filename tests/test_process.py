@@ -1,0 +1,185 @@
+"""The one wrapper of child processes: its lines, its endings, and that nothing lives on."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ggq import process
+from ggq.errors import ToolchainProblem, ToolFailed
+
+PYTHON = sys.executable
+
+
+def run(code: str, **options: object) -> process.Completed:
+    return process.run([PYTHON, "-c", code], **options)  # type: ignore[arg-type]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+def wait_until(condition: object, seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():  # type: ignore[operator]
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_lines_come_from_both_streams_and_to_the_handlers() -> None:
+    seen: list[str] = []
+    done = run("import sys; print('one'); print('two', file=sys.stderr)", on_stdout=seen.append)
+    assert (done.stdout, done.stderr, seen) == (("one",), ("two",), ["one"])
+    assert done.returncode == 0 and done.seconds > 0
+
+
+def test_a_carriage_return_ends_a_line_and_so_does_the_end() -> None:
+    done = run("import sys; sys.stdout.write('10%\\r20%\\r\\nlast')")
+    assert done.stdout == ("10%", "20%", "last")
+
+
+def test_bytes_that_are_not_utf8_are_no_obstacle() -> None:
+    done = run("import sys; sys.stdout.buffer.write(b'caf\\xc3\\xa9 \\xff\\n')")
+    assert done.stdout == ("café \N{REPLACEMENT CHARACTER}",)
+
+
+def test_a_letter_cut_between_two_reads_stays_whole() -> None:
+    code = (
+        "import sys, time; w = sys.stdout.buffer; w.write(b'\\xed\\x95'); w.flush();"
+        " time.sleep(0.2); w.write(b'\\x9c\\n')"
+    )
+    assert run(code).stdout == ("한",)
+
+
+def test_stdin_is_given_or_empty() -> None:
+    assert run("print(input())", stdin="안녕\n").stdout == ("안녕",)
+    assert run("import sys; print(repr(sys.stdin.read()))").stdout == ("''",)
+
+
+def test_a_child_that_does_not_read_its_stdin_is_no_error() -> None:
+    assert run("pass", stdin="x" * 1_000_000).returncode == 0
+
+
+def test_much_output_on_both_pipes_does_not_block_and_is_kept_within_bounds() -> None:
+    code = "import sys\nfor i in range(60_000):\n  print(i, 'x' * 40); print(i, 'y' * 40, file=sys.stderr)"
+    done = run(code)
+    assert done.stdout[-1].startswith("59999 ") and done.stderr[-1].startswith("59999 ")
+    assert len(done.stdout) == len(done.stderr) == 20_000
+
+
+def test_a_failure_carries_its_command_its_exit_and_its_last_words() -> None:
+    with pytest.raises(ToolFailed) as caught:
+        run("import sys; print('almost'); sys.exit('the disk is on fire')")
+    assert caught.value.returncode == 1
+    assert caught.value.tail == ("almost", "the disk is on fire")
+    assert "exit 1" in caught.value.what
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL", "SIGABRT"])
+def test_a_signal_is_a_finding(name: str) -> None:
+    with pytest.raises(ToolFailed) as caught:
+        run(f"import os, signal; os.kill(os.getpid(), signal.{name})")
+    assert caught.value.returncode == -getattr(signal, name)
+    assert f"was killed by {name}" in caught.value.what
+
+
+def test_without_check_a_failure_is_only_told() -> None:
+    assert run("raise SystemExit(3)", check=False).returncode == 3
+
+
+def test_a_program_that_cannot_be_started_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ToolchainProblem, match="could not be started"):
+        process.run([tmp_path / "absent"])
+    nonsense = tmp_path / "nonsense"
+    nonsense.write_bytes(b"\0\1\2")
+    nonsense.chmod(0o755)
+    with pytest.raises(ToolchainProblem) as caught:
+        process.run([nonsense])
+    assert "Exec format error" in caught.value.why
+
+
+def test_a_time_out_ends_the_child_and_what_it_started(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    code = (
+        "import subprocess, sys, time, pathlib;"
+        " c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        f" pathlib.Path({str(note)!r}).write_text(str(c.pid)); time.sleep(60)"
+    )
+    started = time.monotonic()
+    with pytest.raises(ToolFailed) as caught:
+        run(code, timeout_s=2)
+    assert caught.value.returncode == -signal.SIGKILL
+    assert time.monotonic() - started < 10
+    assert wait_until(lambda: not is_alive(int(note.read_text())))
+
+
+def test_the_environment_is_added_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GGQ_TEST_OUTER", "outer")
+    code = "import os; print(os.environ['GGQ_TEST_OUTER'], os.environ['GGQ_TEST_INNER'])"
+    assert run(code, env={"GGQ_TEST_INNER": "inner"}).stdout == ("outer inner",)
+
+
+MEASURER = """
+import sys
+from ggq import process
+child = [sys.executable, "-c", "x = bytearray(200_000_000)"]
+print(process.run(child).peak_rss_bytes)
+ours = bytearray(300_000_000)
+print(process.run(child).peak_rss_bytes)
+"""
+
+
+def test_the_peak_of_memory_is_the_childs_or_unknown() -> None:
+    alone, below_ours = run(MEASURER).stdout  # in a process of its own, since this one may be large
+    assert 200_000_000 < int(alone) < 230_000_000
+    assert below_ours == "None"
+
+
+PARENT = """
+import pathlib, sys
+from ggq import process
+process.run(
+    [sys.executable, "-c", "import os, pathlib, sys, time;"
+     " pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)", sys.argv[1]]
+)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends orphans on Linux only")
+def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    parent = subprocess.Popen([PYTHON, "-c", PARENT, note])
+    assert wait_until(lambda: note.is_file() and note.read_text())
+    child = int(note.read_text())
+    parent.kill()
+    parent.wait()
+    assert wait_until(lambda: not is_alive(child))
+
+
+def test_ctrl_c_ends_the_child_in_order(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    parent = subprocess.Popen([PYTHON, "-c", PARENT, note], stderr=subprocess.PIPE)
+    assert wait_until(lambda: note.is_file() and note.read_text())
+    child = int(note.read_text())
+    parent.send_signal(signal.SIGINT)
+    _, words = parent.communicate(timeout=15)
+    assert b"KeyboardInterrupt" in words
+    assert wait_until(lambda: not is_alive(child))
+
+
+def test_ctrl_c_on_the_terminal_reaches_ggq_alone() -> None:
+    """The child has a group of its own, so that the terminal's signal does not end it under ggq's hands."""
+    done = run("import os; print(os.getpgid(0) == os.getpid())")
+    assert done.stdout == ("True",)
