@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.common import ROOT, Bar, Watched, finish, random_llama, watch
+from benchmarks.common import RESULTS, Bar, Watched, finish, random_llama, watch
 from ggq.llamacpp import toolchain
 
 GGQ = Path(sys.executable).with_name("ggq")
@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30, help="30 make about 500 M parameters")
     options = parser.parse_args()
     samples: dict[str, list[list[Watched]]] = {"by hand": [], "ggq": []}
-    with tempfile.TemporaryDirectory(prefix="ggq-bench-", dir=ROOT) as work:
+    RESULTS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=RESULTS) as work:
         model = Path(work) / "random-500m"
         parameters = random_llama(model, width=1024, ffn=4096, layers=options.layers, heads=16)
         print(f"{parameters / 1e6:.0f} M parameters, bf16, {options.preset}, {options.rounds} rounds")

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -52,7 +52,7 @@ class Report:
     versions: dict[str, str | None]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Patient:
     """What the checks look at."""
 
@@ -61,7 +61,7 @@ class _Patient:
     toolchain_problem: ToolchainProblem | None
     gpu_failure: ToolFailed | None
     versions: dict[str, str | None]
-    listener: Listener = field(default=silent)
+    listener: Listener
 
 
 def examine(listener: Listener = silent) -> Report:

@@ -17,7 +17,7 @@ from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.presets import Preset
-from ggq.progress import Listener, silent
+from ggq.progress import Listener, Notice, silent
 from ggq.quantize.recipe import Recipe, ask, refuse_quantized
 from ggq.quantize.tool import quantize_one
 from ggq.records import Manifest, OutputFile, StepRecord
@@ -383,6 +383,8 @@ class _Run(AbstractContextManager["_Run"]):
             self.manifest = Manifest(self.outdir / f"{self.name}.ggq.json")
             self.manifest.environment = environment(self.toolchain)
             self._held = stack.pop_all()
+        for caveat in self.toolchain.caveats:
+            self.listener(Notice(caveat, "warning"))
         return self
 
     def __exit__(self, *exception: Any) -> None:

@@ -55,6 +55,24 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def stories(shared: Path) -> Path:
+    """A real checkpoint whose rows do not divide by 256: most tensors fall back."""
+    return shared / "models" / "stories260K"
+
+
+@pytest.fixture
+def prose(shared: Path) -> Path:
+    """A real checkpoint to which every preset applies in full."""
+    return shared / "models" / "prose-llama-8m"
+
+
+@pytest.fixture(scope="session")
+def example() -> Path:
+    """The embedded model."""
+    return Path(__file__).parents[1] / "examples" / "tiny-llama"
+
+
+@pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A Hub on loopback, to which HF_ENDPOINT points, also for child processes."""
     with HubServer() as server:
@@ -72,10 +90,10 @@ def toolchain() -> Toolchain:
 
 
 @pytest.fixture(scope="session")
-def base_gguf(toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_gguf(toolchain: Toolchain, example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model as a BF16 GGUF, converted once. Tests copy it where they change it."""
     base = tmp_path_factory.mktemp("base") / "tiny-llama-BF16.gguf"
-    done = tools.convert(toolchain, Path("/work/shared/models/prose-llama-8m"), base, "bf16")
+    done = tools.convert(toolchain, example, base, "bf16")
     if done.returncode:
         raise done.failed()
     return base

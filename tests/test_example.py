@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -14,9 +15,9 @@ WINDOW = 256
 
 
 @pytest.fixture(scope="module")
-def config() -> dict[str, object]:
-    loaded: dict[str, object] = json.loads((TINY / "config.json").read_text("utf-8"))
-    return loaded
+def config() -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads((TINY / "config.json").read_text("utf-8"))
+    return fields
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,8 @@ def test_the_folder_stays_small() -> None:
     assert sum(path.stat().st_size for path in TINY.rglob("*")) <= 6_000_000
 
 
-def test_weights_are_what_the_config_says(config: dict[str, object]) -> None:
+def test_weights_are_what_the_config_says(config: dict[str, Any]) -> None:
     hidden, ffn, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    assert isinstance(hidden, int) and isinstance(config["head_dim"], int)
     kv = config["num_key_value_heads"] * config["head_dim"]
     block = {
         "input_layernorm": [hidden],
@@ -43,7 +43,7 @@ def test_weights_are_what_the_config_says(config: dict[str, object]) -> None:
         "mlp.up_proj": [ffn, hidden],
         "mlp.down_proj": [hidden, ffn],
     }
-    layers = range(int(str(config["num_hidden_layers"])))
+    layers = range(config["num_hidden_layers"])
     expected = {f"model.layers.{i}.{name}.weight": shape for i in layers for name, shape in block.items()}
     expected["model.norm.weight"] = [hidden]
     expected["model.embed_tokens.weight"] = expected["lm_head.weight"] = [vocab, hidden]
@@ -54,9 +54,7 @@ def test_weights_are_what_the_config_says(config: dict[str, object]) -> None:
     assert all(shape[-1] % BLOCK == 0 for shape in expected.values())
 
 
-def test_every_text_survives_the_tokenizer(
-    config: dict[str, object], tokenizer: SentencePieceProcessor
-) -> None:
+def test_every_text_survives_the_tokenizer(config: dict[str, Any], tokenizer: SentencePieceProcessor) -> None:
     assert tokenizer.vocab_size() == config["vocab_size"]
     assert (tokenizer.bos_id(), tokenizer.eos_id()) == (config["bos_token_id"], config["eos_token_id"])
     for text in (
@@ -74,7 +72,7 @@ def test_heldout_text_fills_twenty_chunks(tokenizer: SentencePieceProcessor) -> 
     assert len(tokenizer.encode((TINY / "heldout.txt").read_text("utf-8"))) >= 20 * WINDOW
 
 
-def test_it_has_learned(config: dict[str, object], tokenizer: SentencePieceProcessor) -> None:
+def test_it_has_learned(config: dict[str, Any], tokenizer: SentencePieceProcessor) -> None:
     """Perplexity as llama-perplexity defines it: of the second half of each chunk, given the first."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -98,7 +96,7 @@ def test_transformers_tokenizes_as_sentencepiece(tokenizer: SentencePieceProcess
     for text in (
         "Return a list of names.",
         "for i in range(10):\n    print(i)",
-        "  two  spaces",
+        "two  spaces",
         "안녕",
         "🦙",
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from typing import Any
 
 import click
@@ -38,6 +39,10 @@ class GgqGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("\nStopped. What was finished is kept; the same command resumes.", err=True)
             ctx.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            # The reader has seen enough (`ggq … | head`); Python must not complain at exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
         except BaseException as error:
             if os.environ.get("GGQ_DEBUG") == "1" or not isinstance(error, Exception):
                 raise

@@ -48,6 +48,7 @@ def ask(toolchain: Toolchain, base: GgufFile, preset: Preset, options: QuantizeO
     _check_types(options)
     own = tuple(f"{name}={kind}" for name, kind in preset.tensor_types.items())
     options = replace(options, tensor_types=(*own, *options.tensor_types))
+    added = _imatrix_entries(options.imatrix)
     plan = tools.quantize_plan(toolchain, base.path, preset.ftype, options)
     types = {tensor.name: tensor.target_type for tensor in plan.tensors}
     known = ggml_types.by_name()
@@ -58,7 +59,7 @@ def ask(toolchain: Toolchain, base: GgufFile, preset: Preset, options: QuantizeO
         tensors=plan.tensors,
         fallbacks=plan.fallbacks,
         needs_imatrix=plan.needs_imatrix,
-        file_bytes=predicted_bytes(base, types, _imatrix_entries(options.imatrix), options.keep_split),
+        file_bytes=predicted_bytes(base, types, added, options.keep_split),
         bits_per_weight=8 * data_bytes / base.parameter_count,
     )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,7 +48,7 @@ NO_FLUSH = "void _Z16common_log_flushP10common_log(void * log) { (void) log; }"
 def test_a_slow_reader_gets_the_summary_too(
     toolchain: Toolchain, base_gguf: Path, text: Path, tmp_path: Path
 ) -> None:
-    """The race that loses last lines, made certain: a small pipe that is not read until the tool is done.
+    """The race that loses last lines, made likely by a small pipe and a reader that lags behind.
 
     Beside it the same runs without the flush, so that this test is known to tell the difference.
     """
@@ -60,22 +60,24 @@ def test_a_slow_reader_gets_the_summary_too(
         "-t", "1", "-fit", "off", "-ngl", "0", "-lv", "4",
     ]  # fmt: skip
     without = {"LD_PRELOAD": str(tmp_path / "no_flush.so")}
-    assert [summary_arrives(command, {}, patience_s=1) for _ in range(5)] == [True] * 5
-    assert [summary_arrives(command, without, patience_s=60) for _ in range(5)] == [False] * 5
+    assert all(summary_arrives(command, {}) for _ in range(10))
+    assert not all(summary_arrives(command, without) for _ in range(10))
 
 
-def summary_arrives(command: list[str | Path], env: dict[str, str], patience_s: float) -> bool:
-    """Run with a pipe of 4 KiB, and read it when the tool has ended, or after ``patience_s``."""
+def summary_arrives(command: list[str | Path], env: dict[str, str]) -> bool:
+    """Run with a pipe of 4 KiB that is read late and by drops."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     child = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=writing, env={**os.environ, "OMP_NUM_THREADS": "1", **env}
     )
     os.close(writing)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(patience_s)
-    with os.fdopen(reading, "rb") as stream:
-        words = stream.read()
+    time.sleep(0.3)
+    words = b""
+    while block := os.read(reading, 512):
+        words += block
+        time.sleep(0.002)
+    os.close(reading)
     assert child.wait() == 0
     return b"Final estimate" in words
 
