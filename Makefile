@@ -37,7 +37,7 @@ tests: $(INSTALLED) ## The tests alone
 
 demo: setup ## Convert and quantize the small model that comes with ggq, and hear one of the results
 	$(BIN)/ggq convert-and-quantize examples/tiny-llama --preset k-quants --outdir demo
-	$(BIN)/ggq run demo/*-Q4_K_M.gguf 'def ' --tokens 40
+	$(BIN)/ggq run demo/tiny-llama-Q4_K_M.gguf 'Remove the' --tokens 32
 
 bench-pipeline: setup ## ggq against the same steps by hand: time and memory
 	$(BIN)/python -m benchmarks.pipeline

@@ -39,14 +39,16 @@ class Bar:
 
 @dataclass(frozen=True)
 class Watched:
-    """A command that was run: wall seconds, and the highest sum of its process tree's PSS that was seen.
+    """A command that was run: wall seconds, and two peaks of its process tree, sampled ten times a second.
 
-    PSS (proportional set size, in /proc/PID/smaps_rollup) counts a page that n processes share as 1/n, so the
-    tree's sum counts every page once. It is sampled ten times a second.
+    ``peak_anonymous_bytes``: memory of its own, which the system cannot take back. ``peak_pss_bytes``: that
+    and its share of mapped file pages (PSS, in /proc/PID/smaps_rollup, counts a page of n processes as 1/n),
+    which are the system's file cache and can be taken back at any moment.
     """
 
     command: str
     seconds: float
+    peak_anonymous_bytes: int
     peak_pss_bytes: int
 
 
@@ -55,18 +57,18 @@ def watch(command: Sequence[str | Path], cwd: Path | None = None) -> Watched:
     import psutil
 
     argv = [str(part) for part in command]
+    peaks = {"Pss_Anon": 0, "Pss": 0}
     started = time.monotonic()
     with subprocess.Popen(
         argv, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as child:
         root = psutil.Process(child.pid)
         over = threading.Event()
-        peak = 0
 
         def sample() -> None:
-            nonlocal peak
             while not over.wait(0.1):
-                peak = max(peak, _tree_pss(root))
+                for name, value in _tree_memory(root).items():
+                    peaks[name] = max(peaks[name], value)
 
         sampler = threading.Thread(target=sample)
         sampler.start()
@@ -76,35 +78,33 @@ def watch(command: Sequence[str | Path], cwd: Path | None = None) -> Watched:
         sampler.join()
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, argv, output)
-    return Watched(" ".join(argv), seconds, peak)
+    return Watched(" ".join(argv), seconds, peaks["Pss_Anon"], peaks["Pss"])
 
 
-def _tree_pss(root: Any) -> int:
+def _tree_memory(root: Any) -> dict[str, int]:
     import psutil
 
-    total = 0
+    totals = {"Pss_Anon": 0, "Pss": 0}
     try:
         processes = [root, *root.children(recursive=True)]
     except psutil.Error:
-        return 0
+        return totals
     for process in processes:
         try:
             text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
         except OSError:
             continue
-        total += next(
-            (int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:")), 0
-        )
-    return total
+        for line in text.splitlines()[1:]:
+            name, value = line.split()[:2]
+            if name.rstrip(":") in totals:
+                totals[name.rstrip(":")] += int(value) << 10
+    return totals
 
 
 def random_llama(
     folder: Path, *, width: int, ffn: int, layers: int, heads: int, dtype: str = "bfloat16"
 ) -> int:
-    """A Llama checkpoint with random weights and the example's tokenizer; returns its parameter count.
-
-    Tensors are written as they are made, so that the largest one bounds the memory.
-    """
+    """A Llama checkpoint with random weights and the example's tokenizer; returns its parameter count."""
     import torch
     from safetensors.torch import save_file
 

@@ -154,14 +154,20 @@ def write_json(target: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for one ggq at a time. Raises OutputProblem when another one holds it."""
+    """Hold a folder for one ggq at a time. Raises OutputProblem when another one holds it.
+
+    A staging folder is held with the folder that it stands in.
+    """
+    if STAGING in folder.parts:
+        yield
+        return
     import filelock
     import platformdirs
 
     # The lock lies in the cache folder, so that nothing of ggq's is left beside the user's files.
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    with explain_os_error(folder):
-        locks = platformdirs.user_cache_path("ggq") / "locks"
+    locks = platformdirs.user_cache_path("ggq") / "locks"
+    with explain_os_error(locks, "set XDG_CACHE_HOME to a folder of your own"):
         locks.mkdir(parents=True, exist_ok=True)
         guard = filelock.FileLock(locks / f"{name}.lock")
         try:

@@ -224,6 +224,10 @@ def read(path: Path) -> GgufFile:
     try:
         with path.open("rb") as stream:
             return _Header(path, stream).read()
+    except IsADirectoryError as error:
+        raise GgufProblem(
+            f"{path} is a folder, not a GGUF file.", "", f"If it is a checkpoint: `ggq convert {path}`."
+        ) from error
     except OSError as error:
         raise GgufProblem(
             f"{path} cannot be read.", f"{error.strerror}.", "Check the path and its permissions."
@@ -567,7 +571,7 @@ def _key_bytes(key: str) -> int:
 
 def _value_bytes(value: Scalar) -> int:
     if isinstance(value, str):
-        return 8 + len(value.encode().split(b"\0", 1)[0])
+        return 8 + len(value.encode("utf-8", "surrogateescape").split(b"\0", 1)[0])
     return 1 if isinstance(value, bool) else 4
 
 

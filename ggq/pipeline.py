@@ -6,23 +6,24 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ggq import __version__, checkpoint, files, gguf_file, hardware, hub, presets, reference
 from ggq.convert import BITS_PER_WEIGHT, SourceInfo, convert, default_name, resolve_outtype
-from ggq.errors import UsageProblem
+from ggq.errors import OutputProblem, UsageProblem
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.presets import Preset
 from ggq.progress import Listener, Notice, silent
-from ggq.quantize.recipe import Recipe, ask, refuse_quantized
+from ggq.quantize.recipe import Recipe, ask, check, refuse_quantized, refuse_without_imatrix
 from ggq.quantize.tool import quantize_one
-from ggq.records import Manifest, OutputFile, StepRecord
+from ggq.records import MANIFEST_SUFFIX, Manifest, OutputFile, StepRecord
 
 DEFAULT_PRESETS = ("Q4_K_M",)
+KEPT = "base_kept"
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,16 @@ def quantize(
     Raises UsageProblem, GgufProblem, OutputProblem, DiskFull, ToolFailed, ToolchainProblem.
     """
     chosen = (catalogue or presets.load()).resolve(preset_names)
-    refuse_quantized(gguf_file.read_all(base))
+    whole = gguf_file.read_all(base)
+    refuse_quantized(whole)
+    base = whole.path
     name = gguf_file.parse_name(base.name).model
     with _Run(name, outdir or base.parent, settings or Settings(), toolchain, listener) as run:
-        run.manifest.model = {"base": base.name}
-        run.claim(chosen, not_over=base)
-        return run.result(base, run.quantize_all(_GivenBase(base, listener), chosen))
+        # Where an earlier run converted the base here, its source is the better answer.
+        run.manifest.model = run.manifest.model or {"base": base.name}
+        run.claim(chosen, whole.paths, "Choose another folder with --outdir.")
+        made = run.quantize_all(_GivenBase(base, listener), chosen)
+        return PipelineResult(name, base, made, run.manifest.path, verification={})
 
 
 def recipes(
@@ -168,19 +173,25 @@ def convert_and_quantize(
             toolchain=toolchain,
             listener=listener,
         )
+    if settings.options.keep_split:
+        raise UsageProblem(
+            "There is no split base to keep the shards of.",
+            "--keep-split is for a GGUF in shards; a checkpoint becomes one base file.",
+            "Leave --keep-split out.",
+        )
+    check(settings.options)
     toolchain = toolchain or toolchains.find()
     given = _checkpoint_of(ref, offline, listener)
     name = model_name(ref)
     with _Run(name, outdir or Path(name), settings, toolchain, listener) as run:
-        run.manifest.model = {"reference": model} if given.source is None else asdict(given.source)
-        run.claim(chosen)
+        run.own({"folder": str(given.folder.resolve())} if given.source is None else asdict(given.source))
         base = _ConvertedBase(run, given)
+        run.claim(chosen, (base.path,), "Leave that preset out; --keep-base keeps the base itself.")
         made = run.quantize_all(base, chosen)
-        if settings.keep_base:
-            base.ensure()
-        else:
-            base.path.unlink(missing_ok=True)
-        return run.result(base.path if settings.keep_base else None, made)
+        kept = base.keep() if settings.keep_base else None
+        if kept is None:
+            base.remove()
+        return PipelineResult(name, kept, made, run.manifest.path, base.findings)
 
 
 def plan_convert_and_quantize(
@@ -258,7 +269,9 @@ class _Checkpoint:
         return {
             path.name: files.sha256_file(path)
             for path in sorted(self.folder.iterdir())
-            if path.is_file() and not path.name.startswith(".") and path.suffix.lower() != ".gguf"
+            if path.is_file()
+            and not path.name.startswith(".")
+            and not path.name.lower().endswith((".gguf", MANIFEST_SUFFIX))
         }
 
 
@@ -309,10 +322,16 @@ class _ConvertedBase:
         self._options = {"outtype": self._outtype, "verify": run.settings.verify}
         # Without a record there is nothing to compare with, so the checkpoint is digested during the work.
         self._inputs = given.digests() if self.STEP in run.manifest.steps else None
+        self._ensured = False
 
     @property
     def path(self) -> Path:
         return self._run.outdir / self._name
+
+    @property
+    def findings(self) -> Mapping[str, Any]:
+        """What the conversion was checked for, and what was seen."""
+        return self._run.manifest.steps[self.STEP].findings
 
     def known_sha256(self) -> str | None:
         manifest = self._run.manifest
@@ -324,9 +343,27 @@ class _ConvertedBase:
 
     def ensure(self) -> tuple[Path, str]:
         known = self.known_sha256()
-        if known is None or not self._run.manifest.outputs_whole(self.STEP):
+        if not self._ensured and (known is None or not self._run.manifest.outputs_whole(self.STEP)):
             known = self._make()
+        self._ensured = True
+        assert known is not None
         return self.path, known
+
+    def keep(self) -> Path:
+        """Leave the base beside the outputs, for good: later runs without ``keep_base`` spare it."""
+        self.ensure()
+        manifest = self._run.manifest
+        if not self.findings.get(KEPT):
+            record = manifest.steps[self.STEP]
+            manifest.record(self.STEP, replace(record, findings={**record.findings, KEPT: True}))
+        return self.path
+
+    def remove(self) -> None:
+        """Remove the base, unless it was kept on purpose or what lies there is not what this job made."""
+        if self.findings.get(KEPT):
+            return
+        if self._ensured or self._run.manifest.outputs_whole(self.STEP):
+            self.path.unlink(missing_ok=True)
 
     def _make(self) -> str:
         run = self._run
@@ -380,7 +417,7 @@ class _Run(AbstractContextManager["_Run"]):
         with ExitStack() as stack:
             stack.enter_context(files.lock(files.make_folder(self.outdir)))
             self.staging = stack.enter_context(files.staging(self.outdir))
-            self.manifest = Manifest(self.outdir / f"{self.name}.ggq.json")
+            self.manifest = Manifest(self.outdir / f"{self.name}{MANIFEST_SUFFIX}")
             self.manifest.environment = environment(self.toolchain)
             self._held = stack.pop_all()
         for caveat in self.toolchain.caveats:
@@ -390,30 +427,58 @@ class _Run(AbstractContextManager["_Run"]):
     def __exit__(self, *exception: Any) -> None:
         self._held.close()
 
-    def claim(self, chosen: Sequence[Preset], not_over: Path | None = None) -> None:
-        """Refuse, before any work, outputs that would overwrite something of the user's."""
+    def own(self, model: Mapping[str, Any]) -> None:
+        """Say whose files these are. Raises OutputProblem when they are another model's of the same name."""
+        before = self.manifest.model
+        same = all(before.get(key) == model.get(key) for key in ("repo_id", "folder"))
+        if before and "base" not in before and not same and not self.settings.force:
+            raise OutputProblem(
+                f"{self.outdir} holds the files of another {self.name}.",
+                f"They were made from {before.get('repo_id') or before.get('folder')}.",
+                "Choose another folder with --outdir, or give --force to replace them.",
+            )
+        self.manifest.model = dict(model)
+
+    def claim(self, chosen: Sequence[Preset], base: Sequence[Path], instead: str) -> None:
+        """Refuse, before any work, outputs that would overwrite something of the user's, or the base
+        (``base``: its shards; ``instead``: what to do then)."""
         names = [gguf_file.output_name(self.name, preset.name) for preset in chosen]
-        if not_over is not None and not_over.resolve() in [(self.outdir / name).resolve() for name in names]:
+        if self.settings.options.keep_split:
+            names = [gguf_file.shard_name(Path(name).stem, 1, len(base)) for name in names]
+        if base[0].resolve() in [(self.outdir / name).resolve() for name in names]:
             raise UsageProblem(
-                f"{not_over} would be overwritten by itself.",
+                f"{base[0]} would be overwritten by itself.",
                 "The preset's file would have the name of the base.",
-                "Choose another folder with --outdir.",
+                instead,
             )
         self.manifest.claim(tuple(names), force=self.settings.force)
 
     def quantize_all(self, base: _BaseFile, chosen: Sequence[Preset]) -> tuple[QuantizedFile, ...]:
-        """The file of every preset: as it was where nothing changed, else made."""
+        """The file of every preset: as it was where nothing changed, else made.
+
+        All recipes are asked before the first file is made, so that a preset that cannot be made, or a disk
+        that cannot hold them all, is known at once.
+        """
         known = base.known_sha256()
         ready = {preset.name for preset in chosen if known is not None and self._is_ready(preset, known)}
-        return tuple(
-            self._reused(preset) if preset.name in ready else self._make(preset, *base.ensure())
+        if all(preset.name in ready for preset in chosen):
+            return tuple(self._file_of(preset, reused=True) for preset in chosen)
+        path, digest = base.ensure()
+        whole = gguf_file.read_all(path)
+        wanted = {
+            preset.name: ask(self.toolchain, whole, preset, self.settings.options)
             for preset in chosen
-        )
-
-    def result(self, base: Path | None, made: tuple[QuantizedFile, ...]) -> PipelineResult:
-        converted = self.manifest.steps.get(_ConvertedBase.STEP)
-        return PipelineResult(
-            self.name, base, made, self.manifest.path, converted.findings if converted else {}
+            if preset.name not in ready
+        }
+        for recipe in wanted.values():
+            refuse_without_imatrix(recipe)
+        total = sum(recipe.file_bytes for recipe in wanted.values())
+        files.require_space(self.outdir, total, f"the files of {', '.join(wanted)}")
+        return tuple(
+            self._file_of(preset, reused=True)
+            if preset.name in ready
+            else self._make(preset, wanted[preset.name], path, digest)
+            for preset in chosen
         )
 
     def _is_ready(self, preset: Preset, base_sha256: str) -> bool:
@@ -436,8 +501,7 @@ class _Run(AbstractContextManager["_Run"]):
             "imatrix_sha256": None if options.imatrix is None else files.sha256_file(options.imatrix),
         }
 
-    def _make(self, preset: Preset, base: Path, base_sha256: str) -> QuantizedFile:
-        recipe = ask(self.toolchain, gguf_file.read_all(base), preset, self.settings.options)
+    def _make(self, preset: Preset, recipe: Recipe, base: Path, base_sha256: str) -> QuantizedFile:
         staged = self.staging / gguf_file.output_name(self.name, preset.name)
         threads = self.settings.threads or hardware.usable_cores()
         made = quantize_one(self.toolchain, base, recipe, staged, threads=threads, listener=self.listener)
@@ -459,9 +523,6 @@ class _Run(AbstractContextManager["_Run"]):
         for path in made.paths:
             files.publish(path, self.outdir / path.name)
         return self._file_of(preset, reused=False)
-
-    def _reused(self, preset: Preset) -> QuantizedFile:
-        return self._file_of(preset, reused=True)
 
     def _file_of(self, preset: Preset, *, reused: bool) -> QuantizedFile:
         record = self.manifest.steps[_step_of(preset)]

@@ -70,7 +70,7 @@ class Catalogue:
     def resolve(self, names: Iterable[str]) -> list[Preset]:
         """Presets for names in any case, groups, and lists (``"q4_k_m,Q8_0"``): in order, each once.
 
-        Raises UsageProblem for a name that nothing has.
+        Raises UsageProblem for a name that nothing has, and when there is no name at all.
         """
         presets = {word.upper(): preset for preset in self.presets for word in preset.words}
         groups = {name.upper(): members for name, members in self.groups.items()}
@@ -81,6 +81,8 @@ class Catalogue:
                 if preset is None:
                     raise self._unknown(name)
                 chosen[preset.name] = preset
+        if not chosen:
+            raise UsageProblem("No preset is named.", "", "`ggq presets` lists them.")
         return list(chosen.values())
 
     def _unknown(self, name: str) -> UsageProblem:

@@ -18,6 +18,7 @@ from ggq.errors import OutputProblem
 from ggq.progress import Listener, silent
 
 SCHEMA_VERSION = 1
+MANIFEST_SUFFIX = ".ggq.json"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,29 @@ def test_a_file_that_stands_in_the_way_stays(example: Path, tmp_path: Path) -> N
     with pytest.raises(OutputProblem, match="exists already"):
         pipeline.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, UNVERIFIED)
     assert mine.read_text() == "mine"
+
+
+def test_a_preset_with_the_bases_name_is_refused_before_any_work(example: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageProblem, match="overwritten by itself"):
+        pipeline.convert_and_quantize(str(example), ["bf16", "q8_0"], tmp_path, Settings(outtype="bf16"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_the_users_with_the_bases_name_is_not_removed(example: Path, tmp_path: Path) -> None:
+    pipeline.convert_and_quantize(str(example), ["Q8_0"], tmp_path, UNVERIFIED)
+    mine = tmp_path / "tiny-llama-BF16.gguf"
+    mine.write_text("mine")
+    again = pipeline.convert_and_quantize(str(example), ["Q8_0"], tmp_path, UNVERIFIED)
+    assert again.files[0].reused and mine.read_text() == "mine"
+
+
+def test_the_records_beside_a_checkpoint_are_no_part_of_it(stories: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(stories, folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    for reused in (False, True):
+        made = pipeline.convert_and_quantize(str(folder), ["Q8_0"], folder, UNVERIFIED)
+        assert made.files[0].reused is reused
 
 
 def test_dry_run_sizes_are_exact_and_nothing_is_written(base_gguf: Path, tmp_path: Path) -> None:

@@ -52,7 +52,11 @@ def test_groups() -> None:
 
 def test_names_in_any_case_lists_and_aliases_each_once_in_order() -> None:
     assert names("q8_0", "Q4_K_M,q6_k Q8_0", "q4_k") == ["Q8_0", "Q4_K_M", "Q6_K"]
-    assert names() == []
+
+
+def test_no_name_is_no_wish() -> None:
+    with pytest.raises(UsageProblem, match="No preset is named"):
+        names(" ,")
 
 
 @pytest.mark.parametrize(

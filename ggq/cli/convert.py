@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
 from ggq import checkpoint, files, hub, pipeline
+from ggq.cli.download import show_preview
 from ggq.cli.options import (
     dry_run_option,
     force_option,
@@ -31,7 +33,9 @@ from ggq.reference import parse_reference
 
 @click.command(short_help="Convert a checkpoint to a GGUF, and prove it.")
 @click.argument("src", metavar="SRC")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: ./NAME-TYPE.gguf.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: ./NAME-TYPE.gguf."
+)
 @outtype_option("bf16", "f16", "f32", "q8_0")
 @click.option("--mmproj", is_flag=True, help="Convert the multimodal projector instead of the text model.")
 @verify_option
@@ -63,11 +67,16 @@ def convert(
     """
     ref = parse_reference(src, revision)
     if ref.kind == "gguf":
-        raise UsageProblem(f"{src} is a GGUF already.", "", f"Quantize it: ggq quantize {src}")
+        raise UsageProblem(f"{src} is a GGUF already.", "", f"Quantize it: ggq quantize {shlex.quote(src)}")
     source = None
     folder = ref.path
     with out.progress() as listener:
         if folder is None:
+            if dry_run:
+                ahead = hub.preview(ref, offline=offline, listener=listener)
+                if ahead.needed_bytes:
+                    show_preview(out, ahead)
+                    return
             fetched = hub.download(ref, offline=offline, listener=listener)
             folder = fetched.folder
             source = SourceInfo(fetched.repo_id, fetched.commit)
@@ -86,7 +95,7 @@ def convert(
     out.result(made)
     _show(out, made)
     if not mmproj:
-        out.hint(f"next: ggq quantize {made.output}")
+        out.hint(f"next: ggq quantize {shlex.quote(str(made.output))}")
 
 
 def _show_plan(out: Output, output: Path, given: checkpoint.Checkpoint, kind: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -27,7 +28,9 @@ from ggq.pipeline import PipelinePlan, PipelineResult, Settings
 @click.command("convert-and-quantize", short_help="Download, convert, check and quantize a model.")
 @click.argument("model")
 @preset_options
-@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), help="Default: ./NAME.")
+@click.option(
+    "--outdir", type=click.Path(path_type=Path, file_okay=False), help="Default: ./NAME, or beside a GGUF.",
+)  # fmt: skip
 @click.option("--keep-base", is_flag=True, help="Keep the 16-bit GGUF, too.")
 @outtype_option("bf16", "f16", "f32")
 @verify_option
@@ -116,6 +119,6 @@ def show_end(out: Output, result: PipelineResult) -> None:
     cosine = result.verification.get("logits_cosine")
     if cosine is not None:
         out.text(f"The base answers as the checkpoint does: cosine of their logits {cosine:.6f}.")
-    smallest = result.files[0].paths[0]
-    out.hint(f'\nrun it:      ggq run {smallest} "Once upon a time"')
-    out.hint(f"look at it:  ggq inspect {smallest}")
+    first = shlex.quote(str(result.files[0].paths[0]))
+    out.hint(f'\nrun it:      ggq run {first} "Once upon a time"')
+    out.hint(f"look at it:  ggq inspect {first}")

@@ -47,7 +47,8 @@ def download(
     ref = parse_reference(model, revision)
     with out.progress() as listener:
         if dry_run:
-            _show(hub.preview(ref, include=include, exclude=exclude, offline=offline, listener=listener), out)
+            ahead = hub.preview(ref, include=include, exclude=exclude, offline=offline, listener=listener)
+            show_preview(out, ahead)
             return
         done = hub.download(ref, include=include, exclude=exclude, offline=offline, listener=listener)
     out.result(done)
@@ -63,8 +64,8 @@ def download(
     out.hint(f"next: ggq convert {ref}")
 
 
-def _show(ahead: Preview, out: Output) -> None:
-    """The dry run: the table of files, and the sums."""
+def show_preview(out: Output, ahead: Preview) -> None:
+    """What a download would bring: the table of files, and the sums."""
     out.result(ahead)
     out.table(
         ("file", "bytes", "cached"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from typing import Any
@@ -57,7 +58,7 @@ def explain(error: Exception) -> GgqError:
         return error
     if isinstance(error, OSError) and error.errno is not None:
         where = error.filename or "A file"
-        kind = DiskFull if error.strerror == os.strerror(28) else OutputProblem
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else OutputProblem
         return kind(f"{where}: {error.strerror}.", "", "Mend that, then run the same command again.")
     if isinstance(error, MemoryError):
         return GgqError("Memory ran out.", str(error), "Close other programs, or choose a smaller model.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import textwrap
@@ -71,7 +72,7 @@ class Output:
 
     def warning(self, line: str) -> None:
         """A warning, on stderr, in every mode."""
-        click.echo(click.style("warning: ", fg="yellow") + line, err=True)
+        click.echo(_styled("warning: ", fg="yellow") + line, err=True)
 
     def hint(self, line: str) -> None:
         """The next command to type."""
@@ -79,11 +80,11 @@ class Output:
 
     def error(self, error: GgqError) -> None:
         """Three lines on stderr; with ``--json`` also an object on stdout."""
-        click.echo(click.style("error: ", fg="red", bold=True) + error.what, err=True)
+        click.echo(_styled("error: ", fg="red", bold=True) + error.what, err=True)
         if error.why:
             click.echo(error.why, err=True)
         if error.next_step:
-            click.echo(click.style("next: ", bold=True) + error.next_step, err=True)
+            click.echo(_styled("next: ", bold=True) + error.next_step, err=True)
         self.result(
             {
                 "error": {
@@ -103,6 +104,11 @@ class Output:
             yield bars
         finally:
             bars.close()
+
+
+def _styled(text: str, **style: Any) -> str:
+    """As click's, but plain with NO_COLOR (https://no-color.org), which click does not look at."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)
 
 
 def _wrapped(text: str, indent: int) -> str:

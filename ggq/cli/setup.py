@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import cast
 
@@ -52,5 +53,5 @@ def setup(backend: str, portable: bool, jobs: int | None, llama_cpp: Path | None
             f" built in {human_seconds(found.build.seconds)}."
         )
     if llama_cpp is not None:
-        out.text(f"To use it:  export GGQ_LLAMA_CPP={found.bin_dir}")
+        out.text(f"To use it:  export GGQ_LLAMA_CPP={shlex.quote(str(found.bin_dir))}")
     out.hint("Next: ggq doctor, or ggq convert-and-quantize MODEL")

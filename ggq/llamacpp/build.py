@@ -21,23 +21,11 @@ from ggq import files, hardware, process
 from ggq.errors import DiskFull, GgqError, ToolchainProblem, ToolFailed, signal_name
 from ggq.llamacpp import binding, selftest, source, toolchain
 from ggq.llamacpp.pin import cmake_hook, pin
-from ggq.llamacpp.toolchain import BuildInfo, Toolchain
+from ggq.llamacpp.toolchain import TOOLS, BuildInfo, Toolchain
 from ggq.progress import Listener, Notice, Step, silent
 
 Backend = Literal["auto", "cpu", "cuda", "metal", "vulkan"]
 
-TOOLS = (
-    "llama-quantize",
-    "llama-perplexity",
-    "llama-bench",
-    "llama-imatrix",
-    "llama-gguf-split",
-    "llama-fit-params",
-    "llama-completion",
-    "llama-tokenize",
-    "llama-server",
-    "ggml-rpc-server",
-)
 _BUILD_BYTES = 500_000_000  # objects and libraries of a CPU build, with room
 _MINIMUM_CMAKE = (3, 19)  # cmake_language(DEFER) and (EVAL)
 _LOG = "ggq-build.log"

@@ -16,6 +16,18 @@ from ggq.llamacpp.pin import pin
 
 CONVERTER = "convert_hf_to_gguf.py"
 NEEDED_TOOLS = ("llama-quantize",)
+TOOLS = (
+    "llama-quantize",
+    "llama-perplexity",
+    "llama-bench",
+    "llama-imatrix",
+    "llama-gguf-split",
+    "llama-fit-params",
+    "llama-completion",
+    "llama-tokenize",
+    "llama-server",
+    "ggml-rpc-server",
+)
 SETUP_HINT = "Run `ggq setup` (in a checkout: `make setup`); it takes some minutes, once."
 
 
@@ -124,7 +136,7 @@ def built() -> Toolchain | None:
     base = home()
     info = BuildInfo.load(base / "build.json")
     bin_dir = base / "build" / "bin"
-    if info is None or not same_commit(info.commit, pin().commit) or not _has_tools(bin_dir):
+    if info is None or not same_commit(info.commit, pin().commit) or not _has_tools(bin_dir, TOOLS):
         return None
     return Toolchain("built", bin_dir, bin_dir, base / "src", info.commit, info)
 
@@ -176,8 +188,8 @@ def _commit_of(bin_dir: Path) -> str | None:
     return None
 
 
-def _has_tools(folder: Path) -> bool:
-    return all(shutil.which(name, path=str(folder)) for name in NEEDED_TOOLS)
+def _has_tools(folder: Path, names: tuple[str, ...] = NEEDED_TOOLS) -> bool:
+    return all(shutil.which(name, path=str(folder)) for name in names)
 
 
 def _has_library(folder: Path) -> bool:

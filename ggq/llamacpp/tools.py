@@ -129,9 +129,12 @@ def supported_architectures(toolchain: Toolchain) -> tuple[str, ...]:
 
 def complete(toolchain: Toolchain, model: Path, prompt: str, tokens: int, threads: int | None = None) -> str:
     """Greedy continuation of ``prompt`` by ``tokens`` tokens, the prompt included. Raises ToolFailed."""
+    # A token is a byte of text at least, but for the few that a tokenizer adds. The model's whole context,
+    # the tool's default, would take gigabytes.
+    context = len(prompt.encode("utf-8", "surrogateescape")) + tokens + 16
     command: list[str | Path] = [
-        toolchain.tool("llama-completion"), "-m", model, "-p", prompt, "-n", str(tokens),
-        "--temp", "0", "--seed", "1", "-no-cnv", "--ctx-size", "0", "-fit", "off", "-ngl", "0",
+        toolchain.tool("llama-completion"), "-m", model, "-p", prompt, "-n", str(tokens), "--no-escape",
+        "--temp", "0", "--seed", "1", "-no-cnv", "--ctx-size", str(context), "-fit", "off", "-ngl", "0",
     ]  # fmt: skip
     if threads:
         command += ["-t", str(threads)]

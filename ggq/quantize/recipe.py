@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def ask(toolchain: Toolchain, base: GgufFile, preset: Preset, options: QuantizeO
     )
 
 
+def check(options: QuantizeOptions) -> None:
+    """What can be said of the options before there is a base. Raises UsageProblem."""
+    _check_types(options)
+    _imatrix_entries(options.imatrix)
+
+
 def _check_types(options: QuantizeOptions) -> None:
     """Raises UsageProblem for an override that llama-quantize would answer with its whole usage text."""
     named = [options.output_tensor_type, options.token_embedding_type]
@@ -103,14 +110,29 @@ def _imatrix_entries(imatrix: Path | None) -> dict[str, str | int]:
             "Make one with llama-imatrix (its GGUF format).",
         ) from error
     entries: dict[str, str | int] = {
-        "quantize.imatrix.file": str(imatrix)[:127],
+        "quantize.imatrix.file": _cut(str(imatrix)),
         "quantize.imatrix.entries_count": 0,
         "quantize.imatrix.chunks_count": 0,
     }
     datasets = matrix.metadata.get("imatrix.datasets")
     if isinstance(datasets, Array) and len(datasets):
-        entries["quantize.imatrix.dataset"] = str(datasets[0])[:127]
+        entries["quantize.imatrix.dataset"] = _cut(str(datasets[0]))
     return entries
+
+
+def _cut(text: str) -> str:
+    """What llama-quantize's field of 127 bytes holds of a text; it may end within a character."""
+    return os.fsencode(text)[:127].decode("utf-8", "surrogateescape")
+
+
+def refuse_without_imatrix(recipe: Recipe) -> None:
+    """Raises UsageProblem for a recipe that llama-quantize would refuse to make, by its own dry run."""
+    if recipe.needs_imatrix:
+        raise UsageProblem(
+            f"{recipe.preset.name} needs an importance matrix.",
+            "At so few bits the result would be garbage without one, and llama-quantize refuses.",
+            "Give one with --imatrix FILE, or choose a larger preset (`ggq presets`).",
+        )
 
 
 def refuse_quantized(base: GgufFile) -> None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggq import files, gguf_file
-from ggq.errors import GgqError, GgufProblem, ToolFailed, UsageProblem
+from ggq.errors import GgqError, GgufProblem, ToolFailed
 from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Step, silent
-from ggq.quantize.recipe import Recipe, differences
+from ggq.quantize.recipe import Recipe, differences, refuse_without_imatrix
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,7 @@ def quantize_one(
     is missing, DiskFull, ToolFailed, GgufProblem when the result differs from the recipe.
     """
     name = recipe.preset.name
-    if recipe.needs_imatrix:
-        raise UsageProblem(
-            f"{name} needs an importance matrix.",
-            "At so few bits the result would be garbage without one, and llama-quantize refuses.",
-            "Give one with --imatrix FILE, or choose a larger preset (`ggq presets`).",
-        )
+    refuse_without_imatrix(recipe)
     files.require_space(output.parent, recipe.file_bytes, f"the {name} file")
     step = f"quantize {name}"
 
@@ -94,8 +89,8 @@ def _in_words(failure: ToolFailed, output: Path, recipe: Recipe) -> GgqError:
         return ToolFailed(
             failure.command, failure.returncode, failure.tail[-2:], "Run `ggq setup --portable`."
         )
-    reason = next((line for line in reversed(failure.tail) if "failed to quantize" in line), failure.tail[-1])
-    return ToolFailed(failure.command, failure.returncode, (reason,), "Run `ggq inspect` on the base.")
+    reasons = [line for line in failure.tail if "failed to quantize" in line] or failure.tail
+    return ToolFailed(failure.command, failure.returncode, reasons[-1:], "Run `ggq inspect` on the base.")
 
 
 def _refuse_full_disk(output: Path, recipe: Recipe) -> None:

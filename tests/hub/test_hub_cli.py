@@ -21,10 +21,7 @@ CONTENT = {
     "model.safetensors": b"w" * 5000,
     "pytorch_model.bin": b"p" * 5000,
 }
-COMMAND = [
-    sys.executable, "-c", "from ggq.cli.download import download as d; from ggq.cli.errors import GgqGroup; "
-    "GgqGroup(commands=[d])(prog_name='ggq')",
-]  # fmt: skip
+COMMAND = [sys.executable, "-m", "ggq"]
 
 
 def ggq(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,8 +54,8 @@ def test_a_dry_run_says_what_would_come(hub: HubServer) -> None:
     assert run.returncode == 0, run.stderr
     rows = [line.split() for line in run.stdout.splitlines()]
     assert ["model.safetensors", "5,000", "no"] in rows
-    assert ["to", "download", "5", "kB"] in rows
-    assert ["left", "out", "1", "files,", "5", "kB"] in rows
+    assert ["to", "download", "5.00", "kB"] in rows
+    assert ["left", "out", "1", "files,", "5.00", "kB"] in rows
     assert "free disk" in run.stdout
     assert not cache_dir().exists()
     ggq("download", "org/tiny")
@@ -99,3 +96,10 @@ def test_wrong_usage_is_exit_2(hub: HubServer) -> None:
     run = ggq("download", "Qwen3-8B")
     assert run.returncode == 2
     assert "org/Qwen3-8B" in run.stderr
+
+
+def test_a_dry_run_of_a_conversion_downloads_nothing(hub: HubServer) -> None:
+    hub.add_repo("org/tiny", CONTENT)
+    run = ggq("convert", "org/tiny", "--dry-run", "--json")
+    assert json.loads(run.stdout)["needed_bytes"] == 5004
+    assert not list(cache_dir().rglob("*.safetensors"))

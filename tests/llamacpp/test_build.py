@@ -90,6 +90,7 @@ def make_home(folder: Path, patch: pytest.MonkeyPatch) -> Path:
 
     patch.setattr(toolchain, "home", lambda: folder)
     patch.setattr(build, "TOOLS", TOOLS)
+    patch.setattr(toolchain, "TOOLS", TOOLS)
     patch.setattr(source, "fetch", fetch)
     patch.setattr(binding, "install", lambda *arguments: None)
     return folder
@@ -102,10 +103,11 @@ def flags_of_each_build(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[tup
 
     def compile_(home: Path, flags: tuple[str, ...], jobs: int | None, listener: Listener) -> str:
         noted.append(flags)
-        tool = home / "build" / "bin" / "llama-quantize"
-        tool.parent.mkdir(parents=True, exist_ok=True)
-        tool.write_text("#!/bin/sh\n")
-        tool.chmod(0o755)
+        for name in TOOLS:
+            tool = home / "build" / "bin" / name
+            tool.parent.mkdir(parents=True, exist_ok=True)
+            tool.write_text("#!/bin/sh\n")
+            tool.chmod(0o755)
         return "GNU 12.2.0"
 
     monkeypatch.setattr(build, "_compile", compile_)

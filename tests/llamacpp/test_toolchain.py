@@ -28,7 +28,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def put_tools(bin_dir: Path, version: str = f"version: 0.5.0 (build 0, commit {pin().commit})") -> Path:
     """Programs with llama.cpp's names that only tell their version, on stderr as the real ones do."""
     bin_dir.mkdir(parents=True)
-    for name in ("llama-quantize", "llama-completion"):
+    for name in toolchains.TOOLS:
         (bin_dir / name).write_text(f"#!/bin/sh\necho '{version}' >&2\n")
         (bin_dir / name).chmod(0o755)
     return bin_dir
@@ -103,6 +103,7 @@ def test_a_named_build_without_a_converter_says_so_only_when_it_is_needed(tmp_pa
 
 def test_a_tool_that_is_missing_is_named(tmp_path: Path) -> None:
     found = toolchains.find(put_tools(tmp_path / "bin"))
+    (tmp_path / "bin" / "llama-bench").unlink()
     with pytest.raises(ToolchainProblem, match="llama-bench is missing"):
         found.tool("llama-bench")
 
