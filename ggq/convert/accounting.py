@@ -2,8 +2,9 @@
 
 The rule: elements of the checkpoint's tensors = elements of the GGUF's, with these exceptions. Buffers, and
 weights of parts that a text model does not have, count for nothing in the checkpoint; tables that the
-reckons from the config count for nothing in the GGUF. An output head may be on one side only, when the other
-one uses the embedding for it; and rows of the embedding that belong to no token may be left out or added.
+converter reckons from the config count for nothing in the GGUF. An output head may be on one side only, when
+the other one uses the embedding for it; and rows of the embedding that belong to no token may be left out or
+added.
 """
 
 from __future__ import annotations

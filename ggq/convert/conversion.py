@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ggq import __version__, checkpoint, files, gguf_file, hardware, process
 from ggq.checkpoint import Checkpoint
-from ggq.convert import failures, gaps, view
+from ggq.convert import failures, gaps, tokenizer_model, view
 from ggq.convert.accounting import account
 from ggq.convert.verification import Findings, Verification, judge
 from ggq.convert.view import SourceInfo
@@ -101,8 +101,8 @@ def convert(
 ) -> Conversion:
     """Convert a checkpoint folder to one GGUF, and hold it against the checkpoint.
 
-    ``verify``: see ``verify()``. ``on_written`` is called once, from another thread, with the staged file when
-    it is complete and its checks begin. The output gets its name only whole and only when it passed them.
+    ``verify``: see ``verify()``. ``on_written`` is called once, from another thread, with the staged file
+    when it is complete and its checks begin. The output gets its name only whole, and only when it passed.
 
     Raises CheckpointProblem, ConversionProblem, UsageProblem, OutputProblem, DiskFull, ToolchainProblem.
     """
@@ -122,7 +122,8 @@ def convert(
         child.run(convert=True, level=level, on_written=on_written)
         made = gguf_file.read(staged)
         verification = child.judged(level, made)
-        _remark(given, made, verification, listener)
+        if not mmproj:
+            _remark(given, made, verification, listener)
         files.publish(staged, output)
     return Conversion(
         output=output,
@@ -251,6 +252,7 @@ class _Child:
             "full": level == "full",
             "mmproj": self._mmproj,
             "bin_weights": self._given.weight_format == "bin",
+            "has_tokenizer_model": tokenizer_model.MODEL in self._given.tokenizer_files,
             "arguments": gaps.options(self._given.architectures[0], names),
             "metadata": {"general.quantized_by": f"ggq {__version__}"},
             "repo_id": self._source.repo_id if self._source else "",
@@ -284,10 +286,8 @@ class _Child:
         elif kind == "written":
             if self._on_written is not None:
                 self._on_written(self._gguf)
-        elif kind == "pre_tokenizer":
-            self._listener(
-                Notice(f"The tokenizer's vocabulary is new to llama.cpp; it splits as {event['name']} does.")
-            )
+        elif kind == "remark":
+            self._listener(Notice(event["text"]))
         else:
             self._found[kind] = event
 

@@ -105,7 +105,7 @@ _REFUSED: Mapping[str, Callable[[Checkpoint, str], GgqError]] = {
 def _pre_tokenizer(checkpoint: Checkpoint, _: re.Match[str]) -> GgqError:
     return CheckpointProblem(
         f"The tokenizer of {checkpoint.path} is not one that llama.cpp knows.",
-        "A byte-level BPE tokenizer is known by what it makes of a test text, or by its splitting rules "
+        "A byte-level BPE tokenizer is known by what it makes of a test text or by its splitting rules "
         f"(pre-tokenizer); {checkpoint.tokenizer_class or 'this one'} is known by neither.",
         "Check that the tokenizer's files belong to this model, or look for a newer llama.cpp that knows it.",
     )
@@ -142,6 +142,14 @@ def _unreadable_pickle(checkpoint: Checkpoint, found: re.Match[str]) -> GgqError
         f"The weights of {checkpoint.path} cannot be read.",
         f"{checkpoint.weight_files[0].name}: {_short(found[1])}.",
         "Download the model again, in safetensors if it has them.",
+    )
+
+
+def _old_pickle(checkpoint: Checkpoint, _: re.Match[str]) -> GgqError:
+    return CheckpointProblem(
+        f"The weights of {checkpoint.path} are in the format of PyTorch before 1.6.",
+        f"{checkpoint.weight_files[0].name}: the converter reads safetensors and the form of today.",
+        "Look for the model in safetensors, or load it with transformers and save it again.",
     )
 
 
@@ -205,6 +213,7 @@ def _disk(_: Checkpoint, __: re.Match[str]) -> GgqError:
 
 
 _PATTERNS: Sequence[tuple[str, Callable[[Checkpoint, re.Match[str]], GgqError]]] = (
+    (r"mmap can only be used with files saved with", _old_pickle),
     (r"No space left on device|\[Errno 28\]|wrote \d+ bytes, expected|Disk quota exceeded", _disk),
     (r"^MemoryError.*|not enough memory|Cannot allocate memory", _memory),
     (r"pre-tokenizer was not recognized", _pre_tokenizer),

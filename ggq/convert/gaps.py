@@ -31,7 +31,7 @@ def missing_keys(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[st
     model_type = config.get("model_type", known.get("model_type"))
     found: dict[str, Any] = {}
     for gap in _table()["key"]:
-        if model_type in gap["model_types"] and config.get(gap["key"]) is None:
+        if model_type in gap["model_types"] and config.get(gap["key"]) is None and _has_layers(known, gap):
             value = (
                 gap["value"] if "value" in gap else _follow(known, gap["from"], gap.get("default", _ABSENT))
             )
@@ -64,6 +64,11 @@ def pre_tokenizer(tokenizer: Mapping[str, Any]) -> str | None:
         return None
     rules = [step.get("pattern", {}).get("Regex") for step in splits]
     return next((known["name"] for known in _table()["pre_tokenizer"] if known["rules"] == rules), None)
+
+
+def _has_layers(known: Mapping[str, Any], gap: Mapping[str, Any]) -> bool:
+    kind = gap.get("if_all_layers_are")
+    return kind is None or set(known.get("layer_types") or ()) == {kind}
 
 
 def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:

@@ -1,19 +1,21 @@
 """What transformers makes of a checkpoint: its logits, computed in float32 from weights of 16 bits.
 
-Runs in the child process only (ggq.convert.child). The weights stay where safetensors maps them, in their own
-type; each module sees them widened to float32 while it computes. So the reference adds no rounding of its own
-to what is compared, and costs the memory of the largest module rather than of a second model.
+Runs in the child process only (ggq.convert.child). The large weights stay where safetensors maps them, in
+their own type, and are widened to float32 while they are multiplied. So the reference adds no rounding of its
+own to what is compared, and costs little memory besides the file's pages.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 # Rows of a matrix that are widened at once: they stay in the CPU's cache.
 _ROWS = 256
+# Weights of other modules than products and look-ups (norms, convolutions, small experts) are widened for
+# good, up to this many elements: 64 MB. Fused experts are larger.
+_SMALL = 1 << 24
 
 
 def load_model(folder: Path, architecture: str) -> Any:
@@ -33,50 +35,53 @@ def load_model(folder: Path, architecture: str) -> Any:
 
 
 def logits(model: Any, tokens: Sequence[int]) -> Any:
-    """Logits at every position of ``tokens``: a float32 array, positions × vocabulary."""
+    """Logits at every position of ``tokens``: a float32 array, positions × vocabulary.
+
+    The model computes in float32 from then on.
+    """
     import torch
 
     threads = torch.get_num_threads()
     # Products this small lose more to waiting for each other than a second thread gains.
     torch.set_num_threads(1)
+    _widen(model)
+    inputs = torch.tensor([list(tokens)])
     try:
-        with _Widened(model), torch.inference_mode():
-            return model(torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
+        with torch.inference_mode():
+            try:
+                found = model(inputs, use_cache=False)
+            except RuntimeError:
+                # A model that multiplies by the weight of a Linear itself (Mamba) meets two types.
+                found = model.float()(inputs, use_cache=False)
+            return found.logits[0].float().numpy()
     finally:
         torch.set_num_threads(threads)
 
 
-class _Widened:
-    """While it lasts, every module of a model computes in float32."""
+def _widen(model: Any) -> None:
+    """Have every module of a model compute in float32."""
+    import torch
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._undo: list[Callable[[], Any]] = []
-
-    def __enter__(self) -> None:
-        import torch
-
-        for module in self._model.modules():
-            own = [weight for weight in module._parameters.values() if weight is not None]
-            if all(weight.dtype == torch.float32 for weight in own):
-                continue
-            if type(module) is torch.nn.Linear:
-                module.forward = _linear(module)
-                self._undo.append(functools.partial(delattr, module, "forward"))
-            elif isinstance(module, torch.nn.Embedding):
-                # Only a few rows are looked up: they are widened afterwards.
-                self._hook(module.register_forward_hook(lambda _module, _inputs, rows: rows.float()))
-            else:
-                widening = _Widening(own)
-                self._hook(module.register_forward_pre_hook(widening.begin))
-                self._hook(module.register_forward_hook(widening.end))
-
-    def __exit__(self, *exception: object) -> None:
-        for undo in self._undo:
-            undo()
-
-    def _hook(self, handle: Any) -> None:
-        self._undo.append(handle.remove)
+    for module in model.modules():
+        own = [
+            weight
+            for weight in module._parameters.values()
+            if weight is not None and weight.dtype in (torch.float16, torch.bfloat16)
+        ]
+        if not own:
+            continue
+        if type(module) is torch.nn.Linear:
+            module.forward = _linear(module)
+        elif isinstance(module, torch.nn.Embedding):
+            # Only a few rows are looked up: they are widened afterwards.
+            module.register_forward_hook(lambda _module, _inputs, rows: rows.float())
+        elif sum(weight.numel() for weight in own) <= _SMALL:
+            for weight in own:
+                weight.data = weight.data.float()
+        else:
+            widening = _Widening(own)
+            module.register_forward_pre_hook(widening.begin)
+            module.register_forward_hook(widening.end)
 
 
 class _Widening:
@@ -89,8 +94,7 @@ class _Widening:
     def begin(self, _module: Any, _inputs: Any) -> None:
         self._narrow = [weight.data for weight in self._weights]
         for weight in self._weights:
-            if weight.dtype.is_floating_point:
-                weight.data = weight.data.float()
+            weight.data = weight.data.float()
 
     def end(self, _module: Any, _inputs: Any, _output: Any) -> None:
         for weight, narrow in zip(self._weights, self._narrow, strict=True):

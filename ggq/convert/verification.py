@@ -20,7 +20,7 @@ class Verification:
     """What was checked. Counts are of parameters (elements of tensors).
 
     ``level``: off, sampled or full (``full``: every value was looked at for NaN and infinity, not 64 rows of
-    each tensor); ``tokenizer_strings``: how many texts gave transformers' own token ids; ``logits_cosine``:
+    each tensor); ``tokenizer_strings``: how many texts were tokenized alike; ``logits_cosine``:
     mean over ``positions``, with the ``lowest_cosine`` and the share of positions whose best token agrees. A
     check that could not be made says why in ``tokenizer_why_not`` and ``why_not``.
     """
@@ -71,9 +71,14 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
                 "Report this, with the model's name; --verify off keeps the file as it is.",
             )
         warnings.append(f"{text}; the logits agree all the same")
+    if found.tokenizer.get("by_sentencepiece"):
+        warnings.append(
+            f"in {found.tokenizer['by_sentencepiece']} of {found.tokenizer['strings']} texts transformers' "
+            "ids are not those of SentencePiece itself; the GGUF has SentencePiece's"
+        )
     if found.tokenizer.get("specials"):
         warnings.append(
-            "the tokens that begin or end a text differ: transformers makes "
+            "the tokens that are put before and after a text differ: transformers has "
             f"{_ends(found.tokenizer['specials']['transformers'])}, the GGUF "
             f"{_ends(found.tokenizer['specials']['gguf'])}"
         )
@@ -141,8 +146,8 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _ends(ids: list[int]) -> str:
-    return f"{ids[:2]} ... {ids[-2:]}"
+def _ends(ids: list[list[int]]) -> str:
+    return " and ".join(str(part[:4]) if part else "none" for part in ids)
 
 
 def _sentence(text: str) -> str:

@@ -6,7 +6,9 @@ For ggq's child process: llama.cpp ends the process where it finds a file imposs
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import functools
+from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +16,9 @@ from typing import Any
 from ggq.errors import GgufProblem
 from ggq.llamacpp import binding
 from ggq.llamacpp.toolchain import Toolchain
+
+# What llama.cpp calls must not be collected while it is loaded.
+_CALLBACKS: list[Any] = []
 
 
 class Witness:
@@ -24,9 +29,8 @@ class Witness:
         """Raises ToolchainProblem, and GgufProblem with llama.cpp's reason when it refuses the file."""
         self._lib = binding.load(toolchain)
         self._threads = threads
-        self._words: list[str] = []
-        self._log = self._lib.llama_log_callback(self._keep)  # a reference, or it would be collected
-        self._lib.llama_log_set(self._log, ctypes.c_void_p(0))
+        words = _words(self._lib)
+        words.clear()
         self._lib.llama_backend_init()
         settings = self._lib.llama_model_default_params()
         settings.n_gpu_layers = 0
@@ -34,7 +38,7 @@ class Witness:
         if not self._model:
             raise GgufProblem(
                 f"llama.cpp does not load {model.name}.",
-                self._reason(),
+                _reason(words),
                 "Report this, with the model's name.",
             )
         self._vocab = self._lib.llama_model_get_vocab(self._model)
@@ -46,15 +50,6 @@ class Witness:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lib.llama_model_free(self._model)
-
-    def _keep(self, _level: int, text: bytes, _data: Any) -> None:
-        self._words.append(text.decode("utf-8", "replace").strip())
-
-    def _reason(self) -> str:
-        """The cause among llama.cpp's words: it logs the exception that ended the load."""
-        found = [words.split("error loading model: ", 1) for words in self._words]
-        reasons = [parts[-1].strip() for parts in found if len(parts) > 1]
-        return f"{reasons[0]}." if reasons else "It gave no reason."
 
     @property
     def has_tokenizer(self) -> bool:
@@ -113,6 +108,27 @@ class Witness:
             lib.llama_batch_free(batch)
             if context:
                 lib.llama_free(context)
+
+
+@functools.cache
+def _words(lib: Any) -> deque[str]:
+    """llama.cpp's log from now on: what it prints would go to stderr otherwise."""
+    words: deque[str] = deque(maxlen=1000)
+
+    @lib.llama_log_callback  # type: ignore[untyped-decorator]
+    def keep(_level: int, text: bytes, _data: Any) -> None:
+        words.append(text.decode("utf-8", "replace").strip())
+
+    lib.llama_log_set(keep, ctypes.c_void_p(0))
+    _CALLBACKS.append(keep)
+    return words
+
+
+def _reason(words: Iterable[str]) -> str:
+    """The cause among llama.cpp's words: it logs the exception that ended the load."""
+    found = [line.split("error loading model: ", 1) for line in words]
+    reasons = [parts[1].rstrip(".") for parts in found if len(parts) > 1]
+    return f"{reasons[0]}." if reasons else "It gave no reason."
 
 
 def _cannot_evaluate(why: str) -> GgufProblem:
