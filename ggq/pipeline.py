@@ -352,10 +352,9 @@ class _ConvertedBase:
     def keep(self) -> Path:
         """Leave the base beside the outputs, for good: later runs without ``keep_base`` spare it."""
         self.ensure()
-        manifest = self._run.manifest
         if not self.findings.get(KEPT):
-            record = manifest.steps[self.STEP]
-            manifest.record(self.STEP, replace(record, findings={**record.findings, KEPT: True}))
+            record = self._run.manifest.steps[self.STEP]
+            self._run.record(self.STEP, replace(record, findings={**record.findings, KEPT: True}))
         return self.path
 
     def remove(self) -> None:
@@ -371,20 +370,19 @@ class _ConvertedBase:
         staged = run.staging / self._name
         # Digests are taken beside the work: of the checkpoint while the converter starts, of the GGUF while
         # it is checked.
-        with ThreadPoolExecutor(max_workers=1) as background:
-            inputs = None if self._inputs is not None else background.submit(self._given.digests)
-            digests: list[Future[str]] = []
+        inputs = None if self._inputs is not None else run.background.submit(self._given.digests)
+        digests: list[Future[str]] = []
 
-            def digest(written: Path) -> None:
-                digests.append(background.submit(_digest_and_close, written.open("rb")))
+        def digest(written: Path) -> None:
+            digests.append(run.background.submit(_digest_and_close, written.open("rb")))
 
-            made = convert(
-                self._given.folder, staged, outtype=self._outtype, verify=run.settings.verify,
-                source=self._given.source, toolchain=run.toolchain, listener=run.listener, on_written=digest,
-            )  # fmt: skip
-            if inputs is not None:
-                self._inputs = inputs.result()
-            output = OutputFile(self._name, made.file_bytes, digests[0].result())
+        made = convert(
+            self._given.folder, staged, outtype=self._outtype, verify=run.settings.verify,
+            source=self._given.source, toolchain=run.toolchain, listener=run.listener, on_written=digest,
+        )  # fmt: skip
+        if inputs is not None:
+            self._inputs = inputs.result()
+        output = OutputFile(self._name, made.file_bytes, digests[0].result())
         assert self._inputs is not None
         record = StepRecord(
             inputs=self._inputs,
@@ -395,7 +393,7 @@ class _ConvertedBase:
             peak_memory_bytes=made.peak_memory_bytes,
             findings=asdict(made.verification) | {"completed_keys": dict(made.completed_keys)},
         )
-        run.manifest.record(self.STEP, record)
+        run.record(self.STEP, record)
         files.publish(staged, self.path)
         return output.sha256
 
@@ -418,7 +416,9 @@ class _Run(AbstractContextManager["_Run"]):
             stack.enter_context(files.lock(files.make_folder(self.outdir)))
             self.staging = stack.enter_context(files.staging(self.outdir))
             self.manifest = Manifest(self.outdir / f"{self.name}{MANIFEST_SUFFIX}")
-            self.manifest.environment = environment(self.toolchain)
+            # For what only the record needs: digests, and the machine, which takes a second to describe.
+            self.background = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+            self._environment = self.background.submit(environment, self.toolchain)
             self._held = stack.pop_all()
         for caveat in self.toolchain.caveats:
             self.listener(Notice(caveat, "warning"))
@@ -426,6 +426,11 @@ class _Run(AbstractContextManager["_Run"]):
 
     def __exit__(self, *exception: Any) -> None:
         self._held.close()
+
+    def record(self, step: str, record: StepRecord) -> None:
+        """Write a finished step down. Raises OutputProblem, DiskFull."""
+        self.manifest.environment = self._environment.result()
+        self.manifest.record(step, record)
 
     def own(self, model: Mapping[str, Any]) -> None:
         """Say whose files these are. Raises OutputProblem when they are another model's of the same name."""
@@ -519,7 +524,7 @@ class _Run(AbstractContextManager["_Run"]):
             },
         )
         self.manifest.claim(tuple(path.name for path in made.paths), force=self.settings.force)
-        self.manifest.record(_step_of(preset), record)
+        self.record(_step_of(preset), record)
         for path in made.paths:
             files.publish(path, self.outdir / path.name)
         return self._file_of(preset, reused=False)

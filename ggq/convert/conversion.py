@@ -245,7 +245,9 @@ class _Child:
             "architecture": self._given.architectures[0],
             "source_dir": str(self._toolchain.converter.parent),
             "lib_dir": str(self._toolchain.lib_dir),
-            "threads": hardware.usable_cores(),
+            # llama.cpp's threads wait for each other: where another program takes a core from one of them, all
+            # stand still, and a short prompt is not worth that.
+            "threads": max(1, hardware.usable_cores() // 2),
             "convert": convert,
             "check": level != "off",
             "logits": not why_not,
