@@ -119,6 +119,7 @@ def show_end(out: Output, result: PipelineResult) -> None:
     cosine = result.verification.get("logits_cosine")
     if cosine is not None:
         out.text(f"The base answers as the checkpoint does: cosine of their logits {cosine:.6f}.")
-    first = shlex.quote(str(result.files[0].paths[0]))
-    out.hint(f'\nrun it:      ggq run {first} "Once upon a time"')
-    out.hint(f"look at it:  ggq inspect {first}")
+    usual = [file for file in result.files if file.preset in pipeline.DEFAULT_PRESETS]
+    shown = shlex.quote(str((usual or result.files)[0].paths[0]))
+    out.hint(f'\nrun it:      ggq run {shown} "Once upon a time"')
+    out.hint(f"look at it:  ggq inspect {shown}")

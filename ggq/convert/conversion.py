@@ -229,7 +229,8 @@ class _Child:
             raise failures.explain(self._given, self._found["failed"])
         if done.returncode != 0:
             if done.returncode == -9 and self._phase == "reference":
-                self._found["logits"] = {"why_not": "transformers was killed: memory ran out"}
+                why_not = "transformers was killed, as the kernel does when memory runs out"
+                self._found |= {"logits": {"why_not": why_not}, "tokenizer": {"why_not": why_not}}
                 return
             raise failures.died(self._phase, done.returncode, done.stderr)
 
@@ -245,8 +246,8 @@ class _Child:
             "architecture": self._given.architectures[0],
             "source_dir": str(self._toolchain.converter.parent),
             "lib_dir": str(self._toolchain.lib_dir),
-            # llama.cpp's threads wait for each other: where another program takes a core from one of them, all
-            # stand still, and a short prompt is not worth that.
+            # llama.cpp's threads wait for each other: where another program takes a core from one of them,
+            # all stand still, and a short prompt is not worth that.
             "threads": max(1, hardware.usable_cores() // 2),
             "convert": convert,
             "check": level != "off",
