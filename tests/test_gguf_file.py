@@ -221,9 +221,11 @@ def test_a_header_that_would_fill_memory_is_refused_before_it_is_read(tmp_path: 
 
 
 def test_files_that_are_not_there_or_not_files(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent.gguf", tmp_path):
-        with pytest.raises(GgufProblem, match="cannot be read"):
-            read(path)
+    with pytest.raises(GgufProblem, match="cannot be read"):
+        read(tmp_path / "absent.gguf")
+    with pytest.raises(GgufProblem, match="is a folder") as raised:
+        read(tmp_path)
+    assert "ggq convert" in raised.value.next_step
 
 
 def test_mutated_headers_are_read_or_refused_and_cost_no_memory(tiny: Path, tmp_path: Path) -> None:
