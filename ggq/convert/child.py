@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -68,7 +69,7 @@ class Job:
 
 
 class Refused(Exception):
-    """Something known to fail, found before it was tried. ``report`` says what."""
+    """Something known to fail, found before it was tried. ``kind``: a key of ``failures``' own words."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -115,7 +116,13 @@ def _reporting(phase: str) -> Iterator[None]:
     except Refused as refused:
         _fail(phase, kind=refused.kind, text=str(refused), where="")
     except GgqError as problem:
-        _fail(phase, kind="GgqError", text=f"{problem.what} {problem.why}", where="")
+        _fail(
+            phase,
+            kind=type(problem).__name__,
+            text=problem.why,
+            what=problem.what,
+            next_step=problem.next_step,
+        )
     except Exception as error:
         _fail(phase, kind=type(error).__name__, text=str(error), where="")
 
@@ -203,12 +210,12 @@ def _metadata(job: Job) -> dict[str, Any]:
             {"name": name, "organization": owner, "repo_url": page, "url": f"{page}/tree/{job.commit}"}
         ]
     name = str(metadata.get("general.name", Path(job.view).name))
-    if "phi3" in name.lower() or "phi-3" in name.lower():
+    if re.search("phi-?3", name, re.IGNORECASE):
         # llama.cpp knows Phi-3's tokenizer by the model's name, and does not load a file of that name without
         # these tokens (llama-vocab.cpp, "set attributes by model/tokenizer/architecture name").
         tokenizer, _ = _tokenizer(Path(job.view))
         if tokenizer is None or not {"</s>", "<unk>", "<s>", "<|endoftext|>"} <= set(tokenizer.get_vocab()):
-            metadata["general.name"] = "Phi 3" + name.lower().replace("phi-3", "phi3").split("phi3", 1)[1]
+            metadata["general.name"] = re.sub("phi-?3", "Phi 3", name, flags=re.IGNORECASE)
     return metadata
 
 
@@ -231,7 +238,8 @@ def _check(job: Job) -> None:
         gc.collect()  # the model, whose modules refer to each other in circles: its file is unmapped
     say("phase", name="witness")
     toolchain = Toolchain("named", Path(job.lib_dir), Path(job.lib_dir), Path(job.source_dir), None)
-    with Witness(toolchain, Path(job.gguf), job.threads) as witness:
+    # Without its weights llama.cpp still checks that each tensor is there and has the shape that it expects.
+    with Witness(toolchain, Path(job.gguf), job.threads, weights=expected is not None) as witness:
         own = _sentencepiece(Path(job.view)) if job.has_tokenizer_model else None
         say("tokenizer", **_compare_tokens(tokenizer, no_tokenizer, own, witness))
         if expected is not None:

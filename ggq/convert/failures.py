@@ -9,15 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ggq.checkpoint import Checkpoint
-from ggq.errors import CheckpointProblem, ConversionProblem, GgqError, signal_name
+from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull, GgqError, signal_name
 
 _CODE = "Find a checkpoint of this model in safetensors, or one that transformers knows without extra code."
 _REPORT = "Report this, with the model's name; GGQ_DEBUG=1 and -v show what the converter printed."
 
 
 def explain(checkpoint: Checkpoint, report: Mapping[str, Any]) -> GgqError:
-    """The child's own report of a failure. Keys: phase, kind (an exception's type), text, where."""
+    """The child's own report of a failure. Keys: phase, kind (an exception's type), text, and where in the
+    converter; of a GgqError its what, text (the why) and next_step."""
     kind, text = str(report["kind"]), str(report["text"])
+    if "what" in report:
+        return ConversionProblem(str(report["what"]), text, str(report["next_step"]))
     if kind in _REFUSED:
         return _REFUSED[kind](checkpoint, text)
     for pattern, in_words in _PATTERNS:
@@ -203,8 +206,6 @@ def _memory(_: Checkpoint, found: re.Match[str]) -> GgqError:
 
 
 def _disk(_: Checkpoint, __: re.Match[str]) -> GgqError:
-    from ggq.errors import DiskFull
-
     return DiskFull(
         "The disk became full during the conversion.",
         "What was written is removed again.",

@@ -37,7 +37,7 @@ def load_model(folder: Path, architecture: str) -> Any:
 def logits(model: Any, tokens: Sequence[int]) -> Any:
     """Logits at every position of ``tokens``: a float32 array, positions × vocabulary.
 
-    The model computes in float32 from then on.
+    The model computes in float32 from then on. Raises LookupError when it makes no such logits.
     """
     import torch
 
@@ -53,9 +53,12 @@ def logits(model: Any, tokens: Sequence[int]) -> Any:
             except RuntimeError:
                 # A model that multiplies by the weight of a Linear itself (Mamba) meets two types.
                 found = model.float()(inputs, use_cache=False)
-            return found.logits[0].float().numpy()
     finally:
         torch.set_num_threads(threads)
+    made = getattr(found, "logits", None)
+    if made is None or made.ndim != 3:
+        raise LookupError(f"{type(model).__name__} gives no logits of a next token")
+    return made[0].float().numpy()
 
 
 def _widen(model: Any) -> None:

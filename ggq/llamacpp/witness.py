@@ -25,8 +25,11 @@ class Witness:
     """A loaded model. Its weights are mapped, so that they cost file pages, and its arithmetic is llama.cpp's
     own for their types; the attention's cache is kept in float32, so that it adds no rounding."""
 
-    def __init__(self, toolchain: Toolchain, model: Path, threads: int) -> None:
-        """Raises ToolchainProblem, and GgufProblem with llama.cpp's reason when it refuses the file."""
+    def __init__(self, toolchain: Toolchain, model: Path, threads: int, *, weights: bool = True) -> None:
+        """``weights``: load them; without them only tokens can be asked for, and no memory is taken.
+
+        Raises ToolchainProblem, and GgufProblem with llama.cpp's reason when it refuses the file.
+        """
         self._lib = binding.load(toolchain)
         self._threads = threads
         words = _words(self._lib)
@@ -34,6 +37,9 @@ class Witness:
         self._lib.llama_backend_init()
         settings = self._lib.llama_model_default_params()
         settings.n_gpu_layers = 0
+        if not weights:
+            settings.no_alloc = True
+            settings.load_mode = self._lib.LLAMA_LOAD_MODE_NONE
         self._model = self._lib.llama_model_load_from_file(str(model).encode(), settings)
         if not self._model:
             raise GgufProblem(

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ggq import hardware
 from ggq.convert import Verification, child, convert
 from ggq.errors import GgqError
 from ggq.llamacpp import toolchain as toolchains
@@ -155,6 +156,13 @@ CASES: Sequence[Case] = (
         tested=False,
     ),
     _case("Phi", "gpt2", {**MHA, "intermediate_size": 1024}, tested=False),
+    _case(
+        "Phi",
+        "gpt2",
+        MHA,
+        name="Phi, another width",
+        refused="llama.cpp does not load base.gguf. check_tensor_dims",
+    ),
     _case(
         "Phi3",
         "mistral-v3",
@@ -378,7 +386,8 @@ def _run(case: Case, work: Path, tokenizers: Path, toolchain: Toolchain) -> Row:
             listener=lambda event: remarks.append(event.text) if hasattr(event, "text") else None,
         )  # fmt: skip
     except GgqError as problem:
-        return Row(case, f"{problem.what} {problem.why}", remarks=tuple(remarks))
+        outcome = f"{problem.what} {problem.why}".replace(f"{folder.parent}/", "")
+        return Row(case, outcome, remarks=tuple(remarks))
     quantized = {}
     for preset in QUANTIZED:
         tools.quantize(toolchain, base, work / f"{preset}.gguf", preset, threads=1)
@@ -407,18 +416,20 @@ def main() -> None:
 
     tokenizers = Path(__file__).parents[2].parent / "shared" / "data" / "tokenizers"
     toolchain = toolchains.find()
+    machine = hardware.describe()
     rows = run_all(CASES, tokenizers, toolchain)
     say = sys.stdout.write
     say(_HEAD)
     say(
-        f"Machine: {platform.system()} {platform.machine()}; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"Made on: {machine.cpu}, {machine.usable_cores} cores, {machine.system}; Python "
+        f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"llama.cpp {toolchain.commit}.\n\n"
     )
     say("| case | tokenizer | weights | result | base | lowest | Q8_0 | Q4_K_M |\n")
     say("| --- | --- | --- | --- | ---: | ---: | ---: | ---: |\n")
     for row in rows:
         say(_line(row))
+    say(_FOOT)
 
 
 _HEAD = """# Architectures that were tried
@@ -434,6 +445,12 @@ the converter, which fails or is wrong without it. "refused": with these words, 
 """
 
 
+_FOOT = """
+(1) The checkpoint has a tokenizer.model and no tokenizer.json, and for some texts (runs of spaces, mostly)
+transformers 5 makes other ids of it than SentencePiece itself does. The GGUF has SentencePiece's.
+"""
+
+
 def _line(row: Row) -> str:
     case = row.case
     form = case.dtype.replace("bfloat", "bf").replace("float", "f")
@@ -441,9 +458,11 @@ def _line(row: Row) -> str:
     if row.verification is None:
         return f"| {case.name} | {case.tokenizer} | {weights} | refused: {row.outcome} | | | | |\n"
     mended = [f"{key} = {value}" for key, value in row.completed.items()]
-    mended += [remark for remark in row.remarks if "new to llama.cpp" in remark]
-    other = [remark for remark in row.remarks if "new to llama.cpp" not in remark]
-    result = "; ".join((["mended: " + ", ".join(mended)] if mended else ["converted"]) + other)
+    mended += [remark for remark in row.remarks if "llama.cpp; it splits" in remark or "was made" in remark]
+    other = [remark for remark in row.remarks if remark not in mended and "SentencePiece" not in remark]
+    if any("SentencePiece's" in remark for remark in row.remarks):
+        other.append("ids of SentencePiece (1)")
+    result = "; ".join([f"mended: {', '.join(mended)}" if mended else "converted", *other])
     cosine = row.verification.logits_cosine
     lowest = row.verification.lowest_cosine
     figures = ["not compared" if value is None else f"{value:.6f}" for value in (cosine, lowest)]

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from hubserver import HubServer
 from matrix import SCALE_1_8, SMALL, Case, make
 
-from ggq import checkpoint, files, gguf_file
+from ggq import checkpoint, files, gguf_file, hardware
 from ggq.cli.main import cli
 from ggq.convert import SourceInfo, convert, resolve_outtype, verify
 from ggq.errors import CheckpointProblem, ConversionProblem, OutputProblem, UsageProblem
@@ -56,6 +56,17 @@ def test_a_conversion_and_what_it_says(example: Path, toolchain: Toolchain, tmp_
     assert [path.name for path in written] == ["tiny.gguf"]
     assert {file.name: files.sha256_file(file) for file in example.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
+def test_a_model_too_large_for_memory_is_checked_without_running(
+    example: Path, toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "available_ram_bytes", lambda: 1_000_000)
+    made = convert(example, tmp_path / "out.gguf", toolchain=toolchain)
+    assert made.verification.logits_cosine is None
+    assert "1.00 MB are free" in made.verification.why_not
+    assert made.verification.tokenizer_strings == 8
+    assert made.peak_memory_bytes is None or made.peak_memory_bytes < 900_000_000
 
 
 def test_an_output_that_exists_is_kept(example: Path, toolchain: Toolchain, tmp_path: Path) -> None:
