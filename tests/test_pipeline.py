@@ -195,6 +195,6 @@ def test_the_manifest_says_what_was_done(example: Path, tmp_path: Path) -> None:
     convert, quantized = manifest.steps["convert"], manifest.steps["quantize Q4_K_M"]
     assert {"config.json", "model.safetensors", "tokenizer.model"} <= convert.inputs.keys()
     assert quantized.inputs["base"] == convert.outputs[0].sha256
-    # The quantizer of so small a model stays below what the kernel counts it from: None then.
-    assert convert.peak_memory_bytes and quantized.seconds > 0
+    # Peaks are None for a child that stays below what this process, from which the kernel counts, has itself.
+    assert convert.seconds > 0 and quantized.seconds > 0
     assert json.loads(result.manifest.read_text())["environment"]["llama_cpp_commit"]

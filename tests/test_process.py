@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ctrl_c import heed_ctrl_c
 
 from ggq import process
 from ggq.errors import ToolchainProblem, ToolFailed
@@ -170,7 +171,7 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> Non
 
 def test_ctrl_c_ends_the_child_in_order(tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    parent = subprocess.Popen([PYTHON, "-c", PARENT, note], stderr=subprocess.PIPE)
+    parent = subprocess.Popen([PYTHON, "-c", PARENT, note], stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c)
     assert wait_until(lambda: note.is_file() and note.read_text())
     child = int(note.read_text())
     parent.send_signal(signal.SIGINT)

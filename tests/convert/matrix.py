@@ -446,8 +446,8 @@ the converter, which fails or is wrong without it. "refused": with these words, 
 
 
 _FOOT = """
-(1) The checkpoint has a tokenizer.model and no tokenizer.json, and for some texts (runs of spaces, mostly)
-transformers 5 makes other ids of it than SentencePiece itself does. The GGUF has SentencePiece's.
+(1) What transformers 5 builds of a tokenizer.model makes other ids of some texts (runs of spaces, mostly)
+than SentencePiece itself makes with that file. The GGUF has SentencePiece's.
 """
 
 

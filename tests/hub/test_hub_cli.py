@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from ctrl_c import heed_ctrl_c
 from hubserver import HubServer
 
 from ggq.hub import cache_dir
@@ -77,7 +78,9 @@ def test_an_error_is_words_and_no_traceback(hub: HubServer, monkeypatch: pytest.
 def test_ctrl_c_ends_at_once_and_keeps_what_came(hub: HubServer) -> None:
     hub.add_repo("org/tiny", {**CONTENT, "model.safetensors": b"w" * 1_000_000})
     hub.fault("model.safetensors", bytes_per_s=200_000)
-    child = subprocess.Popen([*COMMAND, "download", "org/tiny"], stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [*COMMAND, "download", "org/tiny"], stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    )
     try:
         while not any(path.stat().st_size > 100_000 for path in cache_dir().rglob("*.incomplete")):
             assert child.poll() is None

@@ -304,7 +304,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 def test_too_little_disk_is_known_beforehand(hub: HubServer, small_disk: Path) -> None:
     hub.add_repo("org/tiny", {**CONTENT, "model.safetensors": b"w" * 2_000_000})
     error = refusal(kind=DiskFull)
-    assert "It needs 2 MB" in error.why and "1.05 MB free" in error.why
+    assert "It needs 2.00 MB" in error.why and "1.05 MB free" in error.why
     assert "HF_HOME" in error.next_step
     assert hub.bytes_sent() == 0
 

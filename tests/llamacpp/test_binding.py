@@ -66,6 +66,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f"Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: {pin().version}\n"
     )
     monkeypatch.syspath_prepend(tmp_path / "site")
+    # Another test may have imported the real one, which would then be found instead.
+    monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
     return package
 
 
