@@ -394,7 +394,8 @@ class _ConvertedBase:
             findings=asdict(made.verification) | {"completed_keys": dict(made.completed_keys)},
         )
         run.record(self.STEP, record)
-        files.publish(staged, self.path)
+        # A base that is removed in the end is used again only when its digest proves it whole.
+        files.publish(staged, self.path, durable=run.settings.keep_base)
         return output.sha256
 
 

@@ -23,7 +23,7 @@ _CALLBACKS: list[Any] = []
 
 class Witness:
     """A loaded model. Its weights are mapped, so that they cost file pages, and its arithmetic is llama.cpp's
-    own for their types; the attention's cache is kept in float32, so that it adds no rounding."""
+    own for their types."""
 
     def __init__(self, toolchain: Toolchain, model: Path, threads: int, *, weights: bool = True) -> None:
         """``weights``: load them; without them only tokens can be asked for, and no memory is taken.
@@ -80,8 +80,10 @@ class Witness:
         count = self._lib.llama_detokenize(self._vocab, ids, len(tokens), buffer, room, False, False)
         return buffer.raw[: max(0, count)].decode("utf-8", "replace")
 
-    def logits(self, tokens: Sequence[int]) -> Any:
+    def logits(self, tokens: Sequence[int], *, exact_cache: bool = True) -> Any:
         """Logits at every position of ``tokens``: a float32 array, positions × vocabulary.
+
+        ``exact_cache``: the attention's cache in float32; else in float16, for half its memory.
 
         Raises GgufProblem when llama.cpp cannot evaluate the model.
         """
@@ -91,7 +93,7 @@ class Witness:
         settings = lib.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = max(64, count)
         settings.n_threads = settings.n_threads_batch = self._threads
-        settings.type_k = settings.type_v = lib.GGML_TYPE_F32
+        settings.type_k = settings.type_v = lib.GGML_TYPE_F32 if exact_cache else lib.GGML_TYPE_F16
         settings.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.offload_kqv = settings.op_offload = False
         context = lib.llama_init_from_model(self._model, settings)
