@@ -39,7 +39,8 @@ class Bar:
 
 @dataclass(frozen=True)
 class Watched:
-    """A command that was run: wall seconds, and two peaks of its process tree, sampled ten times a second.
+    """A command that was run, without the folders of its paths: wall seconds, and two peaks of its process
+    tree, sampled ten times a second.
 
     ``peak_anonymous_bytes``: memory of its own, which the system cannot take back. ``peak_pss_bytes``: that
     and its share of mapped file pages (PSS, in /proc/PID/smaps_rollup, counts a page of n processes as 1/n),
@@ -78,7 +79,7 @@ def watch(command: Sequence[str | Path], cwd: Path | None = None) -> Watched:
         sampler.join()
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, argv, output)
-    return Watched(" ".join(argv), seconds, peaks["Pss_Anon"], peaks["Pss"])
+    return Watched(" ".join(Path(part).name for part in argv), seconds, peaks["Pss_Anon"], peaks["Pss"])
 
 
 def _tree_memory(root: Any) -> dict[str, int]:
