@@ -8,6 +8,7 @@ a job (JSON) from stdin and writes events to stdout, an object per line; its std
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import re
@@ -237,7 +238,7 @@ def _check(job: Job) -> None:
     if job.logits:
         say("phase", name="reference")
         expected, tokens, why_not = _reference(job, tokenizer)
-        gc.collect()  # the model, whose modules refer to each other in circles: its file is unmapped
+        _give_back()  # the model, whose modules refer to each other in circles: its file is unmapped
     say("phase", name="witness")
     toolchain = Toolchain("named", Path(job.lib_dir), Path(job.lib_dir), Path(job.source_dir), None)
     # Without its weights llama.cpp still checks that each tensor is there and has the shape that it expects.
@@ -249,6 +250,13 @@ def _check(job: Job) -> None:
             say("logits", **compare_logits(expected, witness.logits(tokens, exact_cache=exact)))
         elif why_not:
             say("logits", why_not=why_not)
+
+
+def _give_back() -> None:
+    """Return to the system what is no longer used; glibc would keep it for later."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _relay(event: Event) -> None:
