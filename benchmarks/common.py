@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -13,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ggq.environment import environment
 from ggq.llamacpp import toolchain
-from ggq.pipeline import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench-results"
@@ -82,6 +83,30 @@ def watch(command: Sequence[str | Path], cwd: Path | None = None) -> Watched:
     return Watched(" ".join(Path(part).name for part in argv), seconds, peaks["Pss_Anon"], peaks["Pss"])
 
 
+def ends_within(command: Sequence[str | Path], limit_bytes: int) -> bool | None:
+    """Whether a command comes to its end in a control group of so much memory, in which everything counts:
+    its own memory and the file pages that it touches, mapped or not. None where no such group can be made.
+    """
+    for controllers, limit in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
+        group = Path("/sys/fs/cgroup") / controllers / "ggq-benchmark"
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(limit_bytes), encoding="ascii")
+            break
+        except OSError:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+    else:
+        return None
+    try:
+        # The shell moves itself into the group and becomes the command.
+        join = f'echo $$ > {group}/cgroup.procs && exec "$@"'
+        argv = ["sh", "-c", join, "sh", *map(str, command)]
+        return subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    finally:
+        group.rmdir()
+
+
 def _tree_memory(root: Any) -> dict[str, int]:
     import psutil
 
@@ -103,7 +128,14 @@ def _tree_memory(root: Any) -> dict[str, int]:
 
 
 def random_llama(
-    folder: Path, *, width: int, ffn: int, layers: int, heads: int, dtype: str = "bfloat16"
+    folder: Path,
+    *,
+    width: int,
+    ffn: int,
+    layers: int,
+    heads: int,
+    dtype: str = "bfloat16",
+    context: int = 4096,
 ) -> int:
     """A Llama checkpoint with random weights and the example's tokenizer; returns its parameter count."""
     import torch
@@ -123,7 +155,7 @@ def random_llama(
         "head_dim": width // heads,
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": context,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     shapes: dict[str, tuple[int, ...]] = {

@@ -68,20 +68,30 @@ class ToolFailed(GgqError):
     """A child process ended badly.
 
     ``returncode``: its exit status, or the negative signal number that ended it;
-    ``tail``: the last lines it printed.
+    ``tail``: the last lines it printed; ``out_of_memory``: the kernel killed a process for want of memory
+    while this one ran.
     """
 
     def __init__(
-        self, command: Sequence[str], returncode: int, tail: Sequence[str], next_step: str = ""
+        self,
+        command: Sequence[str],
+        returncode: int,
+        tail: Sequence[str],
+        next_step: str = "",
+        *,
+        out_of_memory: bool = False,
     ) -> None:
         name = command[0].rsplit("/", 1)[-1]
         how = (
             f"was killed by {signal_name(-returncode)}" if returncode < 0 else f"ended with exit {returncode}"
         )
+        if out_of_memory:
+            how += ", by the kernel's out-of-memory killer"
         super().__init__(f"{name} {how}.", "\n".join(tail), next_step)
         self.command = tuple(command)
         self.returncode = returncode
         self.tail = tuple(tail)
+        self.out_of_memory = out_of_memory
 
 
 def signal_name(number: int) -> str:

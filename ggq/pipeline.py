@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO, Protocol
 
 from ggq import __version__, checkpoint, files, gguf_file, hardware, hub, presets, reference
 from ggq.convert import BITS_PER_WEIGHT, SourceInfo, convert, default_name, resolve_outtype
+from ggq.environment import environment
 from ggq.errors import OutputProblem, UsageProblem
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
@@ -556,20 +556,3 @@ def _digest_and_close(stream: BinaryIO) -> str:
 
 def _step_of(preset: Preset) -> str:
     return f"quantize {preset.name}"
-
-
-def environment(toolchain: Toolchain) -> dict[str, Any]:
-    """What the steps ran on, for the record: machine, versions, the toolchain's build."""
-    machine = hardware.describe()
-    return {
-        "cpu": machine.cpu,
-        "instruction_sets": list(machine.instruction_sets),
-        "usable_cores": machine.usable_cores,
-        "ram_total_bytes": machine.ram_total_bytes,
-        "system": machine.system,
-        "python": platform.python_version(),
-        "ggq": __version__,
-        "llama_cpp_commit": toolchain.commit,
-        "llama_cpp_backends": list(toolchain.build.backends) if toolchain.build else None,
-        "llama_cpp_flags": list(toolchain.build.cmake_flags) if toolchain.build else None,
-    }

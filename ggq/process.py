@@ -38,7 +38,8 @@ def echo_to(handler: LineHandler | None) -> None:
 class Completed:
     """A child that has ended. ``returncode`` is negative for a signal; ``peak_rss_bytes`` is the kernel's
     own high-water mark of the child; None where the platform does not tell, and where the child stayed below
-    this process (the kernel begins its count with the memory of the process that forked)."""
+    this process (the kernel begins its count with the memory of the process that forked). ``out_of_memory``:
+    it died by SIGKILL, and the kernel counts a process killed for want of memory since it began."""
 
     command: tuple[str, ...]
     returncode: int
@@ -46,6 +47,7 @@ class Completed:
     stderr: tuple[str, ...]
     seconds: float
     peak_rss_bytes: int | None
+    out_of_memory: bool = False
 
     @property
     def tail(self) -> tuple[str, ...]:
@@ -53,7 +55,9 @@ class Completed:
         return tuple(lines[-_TAIL_LINES:])
 
     def failed(self, next_step: str = "") -> ToolFailed:
-        return ToolFailed(self.command, self.returncode, self.tail, next_step)
+        return ToolFailed(
+            self.command, self.returncode, self.tail, next_step, out_of_memory=self.out_of_memory
+        )
 
 
 def run(
@@ -64,22 +68,27 @@ def run(
     stdin: str | None = None,
     on_stdout: LineHandler | None = None,
     on_stderr: LineHandler | None = None,
+    on_start: Callable[[int], None] | None = None,
     timeout_s: float | None = None,
     check: bool = True,
+    echo: bool = True,
 ) -> Completed:
     """Run a command to its end.
 
     ``env`` is added to this process's environment. Each handler gets every line as it comes; a carriage
-    return ends a line too, so that a child's progress bar can be followed.
+    return ends a line too, so that a child's progress bar can be followed. ``on_start`` gets the child's
+    process id; without ``echo`` nothing is told to ``echo_to``.
 
     Raises ToolFailed when ``check`` and the child did not exit 0 (also on time-out, as SIGKILL), and
     ToolchainProblem when the program cannot be started at all. On Ctrl-C the child is ended first.
     """
     argv = tuple(str(part) for part in command)
-    if _echo is not None:
-        _echo(f"$ {shlex.join(argv)}")
+    told = _echo if echo else None
+    if told is not None:
+        told(f"$ {shlex.join(argv)}")
     started = time.monotonic()
     own_rss_bytes = _rss_bytes()
+    oom_kills = _oom_kills()
     try:
         child = subprocess.Popen(
             argv,
@@ -97,12 +106,14 @@ def run(
     stdout: deque[str] = deque(maxlen=_KEEP_LINES)
     stderr: deque[str] = deque(maxlen=_KEEP_LINES)
     readers = [
-        threading.Thread(target=_read_lines, args=(stream, lines, handler), daemon=True)
+        threading.Thread(target=_read_lines, args=(stream, lines, (told, handler)), daemon=True)
         for stream, lines, handler in ((child.stdout, stdout, on_stdout), (child.stderr, stderr, on_stderr))
     ]
     for reader in readers:
         reader.start()
     try:
+        if on_start is not None:
+            on_start(child.pid)
         if child.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 child.stdin.write((stdin or "").encode())
@@ -114,7 +125,15 @@ def run(
     for reader in readers:
         # A grandchild may hold the pipe open; the child itself is gone, so its words are here.
         reader.join(timeout=5)
-    done = Completed(argv, child.returncode, tuple(stdout), tuple(stderr), time.monotonic() - started, peak)
+    done = Completed(
+        argv,
+        child.returncode,
+        tuple(stdout),
+        tuple(stderr),
+        time.monotonic() - started,
+        peak,
+        out_of_memory=child.returncode == -signal.SIGKILL and _oom_kills() > oom_kills,
+    )
     if check and done.returncode != 0:
         raise done.failed()
     return done
@@ -124,6 +143,15 @@ def _rss_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def _oom_kills(vmstat: Path = Path("/proc/vmstat")) -> int:
+    """Processes that the kernel has killed for want of memory since it started; 0 where it does not tell."""
+    with contextlib.suppress(OSError):
+        for line in vmstat.read_text(encoding="utf-8").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _wait(child: subprocess.Popen[bytes], timeout_s: float | None, own_rss_bytes: int) -> int | None:
@@ -165,7 +193,9 @@ def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
             child.send_signal(number)
 
 
-def _read_lines(stream: IO[bytes], lines: deque[str], handler: LineHandler | None) -> None:
+def _read_lines(
+    stream: IO[bytes], lines: deque[str], handlers: tuple[LineHandler | None, LineHandler | None]
+) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     rest = ""
     while True:
@@ -176,10 +206,9 @@ def _read_lines(stream: IO[bytes], lines: deque[str], handler: LineHandler | Non
             whole.append(rest)
         for line in whole:
             lines.append(line)
-            if _echo is not None:
-                _echo(line)
-            if handler is not None:
-                handler(line)
+            for handler in handlers:
+                if handler is not None:
+                    handler(line)
         if not block:
             return
 

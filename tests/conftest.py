@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,3 +100,24 @@ def base_gguf(toolchain: Toolchain, example: Path, tmp_path_factory: pytest.Temp
     if done.returncode:
         raise done.failed()
     return base
+
+
+@pytest.fixture
+def rpc_server(toolchain: Toolchain) -> Iterator[str]:
+    """``host:port`` of llama.cpp's own RPC server on loopback: a device that it treats like a GPU."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [toolchain.tool("ggml-rpc-server"), "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(100):
+                with socket.socket() as client:
+                    if client.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            else:
+                pytest.fail("ggml-rpc-server did not open its port within 10 s")
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.kill()

@@ -1,8 +1,8 @@
 """A Hub on 127.0.0.1: a threaded HTTP server that speaks the Hub's protocol as huggingface_hub 2.4 uses it.
 
-It serves folders as repositories, with the faults that a test switches on, and keeps a log of every request
-and of the bytes it sent. Like the real one it has two origins: the Hub itself (API, ``/resolve/``) and a
-content network, to which ``/resolve/`` redirects for files in LFS.
+It serves folders as repositories, of models and of datasets, with the faults that a test switches on, and
+keeps a log of every request and of the bytes it sent. Like the real one it has two origins: the Hub itself
+(API, ``/resolve/``) and a content network, to which ``/resolve/`` redirects for files in LFS.
 
     with HubServer() as hub:
         repo = hub.add_repo("org/name", folder)
@@ -10,8 +10,8 @@ content network, to which ``/resolve/`` redirects for files in LFS.
         ...
         assert hub.bytes_sent("model.safetensors") == ...
 
-Read off huggingface_hub 2.4: ``hf_api.py`` (model_info, list_repo_tree, list_repo_refs), ``file_download.py``
-(get_hf_file_metadata), ``utils/_http.py`` (hf_raise_for_status).
+Read off huggingface_hub 2.4: ``hf_api.py`` (model_info, dataset_info, list_repo_tree, list_repo_refs),
+``file_download.py`` (get_hf_file_metadata), ``utils/_http.py`` (hf_raise_for_status).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-LFS = ("*.safetensors", "*.bin", "*.gguf", "*.h5", "*.msgpack", "*.pth", "*.onnx", "*.model")
+LFS = ("*.safetensors", "*.bin", "*.gguf", "*.h5", "*.msgpack", "*.pth", "*.onnx", "*.model", "*.zip")
 _BLOCK = 1 << 16
 
 
@@ -407,7 +407,7 @@ class _HubHandler(_Handler):
             return
         linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.file_bytes)}
         self.answer(302, headers={
-            **headers, **linked, "Location": f"{self.hub.cdn_url}/{repo_id}/{commit}/{quote(name)}",
+            **headers, **linked, "Location": f"{self.hub.cdn_url}/{kind}/{repo_id}/{commit}/{quote(name)}",
         })  # fmt: skip
 
 
@@ -415,8 +415,8 @@ class _CdnHandler(_Handler):
     at_cdn = True
 
     def route(self, path: str, query: dict[str, list[str]]) -> None:
-        owner, name, commit, file = unquote(path)[1:].split("/", 3)
-        found = self.hub.repos["models", f"{owner}/{name}"].commits[commit][file]
+        kind, owner, name, commit, file = unquote(path)[1:].split("/", 4)
+        found = self.hub.repos[kind, f"{owner}/{name}"].commits[commit][file]
         self.answer_file(found, {"ETag": f'"{found.sha256}"', "Content-Type": "binary/octet-stream"})
 
 

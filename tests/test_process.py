@@ -184,3 +184,43 @@ def test_ctrl_c_on_the_terminal_reaches_ggq_alone() -> None:
     """The child has a group of its own, so that the terminal's signal does not end it under ggq's hands."""
     done = run("import os; print(os.getpgid(0) == os.getpid())")
     assert done.stdout == ("True",)
+
+
+def test_the_childs_id_is_told_when_it_starts() -> None:
+    started: list[int] = []
+    done = run("import os; print(os.getpid())", on_start=started.append)
+    assert [str(pid) for pid in started] == list(done.stdout)
+
+
+def test_a_command_can_be_kept_from_the_echo() -> None:
+    told: list[str] = []
+    process.echo_to(told.append)
+    try:
+        run("print('heard')")
+        run("print('silent')", echo=False)
+    finally:
+        process.echo_to(None)
+    assert "heard" in told
+    assert "silent" not in told
+
+
+def test_the_kernels_out_of_memory_killer_is_told_from_a_plain_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its count is made up: the killer cannot be called without endangering the whole machine."""
+    die = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    plain = run(die, check=False)
+    assert (plain.returncode, plain.out_of_memory) == (-signal.SIGKILL, False)
+    counts = iter([3, 4])
+    monkeypatch.setattr(process, "_oom_kills", lambda: next(counts))
+    with pytest.raises(
+        ToolFailed, match=r"killed by SIGKILL, by the kernel's out-of-memory killer\."
+    ) as caught:
+        run(die)
+    assert caught.value.out_of_memory
+
+
+def test_the_kernels_count_of_such_kills(tmp_path: Path) -> None:
+    (tmp_path / "vmstat").write_text("nr_free_pages 5\noom_kill 7\ndrop_pagecache 0\n")
+    assert process._oom_kills(tmp_path / "vmstat") == 7
+    assert process._oom_kills(tmp_path / "absent") == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ggq import __version__
+from ggq.cli.bench import bench
 from ggq.cli.convert import convert
 from ggq.cli.convert_and_quantize import convert_and_quantize
 from ggq.cli.doctor import doctor
@@ -26,13 +27,14 @@ def cli() -> None:
 
     \b
     ggq convert-and-quantize Qwen/Qwen3-0.6B
-    ggq convert-and-quantize ./my-checkpoint --preset k-quants
+    ggq convert-and-quantize ./my-checkpoint --preset k-quants --keep-base
+    ggq bench my-checkpoint
     ggq doctor
     """
 
 
 for command in (
-    convert_and_quantize, download, convert, quantize, run, inspect, presets, setup, doctor,
+    convert_and_quantize, bench, download, convert, quantize, run, inspect, presets, setup, doctor,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -16,6 +16,22 @@ from ggq.cli.output import Output
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Listed(click.ParamType[tuple[Any, ...]]):
+    """Several values of one kind behind one option: ``512,4096`` -> (512, 4096)."""
+
+    name = "list"
+
+    def __init__(self, kind: click.ParamType[Any]) -> None:
+        self._kind = kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        if isinstance(value, tuple):  # a default
+            return value
+        return tuple(self._kind.convert(part.strip(), param, ctx) for part in value.split(","))
+
+
 def output_options(function: F) -> F:
     """``--json -q -v``; the command gets one ``out: Output`` instead."""
 

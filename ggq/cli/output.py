@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -38,8 +38,18 @@ class Output:
         if not self.as_json:
             click.echo(line)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
-        """A table for a person. ``right``: the indices of columns with numbers. Wraps to the terminal."""
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        right: Sequence[int] = (),
+        *,
+        compact: bool = False,
+    ) -> None:
+        """A table for a person. ``right``: the indices of columns with numbers. Wraps to the terminal.
+
+        ``compact``: one space between columns, and only the first one may wrap.
+        """
         if self.as_json:
             return
         from rich import box
@@ -47,8 +57,10 @@ class Output:
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+        table.padding = 0 if compact else (0, 1)
         for index, column in enumerate(columns):
-            table.add_column(column, justify="right" if index in right else "left", overflow="fold")
+            justify: Literal["left", "right"] = "right" if index in right else "left"
+            table.add_column(column, justify=justify, overflow="fold", no_wrap=compact and index > 0)
         for row in rows:
             table.add_row(*row)
         # Into a pipe a table keeps its natural width; on a terminal it is folded to fit.

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggq import gguf_file
-from ggq.convert import assumptions, gaps, reference, tokenizer_model, view
+from ggq import gguf_file, transformers_model
+from ggq.convert import assumptions, gaps, tokenizer_model, view
 from ggq.errors import GgqError
 from ggq.llamacpp import converter
 from ggq.llamacpp.toolchain import Toolchain
@@ -288,13 +288,13 @@ def _bin_elements(folder: Path) -> dict[str, int]:
 def _reference(job: Job, tokenizer: Any) -> tuple[Any, list[int], str]:
     """transformers' logits and the prompt they are for; or None and the reason."""
     try:
-        model = reference.load_model(Path(job.view), job.architecture)
+        model = transformers_model.load_model(Path(job.view), job.architecture)
         if getattr(model.config, "is_encoder_decoder", False):
             return None, [], "an encoder-decoder has no logits of a prompt alone"
         text_config = model.config.get_text_config()
         large = sum(weight.numel() for weight in model.parameters()) > _LARGE_PARAMETERS
         tokens = _prompt(tokenizer, text_config.vocab_size)[: _FEW_POSITIONS if large else POSITIONS]
-        return reference.logits(model, tokens), tokens, ""
+        return transformers_model.logits(model, tokens), tokens, ""
     except Exception as error:
         return None, [], f"transformers does not run the checkpoint: {_first_line(error)}"
 

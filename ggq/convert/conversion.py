@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import __version__, checkpoint, files, gguf_file, hardware, process
+from ggq import __version__, checkpoint, files, gguf_file, hardware, process, transformers_model
 from ggq.checkpoint import Checkpoint
 from ggq.convert import failures, gaps, tokenizer_model, view
 from ggq.convert.accounting import account
@@ -32,9 +30,6 @@ OUTTYPES = ("auto", "bf16", "f16", "f32", "q8_0")
 BITS_PER_WEIGHT = {"bf16": 16.0, "f16": 16.0, "f32": 32.0, "q8_0": 8.5}
 _OWN_TYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32", "F64": "f32"}
 _HEADER_MARGIN_BYTES = 32 << 20  # the largest vocabularies make headers of some 15 MB
-# torch, transformers and llama.cpp with their libraries, measured: 0.45 GB; and buffers of a short prompt.
-_REFERENCE_BYTES = 1_000_000_000
-_LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -213,13 +208,7 @@ class _Child:
                 # In a folder of our own: Python looks for modules in the current one first.
                 cwd=Path(work),
                 stdin=json.dumps(job),
-                # Nothing may be fetched, and the words must come at once.
-                env={
-                    "HF_HUB_OFFLINE": "1",
-                    "PYTHONUNBUFFERED": "1",
-                    "TOKENIZERS_PARALLELISM": "false",
-                    "TRANSFORMERS_VERBOSITY": "error",
-                },
+                env=transformers_model.ENVIRONMENT,
                 on_stdout=self._hear,
                 on_stderr=self._watch,
                 check=False,
@@ -267,7 +256,7 @@ class _Child:
         if self._mmproj:
             return "a projector has no logits of its own"
         available = hardware.available_ram_bytes()
-        wanted = self._given.weight_bytes + _largest_layer_bytes(self._given) + _REFERENCE_BYTES
+        wanted = transformers_model.needed_bytes(self._given)
         if wanted > available:
             return (
                 f"running the checkpoint takes {files.human_bytes(wanted)} of memory, "
@@ -322,16 +311,6 @@ class _Child:
         elements = {tensor.name: tensor.elements for tensor in self._given.tensors}
         elements |= self._found.get("weights", {}).get("elements", {})
         return account(elements, made) if elements else None
-
-
-def _largest_layer_bytes(given: Checkpoint) -> int:
-    """Bytes of the largest layer, or tensor outside of layers, in float32: the experts of a layer are one
-    module in transformers, and a module is widened at once."""
-    layers = Counter[str]()
-    for tensor in given.tensors:
-        found = _LAYER.search(tensor.name)
-        layers[found[1] if found else tensor.name] += 4 * tensor.elements
-    return max(layers.values(), default=given.weight_bytes)
 
 
 def _remark(

@@ -1,6 +1,7 @@
 """All that knows the Hub: name a repository, look at it from afar, fetch it into the shared Hub cache."""
 
 from ggq.hub.client import Retry, cache_dir, token_present
+from ggq.hub.dataset import dataset_file
 from ggq.hub.download import Download, Preview, download, preview
 from ggq.hub.remote import RemoteFile, RemoteModel, inspect
 from ggq.hub.selection import select_files, weight_files
@@ -12,6 +13,7 @@ __all__ = [
     "RemoteModel",
     "Retry",
     "cache_dir",
+    "dataset_file",
     "download",
     "inspect",
     "preview",

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ggq import __version__
 from ggq.errors import GgqError, HubProblem, UsageProblem
@@ -22,6 +22,7 @@ from ggq.progress import Listener, Notice
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+RepoKind = Literal["model", "dataset"]
 T = TypeVar("T")
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_BACKOFF_S = 30.0
@@ -68,9 +69,9 @@ def cache_dir() -> Path:
     return Path(os.path.expandvars(chosen)).expanduser().absolute()
 
 
-def repo_dir(repo_id: str) -> Path:
-    """Where the cache keeps a model repository: ``models--org--name``, with blobs/, refs/ and snapshots/."""
-    return cache_dir() / "--".join(["models", *repo_id.split("/")])
+def repo_dir(repo_id: str, kind: RepoKind = "model") -> Path:
+    """Where the cache keeps a repository: ``models--org--name``, with blobs/, refs/ and snapshots/."""
+    return cache_dir() / "--".join([f"{kind}s", *repo_id.split("/")])
 
 
 def endpoint() -> str:
@@ -149,7 +150,7 @@ def reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
+def explained(repo_id: str, revision: str | None = None, kind: RepoKind = "model") -> Iterator[None]:
     """Turn what huggingface_hub raises into words. Raises HubProblem, UsageProblem."""
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
@@ -157,7 +158,7 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise _explain(error, repo_id, revision) from error
+        raise _explain(error, repo_id, revision, kind) from error
     except OfflineModeIsEnabled as error:
         raise HubProblem(
             f"{repo_id} was not looked up: HF_HUB_OFFLINE forbids the network.",
@@ -168,23 +169,24 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
         raise UsageProblem(f"{repo_id!r} cannot be a repository.", str(error), "Write org/name.") from error
 
 
-def _explain(error: Exception, repo_id: str, revision: str | None) -> GgqError:
+def _explain(error: Exception, repo_id: str, revision: str | None, kind: RepoKind) -> GgqError:
     from huggingface_hub import errors
 
+    page = f"{endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
     if isinstance(error, errors.GatedRepoError):
-        return _gated(repo_id)
+        return _gated(repo_id, page)
     if isinstance(error, errors.RepositoryNotFoundError):
-        return _not_found(repo_id)
+        return _not_found(repo_id, kind)
     if isinstance(error, errors.RevisionNotFoundError):
         return HubProblem(
             f"{repo_id} has no revision {revision or 'main'!r}.",
-            _known_revisions(repo_id),
-            f"Choose one of its branches, tags or commits: {endpoint()}/{repo_id}/commits",
+            _known_revisions(repo_id, kind),
+            f"Choose one of its branches, tags or commits: {page}/commits",
         )
     if isinstance(error, errors.DisabledRepoError):
         return HubProblem(f"The Hub has disabled {repo_id}.", "", "Choose another repository.")
     if isinstance(error, errors.HfHubHTTPError):
-        return _refused(error, repo_id)
+        return _refused(error, repo_id, page)
     return HubProblem(
         f"The Hub at {endpoint()} could not be reached.",
         f"{reason(error)}.",
@@ -193,8 +195,7 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> GgqError:
     )
 
 
-def _gated(repo_id: str) -> GgqError:
-    page = f"{endpoint()}/{repo_id}"
+def _gated(repo_id: str, page: str) -> GgqError:
     if token_present():
         return HubProblem(
             f"{repo_id} is gated, and this token has no access to it.",
@@ -209,27 +210,27 @@ def _gated(repo_id: str) -> GgqError:
     )
 
 
-def _not_found(repo_id: str) -> GgqError:
-    if kind := _other_kind(repo_id):
+def _not_found(repo_id: str, kind: RepoKind) -> GgqError:
+    if kind == "model" and (other := _other_kind(repo_id)):
         return HubProblem(
-            f"{repo_id} is a {kind}, not a model.",
+            f"{repo_id} is a {other}, not a model.",
             "",
             "Name a model repository, for example Qwen/Qwen3-0.6B.",
         )
     if token_present():
         return HubProblem(
-            f"There is no model {repo_id} on the Hub, or this token may not see it.",
+            f"There is no {kind} {repo_id} on the Hub, or this token may not see it.",
             f"The token comes from {_token_source()}.",
-            f"Check the spelling at {endpoint()}/models.",
+            f"Check the spelling at {endpoint()}/{kind}s.",
         )
     return HubProblem(
-        f"There is no model {repo_id} on the Hub, or it is private.",
+        f"There is no {kind} {repo_id} on the Hub, or it is private.",
         "No token was sent.",
-        f"Check the spelling at {endpoint()}/models; for a private one set HF_TOKEN or run `hf auth login`.",
+        f"Check the spelling at {endpoint()}/{kind}s; for a private one set HF_TOKEN or run `hf auth login`.",
     )
 
 
-def _refused(error: Exception, repo_id: str) -> GgqError:
+def _refused(error: Exception, repo_id: str, page: str) -> GgqError:
     status = getattr(getattr(error, "response", None), "status_code", 0)
     said = "".join(filter(str.isprintable, getattr(error, "server_message", None) or ""))[:200].strip(" .")
     if status == 401:
@@ -254,16 +255,16 @@ def _refused(error: Exception, repo_id: str) -> GgqError:
     return HubProblem(
         f"The Hub refused a request for {repo_id}.",
         f"{reason(error)}{': ' + said if said else ''}.",
-        f"See {endpoint()}/{repo_id}",
+        f"See {page}",
     )
 
 
-def _known_revisions(repo_id: str) -> str:
+def _known_revisions(repo_id: str, kind: RepoKind) -> str:
     """The branches and tags, for an error message; nothing if they cannot be had."""
     from huggingface_hub.utils import httpx
 
     try:
-        refs = api().list_repo_refs(repo_id)
+        refs = api().list_repo_refs(repo_id, repo_type=kind)
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return ""
     names = [ref.name for ref in [*refs.branches, *refs.tags]]

@@ -1,4 +1,4 @@
-"""A model into the Hub cache: one commit, only what is needed, resumed, proven, then linked as a snapshot."""
+"""A repository into the Hub cache: one commit, only what is needed, resumed, proven, linked as a snapshot."""
 
 from __future__ import annotations
 
@@ -92,14 +92,23 @@ def download(
     ahead = _preview(model, wanted)
     received = 0
     if not client.is_offline(offline):
-        cache = client.cache_dir()
-        files.require_space(cache, ahead.needed_bytes, model.repo_id, _ELSEWHERE)
-        with files.explain_os_error(cache, _ELSEWHERE), client.explained(model.repo_id):
-            received = _fetch_all(model, [file for file in wanted if not file.cached], retry, listener)
-            for file in wanted:
-                _link(model, file)
-            _record_revision(model)
+        received = bring(model, wanted, retry, listener)
     return Download(model.folder, model.repo_id, model.commit, wanted, received, ahead.cached_bytes)
+
+
+def bring(repo: RemoteModel, wanted: Sequence[RemoteFile], retry: Retry, listener: Listener) -> int:
+    """Have the snapshot of ``repo`` hold these files, and return the bytes received for them.
+
+    Raises HubProblem, DiskFull, OutputProblem.
+    """
+    cache = client.cache_dir()
+    files.require_space(cache, _needed_bytes(repo, wanted), repo.repo_id, _ELSEWHERE)
+    with files.explain_os_error(cache, _ELSEWHERE), client.explained(repo.repo_id, kind=repo.kind):
+        received = _fetch_all(repo, [file for file in wanted if not file.cached], retry, listener)
+        for file in wanted:
+            _link(repo, file)
+        _record_revision(repo)
+    return received
 
 
 def _look_up(
@@ -124,9 +133,8 @@ def _look_up(
 
 
 def _preview(model: RemoteModel, wanted: Sequence[RemoteFile]) -> Preview:
-    blobs = {file.blob_name: file for file in wanted if not file.cached}
     whole = sum(file.file_bytes for file in wanted)
-    needed = sum(file.file_bytes - _begun_bytes(model.repo_id, file) for file in blobs.values())
+    needed = _needed_bytes(model, wanted)
     left_out = sum(file.file_bytes for file in model.files) - whole
     cache = client.cache_dir()
     return Preview(
@@ -144,8 +152,13 @@ def _preview(model: RemoteModel, wanted: Sequence[RemoteFile]) -> Preview:
     )
 
 
-def _begun_bytes(repo_id: str, file: RemoteFile) -> int:
-    partial = partial_path(repo_id, file)
+def _needed_bytes(repo: RemoteModel, wanted: Sequence[RemoteFile]) -> int:
+    blobs = {file.blob_name: file for file in wanted if not file.cached}
+    return sum(file.file_bytes - _begun_bytes(repo, file) for file in blobs.values())
+
+
+def _begun_bytes(repo: RemoteModel, file: RemoteFile) -> int:
+    partial = partial_path(repo, file)
     return min(partial.stat().st_size, file.file_bytes) if partial.is_file() else 0
 
 
@@ -157,7 +170,7 @@ def _fetch_all(model: RemoteModel, missing: Iterable[RemoteFile], retry: Retry, 
     with ThreadPoolExecutor(_WORKERS) as pool:
         running = [
             pool.submit(
-                fetch, model.repo_id, model.commit, file,
+                fetch, model, file,
                 retry=retry, listener=progress.say, grown=progress.of(file), stop=stop,
             )
             for file in todo
@@ -197,7 +210,7 @@ class _Progress:
 
 def _link(model: RemoteModel, file: RemoteFile) -> None:
     """Give a blob its name in the snapshot, as huggingface_hub does: a relative symlink."""
-    blob = client.repo_dir(model.repo_id) / "blobs" / file.blob_name
+    blob = model.home / "blobs" / file.blob_name
     pointer = model.folder / file.path
     if pointer.is_file() and pointer.stat().st_size == file.file_bytes:
         return
@@ -213,7 +226,7 @@ def _record_revision(model: RemoteModel) -> None:
     """Remember the commit of a branch or tag, so that ``--offline`` finds it by that name."""
     if model.revision == model.commit:
         return
-    ref = client.repo_dir(model.repo_id) / "refs" / model.revision
+    ref = model.home / "refs" / model.revision
     ref.parent.mkdir(parents=True, exist_ok=True)
     fresh = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
     fresh.write_text(model.commit)

@@ -17,7 +17,7 @@ from ggq import files
 from ggq.errors import HubProblem
 from ggq.hub import client
 from ggq.hub.client import Retry
-from ggq.hub.remote import RemoteFile
+from ggq.hub.remote import RemoteFile, RemoteModel
 from ggq.progress import Listener, Notice
 
 _BLOCK = 1 << 20
@@ -72,14 +72,13 @@ class _Partial:
         self._stream.close()
 
 
-def partial_path(repo_id: str, file: RemoteFile) -> Path:
+def partial_path(repo: RemoteModel, file: RemoteFile) -> Path:
     """Where an unfinished download of this file waits for the next attempt."""
-    return client.repo_dir(repo_id) / "blobs" / f"{file.blob_name}.incomplete"
+    return repo.home / "blobs" / f"{file.blob_name}.incomplete"
 
 
 def fetch(
-    repo_id: str,
-    commit: str,
+    repo: RemoteModel,
     file: RemoteFile,
     *,
     retry: Retry,
@@ -92,25 +91,25 @@ def fetch(
     ``grown`` is told how many bytes of it are on disk. Raises HubProblem (a wrong digest or size),
     huggingface_hub's errors, OSError, and Stopped.
     """
-    partial = partial_path(repo_id, file)
+    partial = partial_path(repo, file)
     blob = partial.with_suffix("")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(repo_id, file, listener, stop):
+    with _locked(repo, file, listener, stop):
         if blob.is_file() and blob.stat().st_size == file.file_bytes:
             grown(file.file_bytes)  # another process was quicker
             return 0
         found = partial.stat().st_size if partial.exists() else 0
         with contextlib.closing(_Partial(partial, file, grown)) as part:
-            received = _complete(repo_id, commit, file, part, retry, listener, stop)
+            received = _complete(repo, file, part, retry, listener, stop)
             if found and part.hexdigest != file.blob_name:
                 listener(Notice(f"{file.path}: the part kept from before was damaged; starting afresh."))
                 part.restart()
-                received += _complete(repo_id, commit, file, part, retry, listener, stop)
+                received += _complete(repo, file, part, retry, listener, stop)
             digest = part.hexdigest
         if digest != file.blob_name:
             partial.unlink()
             raise HubProblem(
-                f"{file.path} of {repo_id} arrived damaged, and was deleted.",
+                f"{file.path} of {repo.repo_id} arrived damaged, and was deleted.",
                 f"Its digest is {digest[:16]}…; the Hub announces {file.blob_name[:16]}….",
                 "Run the same command again. If it stays so, a proxy or mirror on the way alters files.",
             )
@@ -119,8 +118,7 @@ def fetch(
 
 
 def _complete(
-    repo_id: str,
-    commit: str,
+    repo: RemoteModel,
     file: RemoteFile,
     part: _Partial,
     retry: Retry,
@@ -131,7 +129,9 @@ def _complete(
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import httpx
 
-    url = hf_hub_url(repo_id, file.path, revision=commit, endpoint=client.endpoint())
+    url = hf_hub_url(
+        repo.repo_id, file.path, repo_type=repo.kind, revision=repo.commit, endpoint=client.endpoint()
+    )
     received, failures, furthest = 0, 0, part.have
 
     def take(block: bytes) -> None:
@@ -142,7 +142,7 @@ def _complete(
         if part.have + len(block) > file.file_bytes:
             part.restart()
             raise HubProblem(
-                f"{file.path} of {repo_id} is longer than the Hub announces.",
+                f"{file.path} of {repo.repo_id} is longer than the Hub announces.",
                 f"More than {file.file_bytes:,} bytes came; what came was deleted.",
                 "Run the same command again. If it stays so, a proxy or mirror on the way alters files.",
             )
@@ -186,12 +186,12 @@ def _receive(url: str, start: int, file_bytes: int, silence_s: float, take: Call
 
 
 @contextlib.contextmanager
-def _locked(repo_id: str, file: RemoteFile, listener: Listener, stop: threading.Event) -> Iterator[None]:
+def _locked(repo: RemoteModel, file: RemoteFile, listener: Listener, stop: threading.Event) -> Iterator[None]:
     """huggingface_hub's own lock for a blob, so that no two programs fetch it at once."""
     import filelock
     from huggingface_hub.utils import WeakFileLock
 
-    path = client.cache_dir() / ".locks" / client.repo_dir(repo_id).name / f"{file.blob_name}.lock"
+    path = client.cache_dir() / ".locks" / repo.home.name / f"{file.blob_name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     told = False
     with contextlib.ExitStack() as held:

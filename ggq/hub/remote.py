@@ -1,4 +1,4 @@
-"""What a model repository holds, looked at from afar, or offline in the Hub cache."""
+"""What a repository holds, looked at from afar, or offline in the Hub cache."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ggq.errors import HubProblem
 from ggq.hub import client
-from ggq.hub.client import DEFAULT_RETRY, Retry
+from ggq.hub.client import DEFAULT_RETRY, RepoKind, Retry
 from ggq.progress import Listener, silent
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+    from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoSibling
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -43,8 +43,8 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class RemoteModel:
-    """A model repository at one commit. ``license`` and ``base_models`` are what its model card says (unknown
-    when offline); ``revision`` is what was asked for."""
+    """A repository at one commit: a model's, or of the given ``kind``. ``license`` and ``base_models`` are
+    what its card says (unknown when offline); ``revision`` is what was asked for."""
 
     repo_id: str
     revision: str
@@ -53,17 +53,24 @@ class RemoteModel:
     license: str | None = None
     gated: bool = False
     base_models: tuple[str, ...] = ()
+    kind: RepoKind = "model"
+
+    @property
+    def home(self) -> Path:
+        """Where the Hub cache keeps the repository."""
+        return client.repo_dir(self.repo_id, self.kind)
 
     @property
     def folder(self) -> Path:
         """The snapshot folder in the Hub cache, which exists once something was downloaded."""
-        return client.repo_dir(self.repo_id) / "snapshots" / self.commit
+        return self.home / "snapshots" / self.commit
 
 
 def inspect(
     repo_id: str,
     revision: str | None = None,
     *,
+    kind: RepoKind = "model",
     offline: bool = False,
     retry: Retry = DEFAULT_RETRY,
     listener: Listener = silent,
@@ -75,13 +82,13 @@ def inspect(
     """
     wanted = revision or "main"
     if client.is_offline(offline):
-        return _from_cache(repo_id, wanted)
+        return _from_cache(repo_id, wanted, kind)
     client.headers()
-    with client.explained(repo_id, wanted):
+    with client.explained(repo_id, wanted, kind):
         try:
             info = client.ask(
-                lambda: client.api().model_info(
-                    repo_id, revision=wanted, files_metadata=True, timeout=retry.silence_s
+                lambda: client.api().repo_info(
+                    repo_id, revision=wanted, repo_type=kind, files_metadata=True, timeout=retry.silence_s
                 ),
                 retry,
                 listener,
@@ -90,14 +97,14 @@ def inspect(
             if type(error).__module__.startswith("huggingface_hub"):
                 raise
             raise _not_a_hub(f"{type(error).__name__}: {error}") from error
-    return _from_hub(repo_id, wanted, info)
+    return _from_hub(repo_id, wanted, kind, cast("ModelInfo | DatasetInfo", info))
 
 
-def _from_hub(repo_id: str, revision: str, info: ModelInfo) -> RemoteModel:
+def _from_hub(repo_id: str, revision: str, kind: RepoKind, info: ModelInfo | DatasetInfo) -> RemoteModel:
     if not _COMMIT.fullmatch(info.sha or ""):
         raise _not_a_hub(f"it names the commit {info.sha!r}")
     commit = str(info.sha)
-    files = tuple(_announced(repo_id, commit, sibling) for sibling in info.siblings or ())
+    files = tuple(_announced(repo_id, kind, commit, sibling) for sibling in info.siblings or ())
     card: dict[str, Any] = vars(info.card_data) if info.card_data else {}
     license_name = card.get("license_name") if card.get("license") == "other" else card.get("license")
     bases = card.get("base_model") or []
@@ -109,10 +116,11 @@ def _from_hub(repo_id: str, revision: str, info: ModelInfo) -> RemoteModel:
         license=str(license_name) if license_name else None,
         gated=bool(info.gated),
         base_models=tuple(str(base) for base in ([bases] if isinstance(bases, str) else bases)),
+        kind=kind,
     )
 
 
-def _announced(repo_id: str, commit: str, sibling: RepoSibling) -> RemoteFile:
+def _announced(repo_id: str, kind: RepoKind, commit: str, sibling: RepoSibling) -> RemoteFile:
     path = sibling.rfilename
     if not is_safe(path):
         raise HubProblem(
@@ -126,7 +134,7 @@ def _announced(repo_id: str, commit: str, sibling: RepoSibling) -> RemoteFile:
     named = _SHA256.fullmatch(sha256 or "") or _COMMIT.fullmatch(git_sha1 or "")
     if not named or not isinstance(file_bytes, int) or file_bytes < 0:
         raise _not_a_hub(f"it gives no size or digest for {path}")
-    found = _is_whole(client.repo_dir(repo_id), commit, path, named[0], file_bytes)
+    found = _is_whole(client.repo_dir(repo_id, kind), commit, path, named[0], file_bytes)
     return RemoteFile(path, file_bytes, sha256, git_sha1, found)
 
 
@@ -145,8 +153,8 @@ def _is_whole(repo: Path, commit: str, path: str, blob_name: str, file_bytes: in
     return any(place.is_file() and place.stat().st_size == file_bytes for place in places)
 
 
-def _from_cache(repo_id: str, revision: str) -> RemoteModel:
-    repo = client.repo_dir(repo_id)
+def _from_cache(repo_id: str, revision: str, kind: RepoKind) -> RemoteModel:
+    repo = client.repo_dir(repo_id, kind)
     ref = repo / "refs" / revision
     commit = revision
     if not _COMMIT.fullmatch(revision):
@@ -156,9 +164,12 @@ def _from_cache(repo_id: str, revision: str) -> RemoteModel:
         raise HubProblem(
             f"{repo_id} (revision {revision}) is not in the Hub cache.",
             f"The network is off, and {_held(repo)}.",
-            f"Run `ggq download {repo_id}` once with the network.",
+            f"Run `ggq download {repo_id}` once with the network."
+            if kind == "model"
+            else "Run the same command once with the network.",
         )
-    return RemoteModel(repo_id, revision, commit, tuple(sorted(_held_files(snapshot), key=lambda f: f.path)))
+    held = tuple(sorted(_held_files(snapshot), key=lambda file: file.path))
+    return RemoteModel(repo_id, revision, commit, held, kind=kind)
 
 
 def _held_files(snapshot: Path) -> Iterator[RemoteFile]:

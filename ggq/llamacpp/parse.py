@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ggq.errors import GgufProblem, ToolchainProblem, UsageProblem
+from ggq.errors import ToolchainProblem
 
 _TENSOR = re.compile(
     r"^\[\s*(?P<index>\d+)/\s*(?P<count>\d+)\] (?P<name>\S+)\s+- \[(?P<shape>[\d, ]+)\], "
@@ -50,14 +50,6 @@ class QuantizePlan:
     needs_imatrix: bool
 
 
-@dataclass(frozen=True)
-class Perplexity:
-    """``value`` and its standard error, both in perplexity."""
-
-    value: float
-    standard_error: float
-
-
 def type_name(word: str) -> str:
     """llama.cpp's ``q4_K`` or ``bf16`` as GGUF's ``Q4_K`` or ``BF16``."""
     return word.upper()
@@ -95,7 +87,7 @@ def quantize_plan(lines: Iterable[str]) -> QuantizePlan:
         elif "will require an imatrix" in line:
             needs_imatrix = True
     if counts != {len(tensors)} or fell != len(fallbacks):
-        raise _unknown(
+        raise unknown(
             "llama-quantize --dry-run", f"{len(tensors)} tensors and {len(fallbacks)} fallbacks read"
         )
     return QuantizePlan(tuple(tensors), tuple(fallbacks), needs_imatrix)
@@ -107,31 +99,20 @@ def quantize_progress(line: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def perplexity(lines: Iterable[str]) -> Perplexity:
-    """Parse llama-perplexity, which exits 0 even where it gives no estimate.
-
-    Raises UsageProblem when the text is too short, GgufProblem when the model's probabilities are not
-    numbers, ToolchainProblem when there is no estimate for no known reason.
-    """
-    wanted = ""
+def token_count(lines: Iterable[str]) -> int:
+    """``llama-tokenize --show-count``. Raises ToolchainProblem when it says no number."""
     for line in lines:
-        if found := re.search(r"Final estimate: PPL = (\d[\d.]*) \+/- (\d[\d.]*)", line):
-            return Perplexity(float(found[1]), float(found[2]))
-        if found := re.search(r"need at least (\d+) tokens to evaluate perplexity", line):
-            wanted = found[1]
-        elif found := re.search(r"tokenizes to only (\d+) tokens", line):
-            raise UsageProblem(
-                "The text is too short to measure perplexity.",
-                f"It has {found[1]} tokens; {wanted} are needed.",
-                "Give a longer text, or a smaller context.",
-            )
-        elif "Unexpected negative standard deviation" in line:
-            raise GgufProblem(
-                "The model's perplexity cannot be measured.",
-                "Its probabilities are not numbers: some of its weights are NaN or infinite.",
-                "Make the file again from its checkpoint.",
-            )
-    raise _unknown("llama-perplexity", "it gave no final estimate")
+        if found := re.match(r"^Total number of tokens: (\d+)", line):
+            return int(found[1])
+    raise unknown("llama-tokenize", "no number of tokens")
+
+
+def token_ids(lines: Iterable[str]) -> list[int]:
+    """The list that ``llama-tokenize --ids`` prints. Raises ToolchainProblem without one."""
+    for line in lines:
+        if found := re.match(r"^\[([\d, -]*)\]$", line):
+            return [int(word) for word in found[1].split(",") if word.strip()]
+    raise unknown("llama-tokenize --ids", "no list of tokens")
 
 
 def converter_progress(line: str) -> tuple[float, float] | None:
@@ -153,11 +134,12 @@ def supported_models(lines: Iterable[str]) -> tuple[str, ...]:
         elif in_text and (found := re.match(r"^\s+- ([\w.]+)$", line)):
             names.append(found[1])
     if not names:
-        raise _unknown("The converter", "no list of supported models")
+        raise unknown("The converter", "no list of supported models")
     return tuple(names)
 
 
-def _unknown(tool: str, detail: str) -> ToolchainProblem:
+def unknown(tool: str, detail: str) -> ToolchainProblem:
+    """The error for output that was not foreseen. ``detail``: what was missed."""
     return ToolchainProblem(
         f"{tool} printed something that ggq does not know.",
         f"{detail}.",

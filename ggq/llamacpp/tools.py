@@ -1,4 +1,8 @@
-"""One typed function per llama.cpp tool. No other module knows a tool's name, flag or output line."""
+"""The tools that make and run models, a typed function each.
+
+The measuring tools have modules of their own beside this one. Outside this package nobody knows a tool's
+name, flag or output line.
+"""
 
 from __future__ import annotations
 
@@ -141,30 +145,21 @@ def complete(toolchain: Toolchain, model: Path, prompt: str, tokens: int, thread
     return "\n".join(process.run(command).stdout).strip()
 
 
-def perplexity(
-    toolchain: Toolchain,
-    model: Path,
-    text: Path,
-    *,
-    context: int = 512,
-    chunks: int | None = None,
-    threads: int | None = None,
-) -> parse.Perplexity:
-    """Perplexity of ``text`` in chunks of ``context`` tokens.
+def count_tokens(toolchain: Toolchain, model: Path, text: Path) -> int:
+    """Tokens of a text, with those that the vocabulary adds. Raises ToolFailed, ToolchainProblem."""
+    done = process.run([toolchain.tool("llama-tokenize"), "-m", model, "-f", text, "--ids", "--show-count"])
+    return parse.token_count((*done.stdout, *done.stderr))
 
-    Raises ToolFailed, UsageProblem when the text is too short for two chunks, GgufProblem when the model
-    computes no numbers.
+
+def bos_token(toolchain: Toolchain, model: Path) -> int | None:
+    """The token that llama.cpp puts before a text, or None where the vocabulary wants none.
+
+    Raises ToolFailed, ToolchainProblem.
     """
-    command: list[str | Path] = [
-        toolchain.tool("llama-perplexity"), "-m", model, "-f", text, "-c", str(context),
-        "-fit", "off", "-ngl", "0",
-    ]  # fmt: skip
-    if chunks:
-        command += ["--chunks", str(chunks)]
-    if threads:
-        command += ["-t", str(threads)]
-    done = process.run(command)
-    return parse.perplexity((*done.stdout, *done.stderr))
+    command: list[str | Path] = [toolchain.tool("llama-tokenize"), "-m", model, "-p", "a", "--ids"]
+    with_special = parse.token_ids(process.run(command).stdout)
+    without = parse.token_ids(process.run([*command, "--no-bos"]).stdout)
+    return with_special[0] if len(with_special) > len(without) else None
 
 
 def forward_pass(toolchain: Toolchain, model: Path, *, repack: bool, gpu: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -12,22 +13,35 @@ from click.testing import CliRunner
 from ggq.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = sorted(cli.commands)
+
+
+def commands(group: click.Group, *before: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command with its words, those of groups too."""
+    for name, command in group.commands.items():
+        yield (*before, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, *before, name)
+
+
+COMMANDS = dict(commands(cli))
+VERBS = {words: command for words, command in COMMANDS.items() if not isinstance(command, click.Group)}
 
 
 def test_the_main_commands_are_there() -> None:
     assert {
-        "convert", "convert-and-quantize", "doctor", "download", "inspect", "presets", "quantize", "run",
-        "setup",
-    } <= set(COMMANDS)  # fmt: skip
+        "bench", "convert", "convert-and-quantize", "doctor", "download", "inspect", "presets", "quantize",
+        "run", "setup",
+    } <= set(cli.commands)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_a_sentence_an_example_and_words_for_every_option(name: str) -> None:
-    command = cli.commands[name]
-    shown = CliRunner().invoke(cli, [name, "-h"])
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_has_a_sentence_an_example_and_words_for_every_option(words: tuple[str, ...]) -> None:
+    command = COMMANDS[words]
+    shown = CliRunner().invoke(cli, [*words, "-h"])
     assert shown.exit_code == 0
-    assert f"ggq {name}" in (command.help or ""), "no example to copy"
+    # `ggq bench all` is what `ggq bench` does without a word.
+    typed = " ".join(word for word in words if word != "all")
+    assert f"ggq {typed}" in (command.help or ""), "no example to copy"
     assert (command.help or "").split("\n")[0].endswith("."), "the first line is not a sentence"
     for option in command.params:
         if isinstance(option, click.Option):
@@ -46,6 +60,6 @@ def test_an_unknown_command_is_met_with_the_nearest() -> None:
 
 
 def test_every_command_knows_json_and_quiet() -> None:
-    for name in COMMANDS:
-        words = {word for option in cli.commands[name].params for word in option.opts}
-        assert {"--json", "-q", "-v"} <= words, name
+    for words, command in VERBS.items():
+        options = {word for option in command.params for word in option.opts}
+        assert {"--json", "-q", "-v"} <= options, words

@@ -30,7 +30,8 @@ finally:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["--version"], *[[name, "-h"] for name in cli.commands]]
+    "arguments",
+    [[], ["--help"], ["--version"], *[[name, "-h"] for name in cli.commands], ["bench", "all", "-h"]],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = process.run([sys.executable, "-c", ASK, *arguments], check=False)

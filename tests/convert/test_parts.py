@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ggq import checkpoint
-from ggq.convert import assumptions, child, failures, gaps, reference, tokenizer_model, view
+from ggq.convert import assumptions, child, failures, gaps, tokenizer_model, view
 from ggq.convert.accounting import Account, account
 from ggq.convert.verification import Findings, judge
 from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull
@@ -297,19 +297,3 @@ def test_a_tokenizer_model_made_of_a_tokenizer_json(shared: Path, tmp_path: Path
     assert made.get_piece_size() == real.get_piece_size()
     for text in child.TEXTS:
         assert made.encode(text) == real.encode(text), text
-
-
-# ---- the reference ---------------------------------------------------------------------------------------
-
-
-def test_widened_modules_compute_what_a_float32_model_computes(example: Path) -> None:
-    import torch
-
-    model = reference.load_model(example, "LlamaForCausalLM")
-    assert model.dtype == torch.bfloat16
-    tokens = list(range(5, 25))
-    streamed = reference.logits(model, tokens)
-    assert model.dtype == torch.bfloat16
-    with torch.inference_mode():
-        whole = model.float()(torch.tensor([tokens])).logits[0].numpy()
-    assert abs(streamed - whole).max() < 1e-4

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ggq.errors import GgufProblem, ToolchainProblem, UsageProblem
+from ggq.errors import ToolchainProblem
 from ggq.llamacpp import parse
-from ggq.llamacpp.parse import Fallback, Perplexity, PlannedTensor
+from ggq.llamacpp.parse import Fallback, PlannedTensor
 
 CAPTURED = Path(__file__).with_name("captured")
 
@@ -86,39 +86,6 @@ def test_a_dry_run_in_other_words_is_refused(old: str, new: str) -> None:
 def test_no_dry_run_at_all_is_refused(text: list[str]) -> None:
     with pytest.raises(ToolchainProblem):
         parse.quantize_plan(text)
-
-
-# ---- llama-perplexity ------------------------------------------------------------------------------------
-
-
-def test_perplexity_and_its_standard_error() -> None:
-    assert parse.perplexity(lines("perplexity")) == Perplexity(393.6355, 131.94874)
-
-
-def test_too_little_text_is_said_with_the_numbers() -> None:
-    with pytest.raises(UsageProblem) as caught:
-        parse.perplexity(lines("perplexity_too_short"))
-    assert caught.value.why == "It has 4 tokens; 256 are needed."
-
-
-def test_a_model_with_a_nan_among_its_weights_is_found_out() -> None:
-    with pytest.raises(GgufProblem, match="cannot be measured"):
-        parse.perplexity(lines("perplexity_not_a_number"))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        [],
-        lines("perplexity")[:-1],
-        ["Final estimate: PPL = nan +/- nan"],
-        ["Final estimate: PPL = -nan +/- 0.1"],
-        ["Final estimate: PPL is 393.6"],
-    ],
-)
-def test_a_missing_or_strange_estimate_is_refused(text: list[str]) -> None:
-    with pytest.raises(ToolchainProblem, match="something that ggq does not know"):
-        parse.perplexity(text)
 
 
 # ---- the converter ---------------------------------------------------------------------------------------

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from ggq import process
-from ggq.errors import ToolFailed, UsageProblem
+from ggq.errors import ToolFailed
 from ggq.llamacpp import selftest, tools
-from ggq.llamacpp.parse import Perplexity
 from ggq.llamacpp.toolchain import Toolchain
 
 pytestmark = pytest.mark.tool
@@ -25,67 +17,6 @@ pytestmark = pytest.mark.tool
 def tiny(tmp_path: Path) -> Path:
     selftest.write_tiny_model(tmp_path / "tiny.gguf")
     return tmp_path / "tiny.gguf"
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    file = tmp_path / "text.txt"
-    file.write_text(Path(tools.__file__).read_text(encoding="utf-8")[:2000])
-    return file
-
-
-def test_no_summary_is_lost_in_fifty_runs(toolchain: Toolchain, base_gguf: Path, text: Path) -> None:
-    seen = [tools.perplexity(toolchain, base_gguf, text, context=64, chunks=1, threads=1) for _ in range(50)]
-    assert seen == [seen[0]] * 50
-    assert isinstance(seen[0], Perplexity) and seen[0].value > 1 and seen[0].standard_error > 0
-
-
-# A log that is never flushed at exit: what the tools do without ggq's own source in them.
-NO_FLUSH = "void _Z16common_log_flushP10common_log(void * log) { (void) log; }"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="shrinks a pipe and preloads a library")
-def test_a_slow_reader_gets_the_summary_too(
-    toolchain: Toolchain, base_gguf: Path, text: Path, tmp_path: Path
-) -> None:
-    """The race that loses last lines, made likely by a small pipe and a reader that lags behind.
-
-    Beside it the same runs without the flush, so that this test is known to tell the difference.
-    """
-    compiler = shutil.which("cc") or shutil.which("gcc") or pytest.skip("there is no C compiler")
-    (tmp_path / "no_flush.c").write_text(NO_FLUSH)
-    process.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "no_flush.so", tmp_path / "no_flush.c"])
-    command = [
-        toolchain.tool("llama-perplexity"), "-m", base_gguf, "-f", text, "-c", "64", "--chunks", "1",
-        "-t", "1", "-fit", "off", "-ngl", "0", "-lv", "4",
-    ]  # fmt: skip
-    without = {"LD_PRELOAD": str(tmp_path / "no_flush.so")}
-    assert all(summary_arrives(command, {}) for _ in range(10))
-    assert not all(summary_arrives(command, without) for _ in range(10))
-
-
-def summary_arrives(command: list[str | Path], env: dict[str, str]) -> bool:
-    """Run with a pipe of 4 KiB that is read late and by drops."""
-    reading, writing = os.pipe()
-    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
-    child = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=writing, env={**os.environ, "OMP_NUM_THREADS": "1", **env}
-    )
-    os.close(writing)
-    time.sleep(0.3)
-    words = b""
-    while block := os.read(reading, 512):
-        words += block
-        time.sleep(0.002)
-    os.close(reading)
-    assert child.wait() == 0
-    return b"Final estimate" in words
-
-
-def test_too_little_text_is_said(toolchain: Toolchain, base_gguf: Path, tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text("def")
-    with pytest.raises(UsageProblem, match="too short"):
-        tools.perplexity(toolchain, base_gguf, tmp_path / "short.txt")
 
 
 def test_the_dry_run_says_what_the_run_does(toolchain: Toolchain, tiny: Path, tmp_path: Path) -> None:

@@ -1,25 +1,55 @@
 """What transformers makes of a checkpoint: its logits, computed in float32 from weights of 16 bits.
 
-Runs in the child process only (ggq.convert.child). The large weights stay where safetensors maps them, in
-their own type, and are widened to float32 while they are multiplied. So the reference adds no rounding of its
-own to what is compared, and costs little memory besides the file's pages.
+``load_model`` and ``logits`` run in child processes only (a conversion's, a measurement's). The large
+weights stay where safetensors maps them, in their own type, and are widened to float32 while they are
+multiplied. So the reference adds no rounding of its own to what is compared, and costs little memory besides
+the file's pages.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ggq.checkpoint import Checkpoint
+
+# Of the child process: nothing may be fetched, and its words must come at once and be no progress bars.
+ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
 # Rows of a matrix that are widened at once: they stay in the CPU's cache.
 _ROWS = 256
 # Weights of other modules than products and look-ups (norms, convolutions, small experts) are widened for
 # good, up to this many elements: 64 MB. Fused experts are larger.
 _SMALL = 1 << 24
+# torch, transformers and llama.cpp with their libraries, measured: 0.45 GB; and buffers of a short prompt.
+_OWN_BYTES = 1_000_000_000
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+def needed_bytes(given: Checkpoint) -> int:
+    """Memory that a run of the checkpoint takes: its weights as the file's pages, the libraries, and the
+    largest layer, or tensor outside of layers, in float32 (the experts of a layer are one module in
+    transformers, and a module is widened at once)."""
+    layers = Counter[str]()
+    for tensor in given.tensors:
+        found = _LAYER.search(tensor.name)
+        layers[found[1] if found else tensor.name] += 4 * tensor.elements
+    return given.weight_bytes + max(layers.values(), default=given.weight_bytes) + _OWN_BYTES
 
 
 def load_model(folder: Path, architecture: str) -> Any:
-    """The model of ``folder`` as transformers builds it, its weights in their own type.
+    """The model of ``folder`` as transformers builds it, its weights in their own type, computing in float32.
 
     Raises LookupError when transformers has no such class, and whatever transformers raises.
     """
@@ -31,34 +61,38 @@ def load_model(folder: Path, architecture: str) -> Any:
     model = model_class.from_pretrained(
         folder, dtype="auto", trust_remote_code=False, attn_implementation="eager", local_files_only=True
     )
+    _widen(model)
     return model.eval()
 
 
-def logits(model: Any, tokens: Sequence[int]) -> Any:
-    """Logits at every position of ``tokens``: a float32 array, positions × vocabulary.
+def logits(model: Any, tokens: Sequence[int], *, last: int = 0, threads: int = 1) -> Any:
+    """Logits at the ``last`` positions of ``tokens`` (0: at every one): a float32 array, positions ×
+    vocabulary. The others are not even computed where the model can leave them out.
 
-    The model computes in float32 from then on. Raises LookupError when it makes no such logits.
+    ``threads``: products of a short prompt lose more to waiting for each other than a second thread gains.
+    Raises LookupError when the model makes no such logits.
     """
     import torch
 
-    threads = torch.get_num_threads()
-    # Products this small lose more to waiting for each other than a second thread gains.
-    torch.set_num_threads(1)
-    _widen(model)
+    options: dict[str, Any] = {"use_cache": False}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = last
     inputs = torch.tensor([list(tokens)])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
             try:
-                found = model(inputs, use_cache=False)
+                found = model(inputs, **options)
             except RuntimeError:
                 # A model that multiplies by the weight of a Linear itself (Mamba) meets two types.
-                found = model.float()(inputs, use_cache=False)
+                found = model.float()(inputs, **options)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
     made = getattr(found, "logits", None)
     if made is None or made.ndim != 3:
         raise LookupError(f"{type(model).__name__} gives no logits of a next token")
-    return made[0].float().numpy()
+    return made[0, -last:].float().numpy()
 
 
 def _widen(model: Any) -> None:

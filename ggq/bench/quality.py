@@ -1,0 +1,408 @@
+"""How much worse a quantized model talks than its base: perplexity, and the divergence from the base.
+
+Every figure is llama-perplexity's own. They are taken in rounds, on excerpts that all models share, and put
+together here: means over rounds, with the standard error that the spread between rounds tells.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ggq import files, gguf_file, hardware
+from ggq.bench import excerpts, reference, sequential
+from ggq.bench.corpus import Text
+from ggq.bench.excerpts import Base, Excerpt, Excerpts
+from ggq.bench.journal import Journal
+from ggq.bench.reference import ReferencePerplexity
+from ggq.bench.sequential import Comparison
+from ggq.bench.subject import Subject
+from ggq.errors import GgufProblem, UsageProblem
+from ggq.gguf_file import GgufFile
+from ggq.llamacpp import perplexity, tools
+from ggq.llamacpp.logits_file import LogitsFile
+from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.perplexity import Divergence, Estimate, Evaluation
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.progress import Listener, Notice, Step, silent
+
+STEP = "quality"
+# From so many rounds on their spread is a better judge than what the tool says of single tokens.
+_ENOUGH_ROUNDS = 8
+
+Stopped = Literal["settled", "cap", "end of text", "as asked"]
+
+
+@dataclass(frozen=True)
+class QualitySettings:
+    """How quality is measured.
+
+    ``until``: "ranked" measures random excerpts until the presets' order is settled, up to ``max_chunks``;
+    "chunks" the first ``chunks``; "full" the whole text. ``indifference``: differences of mean KLD below it
+    (nats per token) need no order; ``error_rate``: of the whole ranking; ``max_base_bytes``: of disk for the
+    base's logits at a time; ``seed``: of the excerpts' order; ``checkpoint``: what the base was converted
+    from, to be evaluated on the same tokens by transformers.
+    """
+
+    until: Literal["ranked", "chunks", "full"] = "ranked"
+    context: int = 512
+    chunks: int | None = None
+    max_chunks: int = 256
+    indifference: float = 0.001
+    error_rate: float = 0.05
+    max_base_bytes: int = 4_000_000_000
+    threads: int | None = None
+    offload: Offload = field(default_factory=Offload)
+    seed: int = 1
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class Round:
+    """One excerpt, the tokens that were scored on it, and every model's divergence there, by name.
+    ``tokens``: of its chunks, where a checkpoint is to be held against the base, else empty."""
+
+    excerpt: Excerpt
+    scored_tokens: int
+    divergences: Mapping[str, Divergence]
+    tokens: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelQuality:
+    """A model on all rounds together; units as in ``Divergence``. ``median_kld`` and ``p99_kld`` are means of
+    the rounds' own; ``max_kld`` is the largest seen, which has no standard error."""
+
+    name: str
+    perplexity: Estimate
+    ln_ppl_ratio: Estimate
+    mean_kld: Estimate
+    median_kld: Estimate
+    p99_kld: Estimate
+    max_kld: float
+    same_top: Estimate
+    rms_dp: Estimate
+
+
+@dataclass(frozen=True)
+class QualityResult:
+    """``ranking``: neighbours by mean KLD and whether their order is settled; ``text_tokens``: of the whole
+    text, of which ``scored_tokens`` were scored; ``stopped``: why no more was measured; ``base_bytes``: what
+    the base's logits took on disk at most; ``rounds``: the raw figures; ``reference``: the checkpoint's own
+    perplexity on the same tokens, where it was asked for."""
+
+    base: str
+    base_perplexity: Estimate
+    models: tuple[ModelQuality, ...]
+    ranking: tuple[Comparison, ...]
+    stopped: Stopped
+    text: Text
+    context: int
+    text_tokens: int
+    chunks: int
+    scored_tokens: int
+    base_bytes: int
+    seconds: float
+    rounds: tuple[Round, ...]
+    reference: ReferencePerplexity | None = None
+
+    @property
+    def reference_difference(self) -> float | None:
+        """How much higher the base's perplexity is than its checkpoint's, as a share of that."""
+        return self.base_perplexity.value / self.reference.value - 1 if self.reference else None
+
+
+def measure(
+    base: Subject,
+    models: Sequence[Subject],
+    text: Text,
+    settings: QualitySettings | None = None,
+    *,
+    toolchain: Toolchain,
+    work: Path,
+    journal: Journal | None = None,
+    listener: Listener = silent,
+) -> QualityResult:
+    """Measure models against their base on a text. ``work``: a folder for the base's logits.
+
+    Raises UsageProblem, GgufProblem, DiskFull, ToolFailed, ToolchainProblem.
+    """
+    settings, journal = settings or QualitySettings(), journal or Journal()
+    if not models:
+        raise UsageProblem(
+            "There is nothing to compare with the base.",
+            f"Only {base.path.name} was given.",
+            "Name the base and one quantized model or more.",
+        )
+    _require_kinship(base, models, settings.context)
+    started = time.monotonic()
+    ground = Base(
+        toolchain=toolchain,
+        path=base.path,
+        vocabulary_size=gguf_file.read(base.path).vocabulary_size or 0,
+        text=text.path,
+        token_count=tools.count_tokens(toolchain, base.path, text.path),
+        how=Evaluation(settings.context, settings.threads or hardware.usable_cores(), settings.offload),
+        folder=work,
+    )
+    plan = _plan(ground, settings)
+    _announce(plan, ground, settings, listener)
+    rounds = _Rounds(ground, plan, base, models, text, settings, journal, listener)
+    stopped = rounds.run()
+    found = rounds.done
+    witness = None
+    if settings.checkpoint is not None:
+        witness = _reference(ground, settings.checkpoint, found, listener)
+    return QualityResult(
+        base=base.name,
+        base_perplexity=_perplexity(found, models[0].name, lambda item: item.base_perplexity),
+        models=tuple(_summary(model.name, found) for model in models),
+        ranking=_ranking(found, settings),
+        stopped=stopped,
+        text=text,
+        context=settings.context,
+        text_tokens=ground.token_count,
+        chunks=sum(part.excerpt.chunks for part in found),
+        scored_tokens=sum(part.scored_tokens for part in found),
+        base_bytes=plan.peak_bytes,
+        seconds=time.monotonic() - started,
+        rounds=tuple(replace(part, tokens=()) for part in found),
+        reference=witness,
+    )
+
+
+def _plan(ground: Base, settings: QualitySettings) -> Excerpts:
+    if settings.until == "ranked":
+        return excerpts.at_random(ground, settings.max_chunks, settings.max_base_bytes, settings.seed)
+    chunks = settings.chunks if settings.until == "chunks" else None
+    return excerpts.fixed(ground, chunks, settings.max_base_bytes)
+
+
+def _announce(plan: Excerpts, ground: Base, settings: QualitySettings, listener: Listener) -> None:
+    """Say what will lie on the disk, and refuse what would not fit."""
+    size = files.human_bytes(plan.peak_bytes)
+    listener(Notice(f"The base's logits take {size} of disk at a time, and are removed afterwards."))
+    files.require_space(ground.folder, plan.peak_bytes, "the base's logits", "choose another --work folder")
+    if settings.until != "ranked" and isinstance(plan, excerpts.Pieces):
+        listener(
+            Notice(
+                "The logits of the whole text would not fit: it is measured in pieces, whose chunks begin "
+                "elsewhere than llama-perplexity's own. Allow more by --max-base-bytes to have those.",
+                "warning",
+            )
+        )
+
+
+def _require_kinship(base: Subject, models: Sequence[Subject], context: int) -> None:
+    """Refuse what cannot be compared, before an hour is spent on it."""
+    ours = gguf_file.read(base.path)
+    for subject, gguf in ((base, ours), *((model, gguf_file.read(model.path)) for model in models)):
+        if not gguf.tokenizer:
+            raise GgufProblem(
+                f"{subject.path.name} has no tokenizer.",
+                "Without one a text has no tokens.",
+                "Convert its checkpoint again, with the tokenizer's files beside it.",
+            )
+        if _vocabulary(gguf) != _vocabulary(ours):
+            raise GgufProblem(
+                f"The vocabulary of {subject.path.name} is not that of {base.path.name}.",
+                f"They have {gguf.vocabulary_size} and {ours.vocabulary_size} tokens.",
+                "Compare a model with the base that it was made from.",
+            )
+        if subject.context_length and context > subject.context_length:
+            raise UsageProblem(
+                f"A context of {context} tokens is more than {subject.path.name} was made for.",
+                f"It was trained with {subject.context_length}.",
+                f"Ask for --ctx-size {subject.context_length} or less.",
+            )
+
+
+def _vocabulary(gguf: GgufFile) -> Any:
+    tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+    return list(tokens) if isinstance(tokens, gguf_file.Array) else None
+
+
+class _Rounds:
+    """The rounds of one measurement: those that a broken run left in the journal, then fresh ones."""
+
+    def __init__(
+        self,
+        ground: Base,
+        plan: Excerpts,
+        base: Subject,
+        models: Sequence[Subject],
+        text: Text,
+        settings: QualitySettings,
+        journal: Journal,
+        listener: Listener,
+    ) -> None:
+        self.done: list[Round] = []
+        self._ground = ground
+        self._plan = plan
+        self._models = models
+        self._settings = settings
+        self._journal = journal
+        self._progress = _Progress(listener, plan, models=len(models))
+        self._identity = {
+            "kind": STEP,
+            "base": base.sha256,
+            "text": text.sha256,
+            "how": asdict(ground.how),
+            "llama_cpp_commit": ground.toolchain.commit,
+        }
+
+    def run(self) -> Stopped:
+        """Measure until there is enough. Returns why it was enough."""
+        ranked = self._settings.until == "ranked"
+        for excerpt in self._plan.excerpts:
+            self.done.append(self._round(excerpt))
+            if ranked and all(pair.verdict != "unsettled" for pair in _ranking(self.done, self._settings)):
+                self._progress.end()
+                return "settled"
+        self._progress.end()
+        if not ranked:
+            return "as asked"
+        chunks = sum(part.excerpt.chunks for part in self.done)
+        # The next round would have passed the cap.
+        return "cap" if chunks + self.done[-1].excerpt.chunks > self._settings.max_chunks else "end of text"
+
+    def _round(self, excerpt: Excerpt) -> Round:
+        found = {model.name: self._journal.get(self._key(excerpt, model.sha256)) for model in self._models}
+        ground = self._journal.get(self._key(excerpt, "ground"))
+        missing = [model for model in self._models if found[model.name] is None]
+        self._progress.skip(excerpt, len(self._models) - len(missing))
+        if missing or ground is None:
+            with self._plan.logits(excerpt) as logits:
+                self._progress.advance(excerpt)
+                ground = {"scored_tokens": logits.scored_tokens}
+                if self._settings.checkpoint is not None:
+                    ground["tokens"] = logits.chunks()
+                for model in missing:
+                    found[model.name] = self._measure(excerpt, model, logits)
+            self._journal.put(self._key(excerpt, "ground"), ground)
+        return Round(
+            excerpt,
+            ground["scored_tokens"],
+            {name: _restored(value) for name, value in found.items()},
+            tuple(tuple(chunk) for chunk in ground.get("tokens", ())),
+        )
+
+    def _measure(self, excerpt: Excerpt, model: Subject, logits: LogitsFile) -> dict[str, Any]:
+        ground = self._ground
+        found = asdict(perplexity.divergence(ground.toolchain, model.path, logits, ground.how))
+        self._journal.put(self._key(excerpt, model.sha256), found)
+        self._progress.advance(excerpt)
+        return found
+
+    def _key(self, excerpt: Excerpt, what: str) -> dict[str, Any]:
+        key: dict[str, Any] = {**self._identity, "excerpt": asdict(excerpt), "what": what}
+        if what == "ground":
+            key["tokens"] = self._settings.checkpoint is not None
+        return key
+
+
+def _reference(
+    ground: Base, checkpoint: Path, rounds: Sequence[Round], listener: Listener
+) -> ReferencePerplexity:
+    chunks = [chunk for part in rounds for chunk in part.tokens]
+    bos = tools.bos_token(ground.toolchain, ground.path)
+    return reference.perplexity(checkpoint, chunks, bos=bos, threads=ground.how.threads, listener=listener)
+
+
+def _restored(value: Any) -> Divergence:
+    """A divergence as the journal keeps it."""
+    parts: dict[str, Any] = {
+        name: Estimate(**part) if isinstance(part, dict) else part for name, part in value.items()
+    }
+    return Divergence(**parts)
+
+
+def _ranking(rounds: Sequence[Round], settings: QualitySettings) -> tuple[Comparison, ...]:
+    figures = {
+        name: [part.divergences[name].mean_kld.value for part in rounds] for name in rounds[0].divergences
+    }
+    return sequential.compare(figures, indifference=settings.indifference, error_rate=settings.error_rate)
+
+
+# --- putting rounds together -----------------------------------------------------------------------------
+
+
+def _summary(name: str, rounds: Sequence[Round]) -> ModelQuality:
+    found = [part.divergences[name] for part in rounds]
+    squares = _combined(
+        rounds,
+        [
+            Estimate(item.rms_dp.value**2, 2 * item.rms_dp.value * (item.rms_dp.standard_error or 0))
+            for item in found
+        ],
+    )
+    rms = math.sqrt(squares.value)
+    return ModelQuality(
+        name=name,
+        perplexity=_perplexity(rounds, name, lambda item: item.perplexity),
+        ln_ppl_ratio=_combined(rounds, [item.ln_ppl_ratio for item in found]),
+        mean_kld=_combined(rounds, [item.mean_kld for item in found]),
+        median_kld=_combined(rounds, [Estimate(item.median_kld) for item in found]),
+        p99_kld=_combined(rounds, [Estimate(item.p99_kld) for item in found]),
+        max_kld=max(item.max_kld for item in found),
+        same_top=_combined(rounds, [item.same_top for item in found]),
+        # d(x^2) = 2 x dx
+        rms_dp=Estimate(rms, squares.standard_error / (2 * rms) if squares.standard_error and rms else None),
+    )
+
+
+def _perplexity(rounds: Sequence[Round], name: str, of: Callable[[Divergence], Estimate]) -> Estimate:
+    """exp of the mean log probability over all rounds; d(exp x) = exp(x) dx."""
+    logs = [
+        Estimate(math.log(item.value), (item.standard_error or 0) / item.value)
+        for item in (of(part.divergences[name]) for part in rounds)
+    ]
+    mean = _combined(rounds, logs)
+    value = math.exp(mean.value)
+    return Estimate(value, value * mean.standard_error if mean.standard_error is not None else None)
+
+
+def _combined(rounds: Sequence[Round], figures: Sequence[Estimate]) -> Estimate:
+    """The mean over rounds, weighted by their tokens.
+
+    Its standard error is the spread of the rounds over the root of their number. Of a few rounds that spread
+    is a poor judge: then the tool's own errors are added up, which take tokens for independent.
+    """
+    total = sum(part.scored_tokens for part in rounds)
+    weights = [part.scored_tokens / total for part in rounds]
+    values = [figure.value for figure in figures]
+    mean = math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
+    if len(rounds) >= _ENOUGH_ROUNDS:
+        return Estimate(mean, statistics.stdev(values) / math.sqrt(len(values)))
+    errors = [figure.standard_error for figure in figures if figure.standard_error is not None]
+    if len(errors) == len(figures):
+        return Estimate(mean, math.hypot(*(w * e for w, e in zip(weights, errors, strict=True))))
+    spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Estimate(mean, spread)
+
+
+class _Progress:
+    """Chunks evaluated, the base's among them, of all that may become necessary."""
+
+    def __init__(self, listener: Listener, plan: Excerpts, models: int) -> None:
+        self._listener = listener
+        self._runs = models + 1
+        self._done = 0
+        self._total = self._runs * sum(excerpt.chunks for excerpt in plan.excerpts)
+
+    def advance(self, excerpt: Excerpt, runs: int = 1) -> None:
+        self._done += runs * excerpt.chunks
+        self._listener(Step(STEP, self._done, self._total, "chunks"))
+
+    def skip(self, excerpt: Excerpt, models: int) -> None:
+        """So many models are known on an excerpt already; all of them: the base is not needed either."""
+        if models:
+            self.advance(excerpt, models + (models == self._runs - 1))
+
+    def end(self) -> None:
+        self._listener(Step(STEP, self._done, self._done, "chunks"))

@@ -1,0 +1,89 @@
+"""``ggq bench FILE|DIR|MODEL``: quality, speed and memory in one table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from ggq import plot as plots
+from ggq.bench import record, render
+from ggq.cli.bench.options import record_option, text_options
+from ggq.cli.options import Listed, output_options, preset_options, threads_option
+from ggq.cli.output import Output, human_seconds
+from ggq.llamacpp import toolchain
+from ggq.measure import Effort, TextChoice, bench, settings_for
+from ggq.pipeline import DEFAULT_PRESETS
+
+
+@click.command("all", short_help="Everything of files, a folder or a model.")
+@click.argument("targets", metavar="FILE|DIR|MODEL...", nargs=-1, required=True)
+@click.option("--quick", "effort", flag_value="quick", help="Minutes: fewer chunks, shorter runs.")
+@click.option("--thorough", "effort", flag_value="thorough",
+              help="Hours: the whole text, depths, contexts and types of cache.")  # fmt: skip
+@text_options
+@preset_options
+@click.option("-ngl", "--n-gpu-layers", type=click.IntRange(min=-1),
+              help="Layers on GPUs; -1: all. Default: all, if any GPU.")  # fmt: skip
+@click.option("--rpc", type=Listed(click.STRING), default=(),
+              help="Servers whose devices count as GPUs, as host:port.")  # fmt: skip
+@threads_option
+@record_option
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Draw size against KLD, and speed against layers: out.png, .svg or .pdf.")  # fmt: skip
+@click.option("--markdown", "form", flag_value="markdown", help="Print the table in Markdown.")
+@click.option("--csv", "form", flag_value="csv", help="Print the table as CSV, in full precision.")
+@output_options
+def everything(
+    targets: tuple[str, ...],
+    effort: Effort | None,
+    text: TextChoice,
+    preset_names: tuple[str, ...],
+    presets_file: Path | None,
+    n_gpu_layers: int | None,
+    rpc: tuple[str, ...],
+    threads: int | None,
+    output: Path | None,
+    plot: Path | None,
+    form: str | None,
+    out: Output,
+) -> None:
+    """Measure quality, speed and memory of GGUF files, those of a folder, or a model that is made first.
+
+    Quality is measured where the 16-bit base is among the files. What was measured stays in the record, also
+    when something fails; a broken run goes on where it stopped.
+
+    \b
+    ggq bench quants/
+    ggq bench quants/ --quick --plot quants.svg
+    ggq bench Qwen/Qwen3-0.6B --preset k-quants --markdown
+    """
+    if plot is not None:
+        plots.require(plot)
+    tools = toolchain.find()
+    settings = settings_for(effort or "standard", tools, n_gpu_layers=n_gpu_layers, rpc=rpc, threads=threads)
+    with out.progress() as listener:
+        done = bench(
+            targets,
+            replace(settings, text=text),
+            preset_names=preset_names or DEFAULT_PRESETS,
+            presets_file=presets_file,
+            output=output,
+            toolchain=tools,
+            listener=listener,
+        )
+    rows = record.rows(done.entries)
+    if form == "markdown":
+        out.text(render.markdown(rows))
+    elif form == "csv":
+        out.text(render.csv_text(rows))
+    else:
+        out.table(*render.table(rows), compact=True)
+    if plot is not None:
+        plots.plot(done.entries, plot)
+        out.info(f"Drawn: {plot}")
+    out.info(f"Measured in {human_seconds(done.seconds)}; the record, with every sample: {done.record}")
+    out.result(done)
+    if done.failures:
+        raise SystemExit(1)

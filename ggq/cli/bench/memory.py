@@ -1,0 +1,203 @@
+"""``ggq bench memory``: what a model really takes, beside llama.cpp's own account of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggq import files
+from ggq.bench.memory import LOAD_MODES, MemoryCell, MemorySettings
+from ggq.cli.bench.options import record_option
+from ggq.cli.options import Listed, output_options, threads_option
+from ggq.cli.output import Output
+from ggq.errors import UsageProblem
+from ggq.llamacpp import bench as llama_bench
+from ggq.llamacpp.memory import BreakdownRow
+from ggq.llamacpp.offload import Offload
+from ggq.measure import BenchSettings, bench
+from ggq.memory_sampler import MemoryPeaks
+
+_WORTH_A_WORD_BYTES = 16 << 20
+
+
+class _Layers(click.ParamType[int]):
+    """A number of layers, or ``all`` (-1)."""
+
+    name = "layers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return -1 if str(value).lower() == "all" else click.IntRange(min=0).convert(value, param, ctx)
+
+
+@click.command(short_help="RAM and VRAM of a load and a full context.")
+@click.argument("models", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-c", "--ctx-size", "contexts", type=Listed(click.INT), default=(),
+    help="Contexts in tokens, as 512,4096. Default: the model's own, at most 4096.",
+)  # fmt: skip
+@click.option(
+    "-ctk", "--cache-type-k", "types_k", type=Listed(click.Choice(llama_bench.CACHE_TYPES)), default="f16",
+    show_default=True, help="Types of the cache's keys, as f16,q8_0.",
+)  # fmt: skip
+@click.option(
+    "-ctv", "--cache-type-v", "types_v", type=Listed(click.Choice(llama_bench.CACHE_TYPES)), default=(),
+    help="Types of its values, one for each of -ctk. Default: the same.",
+)  # fmt: skip
+@click.option(
+    "-lm", "--load-mode", "load_modes", type=Listed(click.Choice(LOAD_MODES)), default=",".join(LOAD_MODES),
+    show_default=True, help="Ways of loading: with mmap, or none.",
+)  # fmt: skip
+@click.option(
+    "-fa", "--flash-attn", "flash_attention", type=click.Choice(llama_bench.FLASH_ATTENTION), default="auto",
+    show_default=True, help="Flash attention.",
+)  # fmt: skip
+@click.option(
+    "-ngl", "--n-gpu-layers", "n_gpu_layers", type=_Layers(), metavar="N|all",
+    help="Layers on GPUs, the output layer counted. Default: 0; all with --rpc.",
+)  # fmt: skip
+@click.option(
+    "--rpc", type=Listed(click.STRING), default=(), help="Servers whose devices count as GPUs, as host:port.",
+)  # fmt: skip
+@threads_option
+@click.option("--quick", is_flag=True, help="Run only the shortest context; reckon the others.")
+@click.option("--force", is_flag=True, help="Run also what does not fit.")
+@record_option
+@output_options
+def memory(
+    models: tuple[Path, ...],
+    contexts: tuple[int, ...],
+    types_k: tuple[str, ...],
+    types_v: tuple[str, ...],
+    load_modes: tuple[str, ...],
+    flash_attention: str,
+    n_gpu_layers: int | None,
+    rpc: tuple[str, ...],
+    threads: int | None,
+    quick: bool,
+    force: bool,
+    output: Path | None,
+    out: Output,
+) -> None:
+    """Load each GGUF FILE, fill its context, generate some tokens, and measure the memory.
+
+    Every context is measured with every type of cache and every way of loading. Beside the measurement stand
+    the buffers that llama.cpp says it made; --json has each of them.
+
+    \b
+    ggq bench memory Qwen3-0.6B-Q4_K_M.gguf
+    ggq bench memory Qwen3-0.6B-Q4_K_M.gguf -c 512,4096 -ctk f16,q8_0
+    ggq bench memory Qwen3-0.6B-Q4_K_M.gguf -ngl all -lm none --json
+    """
+    if n_gpu_layers is None:
+        n_gpu_layers = -1 if rpc else 0
+    settings = MemorySettings(
+        contexts=contexts,
+        cache_types=_pairs(types_k, types_v or types_k),
+        load_modes=load_modes,
+        flash_attention=flash_attention,
+        offload=Offload(n_gpu_layers=n_gpu_layers, rpc=rpc),
+        threads=threads,
+        quick=quick,
+        force=force,
+    )
+    with out.progress() as listener:
+        done = bench(
+            models, BenchSettings(kinds=("memory",), memory=settings), output=output, listener=listener
+        )
+    for subject, result in done.memory:
+        _show(out, subject.path.name, result.cells)
+    out.hint(f"The record, with every buffer: {done.record}")
+    out.result({"models": [result for _, result in done.memory], "failures": done.failures})
+    if done.failures:
+        raise SystemExit(1)
+
+
+def _pairs(types_k: tuple[str, ...], types_v: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    if len(types_v) == 1:
+        types_v *= len(types_k)
+    if len(types_k) != len(types_v):
+        raise UsageProblem(
+            "-ctk and -ctv name different numbers of types.",
+            f"There are {len(types_k)} for keys and {len(types_v)} for values.",
+            "Name one of -ctv for each of -ctk, a single one for all, or none for the same.",
+        )
+    return tuple(zip(types_k, types_v, strict=True))
+
+
+def _show(out: Output, name: str, cells: Sequence[MemoryCell]) -> None:
+    """The tables of one model, and what a person should know of them."""
+    if not cells:
+        return
+    out.text(name)
+    out.table(
+        ["context", "cache", "load", "resident", "file", "own", "buffers", "differ"],
+        [_row(cell) for cell in cells],
+        right=(0, 3, 4, 5, 6, 7),
+    )
+    process_bytes = max(cell.predicted.process_bytes or 0 for cell in cells)
+    out.paragraph(
+        "own: memory of the process, which the system cannot take back; file: pages of mapped files, which it"
+        " can; buffers: what llama.cpp says it has in own memory. Program, vocabulary and graph come on top:"
+        f" about {files.human_bytes(process_bytes)} here."
+    )
+    logits_bytes = max(cell.batch_logits_bytes for cell in cells)
+    if logits_bytes > _WORTH_A_WORD_BYTES:
+        out.paragraph(
+            f"Up to {files.human_bytes(logits_bytes)} of the buffers is room for the logits of a whole batch;"
+            " this run, as any chat, needs those of one token at a time, and left it untouched."
+        )
+    _show_devices(out, cells)
+    if any(cell.measured is None for cell in cells):
+        out.paragraph("Rows without a measurement were not run (--quick): their buffers are reckoned.")
+
+
+def _row(cell: MemoryCell) -> list[str]:
+    peaks = cell.measured.peaks if cell.measured else MemoryPeaks(0)
+    buffers = cell.predicted_bytes if cell.explained_bytes is None else cell.explained_bytes
+    return [
+        *_names(cell),
+        _size(peaks.resident_bytes or None),
+        _size(peaks.file_bytes),
+        _size(peaks.anonymous_bytes),
+        files.human_bytes(buffers),
+        _size(cell.residual_bytes),
+    ]
+
+
+def _names(cell: MemoryCell) -> list[str]:
+    cache = cell.type_k if cell.type_k == cell.type_v else f"{cell.type_k}/{cell.type_v}"
+    return [str(cell.context_tokens), cache, cell.load_mode]
+
+
+def _show_devices(out: Output, cells: Sequence[MemoryCell]) -> None:
+    devices = [(cell, row) for cell in cells for row in cell.predicted.devices]
+    if not devices:
+        return
+    out.text()
+    rows = [
+        [*_names(cell), row.name, *map(files.human_bytes, _parts(row)), files.human_bytes(row.sum_bytes)]
+        for cell, row in devices
+    ]
+    out.table(
+        ["context", "cache", "load", "device", "weights", "KV", "computing", "in all"],
+        rows,
+        right=(0, 4, 5, 6, 7),
+    )
+    for cell in cells:
+        for gpu in (cell.measured.gpus if cell.measured else None) or ():
+            out.text(
+                f"{' '.join(_names(cell))}: {files.human_bytes(gpu.used_bytes)} of {gpu.name} {gpu.index}"
+            )
+    if any(row.name.startswith("RPC") for _, row in devices):
+        out.paragraph("The memory of an RPC server's device is reckoned, not measured: it is elsewhere.")
+
+
+def _parts(row: BreakdownRow) -> tuple[int, int, int]:
+    return row.model_bytes, row.context_bytes, row.compute_bytes
+
+
+def _size(count: int | None) -> str:
+    return "-" if count is None else files.human_bytes(count)

@@ -1,0 +1,152 @@
+"""``ggq bench quality``: perplexity, and divergence from the base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ggq import files
+from ggq.bench.quality import QualityResult, QualitySettings
+from ggq.bench.sequential import Comparison
+from ggq.cli.bench.options import record_option, text_options
+from ggq.cli.options import output_options, threads_option
+from ggq.cli.output import Output, human_seconds
+from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.perplexity import Estimate
+from ggq.measure import BenchSettings, TextChoice, bench
+
+
+@click.command(short_help="Perplexity, and divergence from the base.")
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("models", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@text_options
+@click.option("-c", "--ctx-size", "context", type=click.IntRange(min=8), default=512, show_default=True,
+              help="Tokens in a chunk; the second half of each is scored.")  # fmt: skip
+@click.option("--until", type=click.Choice(["ranked"]), default="ranked", show_default=True,
+              help="Measure until the order of the files is settled.")  # fmt: skip
+@click.option("--chunks", type=click.IntRange(min=1), help="Measure the text's first chunks, so many.")
+@click.option("--full", is_flag=True, help="Measure the whole text.")
+@click.option("--max-chunks", type=click.IntRange(min=2), default=QualitySettings.max_chunks,
+              show_default=True, help="Chunks at most when nothing settles the order.")  # fmt: skip
+@click.option("--indifference", type=click.FloatRange(min=0), default=QualitySettings.indifference,
+              show_default=True, help="Differences of mean KLD that need no order, in nats.")  # fmt: skip
+@click.option("--max-base-bytes", default="4G", show_default=True, metavar="SIZE",
+              help="Disk for the base's logits at a time, as 500M.")  # fmt: skip
+@click.option("--reference", type=click.Path(path_type=Path), metavar="CHECKPOINT",
+              help="Hold the base against its checkpoint as well, computed by transformers.")  # fmt: skip
+@click.option("-ngl", "--n-gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True,
+              help="Layers on GPUs; -1: all.")  # fmt: skip
+@threads_option
+@record_option
+@output_options
+def quality(
+    base: Path,
+    models: tuple[Path, ...],
+    text: TextChoice,
+    context: int,
+    until: str,
+    chunks: int | None,
+    full: bool,
+    max_chunks: int,
+    indifference: float,
+    max_base_bytes: str,
+    reference: Path | None,
+    n_gpu_layers: int,
+    threads: int | None,
+    output: Path | None,
+    out: Output,
+) -> None:
+    """Measure how much worse each FILE talks than BASE, the 16-bit GGUF that it was made from.
+
+    All are measured on the same random pieces of a text, until the order of the files by their divergence
+    is settled at 95 %.
+
+    \b
+    ggq bench quality Qwen3-0.6B-BF16.gguf Qwen3-0.6B-Q4_K_M.gguf Qwen3-0.6B-Q5_K_M.gguf
+    ggq bench quality Qwen3-0.6B-BF16.gguf Qwen3-0.6B-Q*.gguf --text book.txt
+    ggq bench quality Qwen3-0.6B-BF16.gguf Qwen3-0.6B-Q4_K_M.gguf --corpus wikitext-2 --full
+    """
+    if full and chunks:
+        raise click.UsageError("--full and --chunks exclude each other.")
+    settings = QualitySettings(
+        until="full" if full else "chunks" if chunks else "ranked",
+        context=context,
+        chunks=chunks,
+        max_chunks=max_chunks,
+        indifference=indifference,
+        max_base_bytes=files.parse_bytes(max_base_bytes),
+        threads=threads,
+        offload=Offload(n_gpu_layers=n_gpu_layers),
+        checkpoint=reference,
+    )
+    with out.progress() as listener:
+        done = bench(
+            [base, *models],
+            BenchSettings(kinds=("quality",), base=base, text=text, quality=settings),
+            output=output,
+            listener=listener,
+        )
+    assert done.quality is not None
+    show(out, done.quality)
+    out.hint(f"The record, with every round: {done.record}")
+    out.result(done.quality)
+
+
+def show(out: Output, found: QualityResult) -> None:
+    """The table of quality, and what is settled about the order."""
+    out.text(
+        f"{found.base}: perplexity {_figure(found.base_perplexity, 4)} on {found.text.name},"
+        f" {found.chunks} chunks of {found.context} tokens, in {human_seconds(found.seconds)}"
+    )
+    out.table(
+        ["preset", "PPL", "mean KLD", "median", "99 %", "max", "top-1 %", "Δp RMS %"],
+        [
+            [
+                model.name,
+                _figure(model.perplexity, 4),
+                _figure(model.mean_kld, 5),
+                f"{model.median_kld.value:.5f}",
+                f"{model.p99_kld.value:.4f}",
+                f"{model.max_kld:.3f}",
+                _figure(_percent(model.same_top), 2),
+                _figure(_percent(model.rms_dp), 2),
+            ]
+            for model in found.models
+        ],
+        right=range(1, 8),
+    )
+    if len(found.models) > 1:
+        out.paragraph("Order by mean KLD, best first: " + _order(found.ranking) + ".")
+    if found.stopped in ("cap", "end of text"):
+        why = "--max-chunks was reached" if found.stopped == "cap" else "the text ended"
+        pairs = [f"{pair.better} and {pair.worse}" for pair in found.ranking if pair.verdict == "unsettled"]
+        if pairs:
+            out.warning(f"The order of {', '.join(pairs)} was not settled before {why}.")
+    known, difference = found.reference, found.reference_difference
+    if known is not None and difference is not None:
+        own = Estimate(known.value, known.standard_error)
+        out.paragraph(
+            f"transformers {known.transformers_version} makes it {_figure(own, 4)} from the checkpoint, on"
+            f" the same tokens: the base GGUF differs by {100 * difference:+.3f} %."
+        )
+
+
+def _order(ranking: tuple[Comparison, ...]) -> str:
+    words = {"ordered": "<", "indifferent": "≈", "unsettled": "?"}
+    return " ".join(
+        [ranking[0].better, *(part for pair in ranking for part in (words[pair.verdict], pair.worse))]
+    )
+
+
+def _percent(estimate: Estimate) -> Estimate:
+    error = estimate.standard_error
+    return Estimate(100 * estimate.value, 100 * error if error is not None else None)
+
+
+def _figure(estimate: Estimate, digits: int) -> str:
+    """A figure with as many digits as its error allows, at most ``digits`` behind the point."""
+    error = estimate.standard_error
+    while digits > 1 and error and error > 9.5 * 10**-digits:
+        digits -= 1
+    return f"{estimate.value:.{digits}f}" + (f" ±{error:.{digits}f}" if error is not None else "")

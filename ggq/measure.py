@@ -1,0 +1,404 @@
+"""``ggq bench``: quality, speed and memory of GGUF files, into the record beside them.
+
+Every finished measurement is in the record at once; those of a broken run are kept in a journal, so that the
+same call goes on where it stopped. One file's failure is noted, and the others are measured all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from ggq import files, gguf_file, hardware, pipeline, presets, reference
+from ggq.bench import corpus, memory, quality, record, speed, subject
+from ggq.bench.journal import Journal
+from ggq.bench.memory import LOAD_MODES, MemoryCell, MemoryResult, MemorySettings
+from ggq.bench.quality import QualityResult, QualitySettings
+from ggq.bench.rates import Precision
+from ggq.bench.record import FILE_NAME, JOURNAL_NAME, KINDS, Entry, Kind, Record
+from ggq.bench.speed import SpeedResult, SpeedSettings
+from ggq.bench.subject import Subject
+from ggq.bench.workload import ALL_LAYERS
+from ggq.environment import environment
+from ggq.errors import GgqError, UsageProblem
+from ggq.llamacpp import bench as llama_bench
+from ggq.llamacpp import toolchain as toolchains
+from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.progress import Listener, Notice, silent
+from ggq.records import MANIFEST_SUFFIX
+
+# What a base is: every quantization loses more than these do from each other.
+_BASE_TYPES = ("F32", "BF16", "F16")
+# A depth is measured where so many tokens have room after it.
+_LEAST_ROOM = 256
+
+
+@dataclass(frozen=True)
+class TextChoice:
+    """Which text quality is measured on; see ``corpus.resolve``."""
+
+    text: Path | None = None
+    corpus: str | None = None
+    corpus_path: Path | None = None
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What to measure, and how.
+
+    ``base``: the file that others are held against; None: the widest one. ``within_context``: leave out
+    contexts and depths that a model does not have, rather than refuse them.
+    """
+
+    kinds: tuple[Kind, ...] = KINDS
+    base: Path | None = None
+    text: TextChoice = field(default_factory=TextChoice)
+    quality: QualitySettings = field(default_factory=QualitySettings)
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
+    memory: MemorySettings = field(default_factory=MemorySettings)
+    within_context: bool = False
+
+    def for_model(self, found: Subject) -> BenchSettings:
+        """These settings, less the contexts and depths that the model does not have, where that is wanted."""
+        if not (self.within_context and found.context_length):
+            return self
+        most = found.context_length
+        depths = tuple(depth for depth in self.speed.depths if depth + _LEAST_ROOM <= most) or (0,)
+        contexts = tuple(context for context in self.memory.contexts if context <= most)
+        return replace(
+            self,
+            quality=replace(self.quality, context=min(self.quality.context, most)),
+            speed=replace(self.speed, depths=depths),
+            memory=replace(self.memory, contexts=contexts),
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A measurement that did not come to its end: of which file (None: of all together), and why."""
+
+    kind: Kind
+    file_name: str | None
+    what: str
+    why: str
+    next_step: str
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """``entries``: the record's, of these files on this machine; ``quality``, ``speed``, ``memory``: what was
+    measured now, the two last by file, in their order."""
+
+    record: Path
+    entries: tuple[Entry, ...]
+    quality: QualityResult | None
+    speed: tuple[tuple[Subject, SpeedResult], ...]
+    memory: tuple[tuple[Subject, MemoryResult], ...]
+    failures: tuple[Failure, ...]
+    seconds: float
+
+
+Effort = Literal["quick", "standard", "thorough"]
+
+
+def settings_for(
+    effort: Effort,
+    toolchain: Toolchain,
+    *,
+    n_gpu_layers: int | None = None,
+    rpc: tuple[str, ...] = (),
+    threads: int | None = None,
+) -> BenchSettings:
+    """Settings for an effort. ``n_gpu_layers``: -1 for all; None: all where there is a GPU."""
+    if n_gpu_layers is None:
+        n_gpu_layers = ALL_LAYERS if llama_bench.devices(toolchain, rpc) else 0
+    offload = Offload(n_gpu_layers=n_gpu_layers, rpc=rpc)
+    quality = QualitySettings(threads=threads, offload=offload)
+    speed = SpeedSettings(threads=threads, n_gpu_layers=(n_gpu_layers,), rpc=rpc)
+    memory = MemorySettings(load_modes=("mmap",), threads=threads, offload=offload)
+    if effort == "quick":
+        quality = replace(quality, max_chunks=24)
+        speed = replace(speed, quick=True, binding=False, precision=Precision(most=6, most_seconds=10))
+        memory = replace(memory, contexts=(512,))
+    elif effort == "thorough":
+        quality = replace(quality, until="full")
+        speed = replace(speed, depths=(0, 1024, 4096), threads=threads or "auto")
+        memory = replace(
+            memory,
+            contexts=(512, 4096, 16384),
+            cache_types=(("f16", "f16"), ("q8_0", "q8_0")),
+            load_modes=LOAD_MODES,
+        )
+    return BenchSettings(quality=quality, speed=speed, memory=memory, within_context=True)
+
+
+def bench(
+    targets: Iterable[str | Path],
+    settings: BenchSettings | None = None,
+    *,
+    preset_names: Iterable[str] = pipeline.DEFAULT_PRESETS,
+    presets_file: Path | None = None,
+    output: Path | None = None,
+    toolchain: Toolchain | None = None,
+    listener: Listener = silent,
+) -> BenchResult:
+    """Measure GGUF files, those of folders, or models that are made first.
+
+    ``preset_names``, ``presets_file``: what to make of models. ``output``: the record's file; default:
+    ggq-bench.json beside the first file. Raises any GgqError where nothing could be measured at all.
+    """
+    toolchain = toolchain or toolchains.find()
+    settings = settings or BenchSettings()
+    paths = find_files(
+        targets, preset_names, presets_file,
+        toolchain=toolchain, offline=settings.text.offline, listener=listener,
+    )  # fmt: skip
+    with _Session(paths, settings, output, toolchain, listener) as session:
+        return session.run()
+
+
+def find_files(
+    targets: Iterable[str | Path],
+    preset_names: Iterable[str],
+    presets_file: Path | None = None,
+    *,
+    toolchain: Toolchain,
+    offline: bool = False,
+    listener: Listener = silent,
+) -> list[Path]:
+    """The GGUF files that ``targets`` stand for.
+
+    A checkpoint or a model of the Hub is converted and quantized first, into a folder of its name, with its
+    base.
+
+    Raises UsageProblem for a folder that holds neither, and whatever the making raises.
+    """
+    found: dict[Path, None] = {}
+    for target in targets:
+        folder = Path(target)
+        ready = ggufs(folder) if folder.is_dir() else []
+        if not ready:
+            ref = reference.parse_reference(str(target))
+            if ref.kind == "gguf" and ref.path is not None:
+                ready = [ref.path]
+            else:
+                made = pipeline.convert_and_quantize(
+                    str(target), preset_names, settings=pipeline.Settings(keep_base=True), offline=offline,
+                    catalogue=presets.load(presets_file), toolchain=toolchain, listener=listener,
+                )  # fmt: skip
+                ready = [path for path in (made.base, *(file.paths[0] for file in made.files)) if path]
+        found.update(dict.fromkeys(ready))
+    return list(found)
+
+
+def ggufs(folder: Path) -> list[Path]:
+    """The models in a folder, of split ones the first shard; a projector (mmproj) is none."""
+    models = []
+    for path in sorted(folder.glob("*.gguf")):
+        named = gguf_file.parse_name(path.name)
+        if named.shard in (None, 1) and "mmproj" not in path.name.lower():
+            models.append(path)
+    return models
+
+
+class _Session:
+    """One run of measurements, with the record's folder to itself."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        settings: BenchSettings,
+        output: Path | None,
+        toolchain: Toolchain,
+        listener: Listener,
+    ) -> None:
+        if not paths:
+            raise UsageProblem("There is nothing to measure.", "", "Name a GGUF file, a folder or a model.")
+        self._paths = paths
+        self._settings = settings
+        self._toolchain = toolchain
+        self._listener = listener
+        self._target = output or paths[0].absolute().parent / FILE_NAME
+        self._failures: list[Failure] = []
+        self._errors: list[GgqError] = []
+        self._quality: QualityResult | None = None
+        self._speed: list[tuple[Subject, SpeedResult]] = []
+        self._memory: list[tuple[Subject, MemoryResult]] = []
+        self._reused = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Session:
+        folder = self._target.absolute().parent
+        with ExitStack() as stack:
+            files.make_folder(folder)
+            stack.enter_context(files.lock(folder))
+            self._work = stack.enter_context(files.staging(folder))
+            self._record = Record(self._target)
+            self._journal = Journal(folder / JOURNAL_NAME)
+            self._subjects = subject.identify(self._paths, self._listener)
+            self._environment = environment(self._toolchain)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def run(self) -> BenchResult:
+        started = time.monotonic()
+        kinds = self._settings.kinds
+        if "quality" in kinds:
+            self._attempt("quality", None, self._measure_quality)
+        for found in self._subjects if "speed" in kinds else ():
+            self._attempt("speed", found, partial(self._measure_speed, found))
+        for found in self._subjects if "memory" in kinds else ():
+            self._attempt("memory", found, partial(self._measure_memory, found))
+        ours = {(it.sha256, record.environment_id(self._environment)) for it in self._subjects}
+        if self._errors and not (self._quality or self._speed or self._memory or self._reused):
+            raise self._errors[0]
+        if not self._failures:
+            self._journal.close()
+        return BenchResult(
+            record=self._target,
+            entries=tuple(entry for entry in self._record.entries if entry.key in ours),
+            quality=self._quality,
+            speed=tuple(self._speed),
+            memory=tuple(self._memory),
+            failures=tuple(self._failures),
+            seconds=time.monotonic() - started,
+        )
+
+    def _attempt(self, kind: Kind, found: Subject | None, measure: Callable[[], None]) -> None:
+        """Measure, and note a failure rather than lose what comes after it."""
+        try:
+            measure()
+        except GgqError as error:
+            self._errors.append(error)
+            name = found.path.name if found else None
+            self._failures.append(Failure(kind, name, error.what, error.why, error.next_step))
+            self._listener(Notice(f"{kind}{f' of {name}' if name else ''}: {error}", "warning"))
+
+    def _measure_quality(self) -> None:
+        base = self._base()
+        if base is None:
+            return
+        models = [it for it in self._subjects if it is not base]
+        choice = self._settings.text
+        text = corpus.resolve(
+            self._near(), text=choice.text, corpus=choice.corpus, corpus_path=choice.corpus_path,
+            offline=choice.offline, listener=self._listener,
+        )  # fmt: skip
+        self._quality = quality.measure(
+            base, models, text, self._settings.for_model(base).quality, toolchain=self._toolchain,
+            work=self._work, journal=self._journal, listener=self._listener,
+        )  # fmt: skip
+        for found, measurement in record.quality_measurements(self._quality, base, models):
+            self._record.add(found, self._environment, "quality", measurement)
+        self._record.save()
+
+    def _measure_speed(self, found: Subject) -> None:
+        settings = self._settings.for_model(found).speed
+        key = self._key("speed", found, settings)
+        if not self._done_before(key, found):
+            result = speed.measure(found.path, settings, toolchain=self._toolchain, listener=self._listener)
+            self._speed.append((found, result))
+            for part in result.failures:
+                self._failures.append(Failure("speed", found.path.name, part.what, part.why, part.next_step))
+            self._keep(key, found, "speed", result, whole=not result.failures)
+
+    def _measure_memory(self, found: Subject) -> None:
+        settings = self._settings.for_model(found).memory
+        key = self._key("memory", found, settings)
+        if self._done_before(key, found):
+            return
+        cells: list[MemoryCell] = []
+        try:
+            result = memory.measure(
+                found.path, settings,
+                toolchain=self._toolchain, listener=self._listener, on_cell=cells.append,
+            )  # fmt: skip
+        except GgqError:
+            if cells:
+                threads = settings.threads or hardware.usable_cores()
+                part = MemoryResult(found.path.name, found.file_bytes, threads, tuple(cells))
+                self._memory.append((found, part))
+                self._keep(key, found, "memory", part, whole=False)
+            raise
+        self._memory.append((found, result))
+        self._keep(key, found, "memory", result)
+
+    def _key(self, kind: Kind, found: Subject, settings: SpeedSettings | MemorySettings) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "model": found.sha256,
+            "settings": asdict(settings),
+            "environment": record.environment_id(self._environment),
+        }
+
+    def _done_before(self, key: Mapping[str, Any], found: Subject) -> bool:
+        """Whether the run that was broken off had come so far; then the record has it."""
+        if self._journal.get(key) is None:
+            return False
+        self._reused += 1
+        self._listener(Notice(f"{key['kind']} of {found.path.name}: measured before the break."))
+        return True
+
+    def _keep(
+        self,
+        key: Mapping[str, Any],
+        found: Subject,
+        kind: Kind,
+        result: SpeedResult | MemoryResult,
+        *,
+        whole: bool = True,
+    ) -> None:
+        """Into the record; what is not whole will be measured again by the same command."""
+        self._record.add(found, self._environment, kind, asdict(result))
+        self._record.save()
+        if whole:
+            self._journal.put(key, True)
+
+    def _base(self) -> Subject | None:
+        """The model that others are held against: the widest type. None, with a word, where there is none."""
+        if self._settings.base is not None:
+            return next(it for it in self._subjects if it.path == self._settings.base)
+        for kind in _BASE_TYPES:
+            for found in self._subjects:
+                if found.name == kind and len(self._subjects) > 1:
+                    return found
+        alone = len(self._subjects) == 1
+        why = UsageProblem(
+            "Quality was not measured.",
+            "It is measured against the 16-bit base, and "
+            + ("one file alone was given." if alone else "none of the files is one."),
+            "Name the base as well (`ggq convert-and-quantize … --keep-base` keeps it).",
+        )
+        if self._settings.kinds == ("quality",):
+            raise why
+        self._listener(Notice(str(why), "warning"))
+        return None
+
+    def _near(self) -> list[Path]:
+        """Folders that may hold a text: the models' own, and those of the checkpoints they were made of."""
+        folders = list(dict.fromkeys(it.path.absolute().parent for it in self._subjects))
+        return folders + [source for folder in folders for source in _sources(folder)]
+
+
+def _sources(folder: Path) -> list[Path]:
+    """The checkpoint folders that the manifests in ``folder`` name."""
+    found = []
+    for manifest in sorted(folder.glob(f"*{MANIFEST_SUFFIX}")):
+        try:
+            model: Mapping[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))["model"]
+            found.append(Path(model["folder"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            # Not a manifest of a local checkpoint: no text is to be found there.
+            continue
+    return found

@@ -1,0 +1,190 @@
+"""`ggq bench`: everything in one command and one record, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ctrl_c import heed_ctrl_c
+
+import ggq
+from ggq import measure, process
+from ggq.bench import record, speed
+from ggq.bench.memory import MemorySettings
+from ggq.bench.quality import QualitySettings
+from ggq.bench.rates import Precision
+from ggq.bench.speed import SpeedSettings
+from ggq.errors import GgqError, OutputProblem, ToolFailed, UsageProblem
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.measure import BenchSettings
+from ggq.pipeline import Settings
+
+pytestmark = pytest.mark.tool
+
+QUICK = BenchSettings(
+    quality=QualitySettings(context=128, max_chunks=8, threads=2),
+    speed=SpeedSettings(
+        prompt_tokens=(16,), generated_tokens=(8,), binding=False, precision=Precision(batch=2, most=4)
+    ),
+    memory=MemorySettings(contexts=(256,), load_modes=("mmap",)),
+)
+
+
+@pytest.fixture(scope="module")
+def made(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `ggq convert-and-quantize --keep-base` leaves it."""
+    folder = tmp_path_factory.mktemp("made") / "out"
+    settings = Settings(keep_base=True, threads=2, verify="off")
+    ggq.convert_and_quantize(str(example), ["Q2_K", "Q8_0"], folder, settings)
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "models")
+
+
+def run(*arguments: str | Path) -> process.Completed:
+    command = [sys.executable, "-m", "ggq", "bench", *arguments]
+    return process.run(command, check=False)
+
+
+def test_a_folder_is_measured_in_everything(folder: Path, toolchain: Toolchain) -> None:
+    done = measure.bench([folder], QUICK, toolchain=toolchain)
+    assert not done.failures
+    assert [entry.model["name"] for entry in done.entries] == ["BF16", "Q2_K", "Q8_0"]
+    assert all(set(entry.measurements) == set(record.KINDS) for entry in done.entries)
+    # The text beside the checkpoint was found through the manifest.
+    assert done.quality is not None and done.quality.text.path.name == "heldout.txt"
+    rows = record.rows(done.entries)
+    assert [row.is_base for row in rows] == [True, False, False]
+    for row in rows:
+        assert row.perplexity and row.prompt_tokens_per_s and row.generation_tokens_per_s
+        assert row.ram_bytes and row.ram_bytes > row.file_bytes / 2
+        assert (row.mean_kld is None) == row.is_base
+    stored = json.loads(done.record.read_text(encoding="utf-8"))
+    assert done.record == folder / "ggq-bench.json" and stored["schema_version"] == 1
+    assert str(folder) not in done.record.read_text(encoding="utf-8"), "a folder is in the record"
+    assert not (folder / record.JOURNAL_NAME).exists() and not (folder / ".ggq-partial").exists()
+
+
+def test_records_are_merged_by_file_and_machine(folder: Path, toolchain: Toolchain) -> None:
+    only_speed = BenchSettings(kinds=("speed",), speed=QUICK.speed)
+    only_memory = BenchSettings(kinds=("memory",), memory=QUICK.memory)
+    one, other = folder / "tiny-llama-Q8_0.gguf", folder / "tiny-llama-Q2_K.gguf"
+    measure.bench([one], only_speed, toolchain=toolchain)
+    measure.bench([other], only_speed, toolchain=toolchain)
+    done = measure.bench([one], only_memory, toolchain=toolchain)
+    [entry] = done.entries
+    assert set(entry.measurements) == {"speed", "memory"}
+    kept = record.Record(done.record).entries
+    assert {item.model["name"]: set(item.measurements) for item in kept} == {
+        "Q8_0": {"speed", "memory"}, "Q2_K": {"speed"},
+    }  # fmt: skip
+    # Another machine's figures of the same file stand beside these.
+    there = record.Record(done.record)
+    subject = measure.subject.identify([one])[0]
+    there.add(subject, {**kept[0].environment, "cpu": "another"}, "speed", {"figures": []})
+    assert len(there.entries) == 3
+
+
+def test_one_failure_does_not_lose_the_others(
+    folder: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = speed.measure
+
+    def fails_once(model: Path, *args: object, **options: object) -> object:
+        if "Q2_K" in model.name:
+            raise ToolFailed(["llama-bench"], -9, ["last words"])
+        return real(model, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(speed, "measure", fails_once)
+    settings = BenchSettings(kinds=("speed",), speed=QUICK.speed)
+    done = measure.bench([folder], settings, toolchain=toolchain)
+    [failure] = done.failures
+    assert (failure.kind, failure.file_name) == ("speed", "tiny-llama-Q2_K.gguf")
+    assert "SIGKILL" in failure.what
+    assert [found.name for found, _ in done.speed] == ["BF16", "Q8_0"]
+    # The same command measures only what is missing.
+    monkeypatch.setattr(speed, "measure", real)
+    again = measure.bench([folder], settings, toolchain=toolchain)
+    assert [found.name for found, _ in again.speed] == ["Q2_K"]
+    assert not again.failures and len(again.entries) == 3
+
+
+def test_where_nothing_can_be_measured_the_error_comes_through(folder: Path, toolchain: Toolchain) -> None:
+    settings = BenchSettings(kinds=("speed",), speed=SpeedSettings(depths=(100_000,)))
+    with pytest.raises(UsageProblem):
+        measure.bench([folder / "tiny-llama-Q8_0.gguf"], settings, toolchain=toolchain)
+
+
+def test_quality_needs_a_base(folder: Path, toolchain: Toolchain) -> None:
+    settings = BenchSettings(kinds=("quality",))
+    with pytest.raises(UsageProblem, match="not measured"):
+        measure.bench([folder / "tiny-llama-Q8_0.gguf"], settings, toolchain=toolchain)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"kind": "ggq-bench", "schema_version": 99}', '{"kind": 1}'])
+def test_a_foreign_record_is_not_overwritten(folder: Path, toolchain: Toolchain, content: str) -> None:
+    (folder / "ggq-bench.json").write_text(content)
+    with pytest.raises(OutputProblem, match="not a record"):
+        measure.bench([folder], QUICK, toolchain=toolchain)
+    assert (folder / "ggq-bench.json").read_text() == content
+
+
+@pytest.mark.parametrize("target", ["nothing-there.gguf", "empty"])
+def test_targets_that_are_nothing(tmp_path: Path, toolchain: Toolchain, target: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "nothing.gguf").write_bytes(b"")
+    with pytest.raises(GgqError):
+        measure.bench([str(tmp_path / target)], QUICK, toolchain=toolchain)
+
+
+def test_a_checkpoint_is_made_and_measured(
+    example: Path, tmp_path: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = BenchSettings(kinds=("quality",), quality=QUICK.quality)
+    done = measure.bench([example], settings, preset_names=["Q4_0"], toolchain=toolchain)
+    assert [entry.model["name"] for entry in done.entries] == ["BF16", "Q4_0"]
+    assert done.record == tmp_path / "tiny-llama" / "ggq-bench.json"
+
+
+def test_the_table_its_markdown_and_its_csv(folder: Path) -> None:
+    assert run(folder, "--quick").returncode == 0
+    quality = [folder / f"tiny-llama-{name}.gguf" for name in ("BF16", "Q2_K", "Q8_0")]
+    plain = run("quality", *quality, "--chunks", "4", "-c", "128")
+    assert plain.returncode == 0 and any("mean KLD" in line for line in plain.stdout)
+    assert all(len(line) <= 80 for line in plain.stdout)
+    marked = run(folder, "--quick", "--markdown")
+    assert marked.stdout[0].startswith("| preset")
+    listed = run(folder, "--quick", "--csv")
+    rows = list(csv.DictReader(io.StringIO("\n".join(listed.stdout))))
+    assert [row["preset"] for row in rows] == ["BF16", "Q2_K", "Q8_0"]
+    as_json = run(folder, "--quick", "--json")
+    assert len(json.loads("\n".join(as_json.stdout))["entries"]) == 3
+
+
+def test_ctrl_c_keeps_what_was_measured(folder: Path) -> None:
+    command = [sys.executable, "-m", "ggq", "bench", "speed", folder, "--no-binding"]
+    with subprocess.Popen(
+        [str(part) for part in command], stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c, env=os.environ
+    ) as child:
+        deadline = time.monotonic() + 120
+        while not (folder / "ggq-bench.json").exists():
+            assert time.monotonic() < deadline and child.poll() is None
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        _, words = child.communicate(timeout=60)
+    assert child.returncode == 130 and b"resumes" in words
+    assert len(record.Record(folder / "ggq-bench.json").entries) >= 1
+    assert (folder / record.JOURNAL_NAME).exists()
