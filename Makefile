@@ -6,7 +6,8 @@ INSTALLED := .venv/.ggq-installed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test lint types tests demo bench-pipeline docs clean distclean
+.PHONY: help setup test lint types tests demo bench bench-pipeline bench-quality bench-memory gpu-check docs \
+	clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +42,18 @@ demo: setup ## Convert and quantize the small model that comes with ggq, and hea
 
 bench-pipeline: setup ## ggq against the same steps by hand: time and memory
 	$(BIN)/python -m benchmarks.pipeline
+
+bench-quality: setup ## `--until ranked` against the whole text: the same order, by fewer tokens (half an hour)
+	$(BIN)/python -m benchmarks.quality
+
+bench-memory: setup ## Measured memory against the sum of llama.cpp's buffers
+	$(BIN)/python -m benchmarks.memory
+
+bench: bench-pipeline bench-quality bench-memory ## All benchmarks
+
+gpu-check: $(INSTALLED) ## A CUDA build where there is an NVIDIA GPU; offload and VRAM, predicted and measured
+	$(BIN)/ggq setup --backend auto
+	$(BIN)/python -m benchmarks.gpu
 
 docs: $(INSTALLED) ## Write the generated part of docs/ again
 	$(BIN)/python docs/generate_cli.py

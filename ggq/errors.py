@@ -30,6 +30,13 @@ class UsageProblem(GgqError):
     exit_code = 2
 
 
+class CannotServe(UsageProblem):
+    """The request is well formed, but this model or this text cannot serve it (a context that is too long, a
+    text in another encoding)."""
+
+    exit_code = 1
+
+
 class HubProblem(GgqError):
     """The Hub refused, was out of reach, or sent something other than it announced."""
 

@@ -172,6 +172,44 @@ def write_json(target: Path, value: Any) -> None:
         _sync_folder(target.parent)
 
 
+_PROBE_BYTES = 64 << 20
+
+
+def require_holes(folder: Path, elsewhere: str = "choose another folder") -> None:
+    """Refuse a file system that would fill the holes of a sparse file. Raises OutputProblem with the numbers.
+
+    ``folder`` exists and can be written to; ``elsewhere``: as in ``require_space``.
+    """
+    with explain_os_error(folder, elsewhere), tempfile.TemporaryFile(dir=folder) as probe:
+        probe.truncate(_PROBE_BYTES)
+        taken = _taken_bytes(os.fstat(probe.fileno()))
+    if taken is None or taken > _PROBE_BYTES // 16:
+        raise OutputProblem(
+            f"The file system of {folder} has no sparse files.",
+            f"An empty file of {human_bytes(_PROBE_BYTES)} takes {human_bytes(taken)} of disk there."
+            if taken is not None
+            else "This system does not tell what a file takes of its disk.",
+            f"{elsewhere[:1].upper()}{elsewhere[1:]}, on a file system such as ext4, XFS, Btrfs or APFS.",
+        )
+
+
+def allocated_bytes(file: Path) -> int | None:
+    """What a file takes of its disk, without its holes; None where the system does not tell."""
+    return _taken_bytes(file.stat())
+
+
+def _taken_bytes(stat: os.stat_result) -> int | None:
+    blocks: int | None = getattr(stat, "st_blocks", None)
+    return None if blocks is None else blocks * 512  # POSIX leaves the unit open; it is 512 on all of ours
+
+
+def write_hollow(target: Path, header: bytes, file_bytes: int) -> None:
+    """Write a file that begins with ``header`` and is a hole from there to ``file_bytes``. Raises OSError."""
+    with target.open("wb") as stream:
+        stream.write(header)
+        stream.truncate(file_bytes)
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold a folder for one ggq at a time. Raises OutputProblem when another one holds it.

@@ -85,6 +85,19 @@ class Array(Sequence[Any]):
     def __repr__(self) -> str:
         return f"<Array of {self._count}>"
 
+    @property
+    def is_of_texts(self) -> bool:
+        return self._kind == _STRING
+
+    def first(self, count: int) -> Array:
+        """An array of its first ``count`` values, which are no texts."""
+        return Array(self._kind, count, self._raw[: count * struct.calcsize("<" + _SCALARS[self._kind])])
+
+    @property
+    def encoded(self) -> bytes:
+        """As a header has it, after the number that says that an array follows."""
+        return struct.pack("<IQ", self._kind, self._count) + self._raw
+
     @functools.cached_property
     def _values(self) -> list[Any]:
         if self._kind == _STRING:
@@ -104,14 +117,15 @@ class GgufFile:
     """A GGUF file's header, or that of a split model's shards together.
 
     ``paths``: the file, or all shards in order. ``metadata`` values are numbers, bools, texts and ``Array``s;
-    ``entry_bytes`` says for each key what its entry takes in a header that llama.cpp writes. ``file_bytes``
-    is of all files together; the other sizes are the first one's.
+    ``entry_bytes`` says for each key what its entry takes in a header that llama.cpp writes, ``entry_spans``
+    where it stands in this one. ``file_bytes`` is of all files together; the other sizes are the first one's.
     """
 
     paths: tuple[Path, ...]
     version: int
     metadata: Mapping[str, Scalar | Array]
     entry_bytes: Mapping[str, int]
+    entry_spans: Mapping[str, tuple[int, int]]
     tensors: tuple[TensorInfo, ...]
     alignment: int
     header_bytes: int
@@ -180,12 +194,8 @@ class GgufFile:
     @property
     def file_type(self) -> str | None:
         """The preset's word that ``general.file_type`` stands for (``Q4_K_M``), or None."""
-        from gguf.constants import LlamaFileType
-
         number = self.integer("general.file_type")
-        words = {int(kind): kind.name for kind in LlamaFileType if kind != LlamaFileType.GUESSED}
-        words.setdefault(41, "MOSTLY_Q2_0")  # in the pinned llama.h, not in gguf 0.19
-        return words[number].split("_", 1)[1] if number in words else None
+        return next((word for word, known in file_types().items() if known == number), None)
 
     @property
     def tokenizer(self) -> str | None:
@@ -210,6 +220,15 @@ class GgufFile:
     def base_model(self) -> str | None:
         """What it was made from: the base model's address, or its name."""
         return self.text("general.base_model.0.repo_url") or self.text("general.base_model.0.name")
+
+
+@functools.cache
+def file_types() -> Mapping[str, int]:
+    """llama-quantize's words (``Q4_K_M``) and the numbers that ``general.file_type`` has for them."""
+    from gguf.constants import LlamaFileType
+
+    known = {kind.name.split("_", 1)[1]: int(kind) for kind in LlamaFileType if kind != LlamaFileType.GUESSED}
+    return {"Q2_0": 41} | known  # 41 is in the pinned llama.h, not in gguf 0.19
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -303,6 +322,7 @@ class _Header:
         entry_count = self._count("metadata entries", _ENTRY_LIMIT)
         metadata: dict[str, Scalar | Array] = {}
         entry_bytes: dict[str, int] = {}
+        entry_spans: dict[str, tuple[int, int]] = {}
         for _ in range(entry_count):
             start = self._position
             key = self._name("metadata key", _KEY_LIMIT_BYTES)
@@ -311,17 +331,19 @@ class _Header:
             value, lost = self._value(key[:80])
             metadata[key] = value
             entry_bytes[key] = self._position - start - lost
+            entry_spans[key] = (start, self._position)
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
             self._lie(f"general.alignment is {alignment!r}, not a power of two.")
         infos = [self._tensor() for _ in range(tensor_count)]
         header_bytes = self._position
-        data_offset = _padded(header_bytes, alignment) if infos else header_bytes
+        data_offset = padded(header_bytes, alignment) if infos else header_bytes
         return GgufFile(
             paths=(self._path,),
             version=version,
             metadata=metadata,
             entry_bytes=entry_bytes,
+            entry_spans=entry_spans,
             tensors=tuple(self._placed(infos, data_offset, alignment)),
             alignment=alignment,
             header_bytes=header_bytes,
@@ -432,7 +454,7 @@ class _Header:
                     f"The tensor {name!r} ends at byte {end:,}; the file has {self._file_bytes:,}.",
                     "Download or make it anew.",
                 )
-            expected += _padded(data_bytes, alignment)
+            expected += padded(data_bytes, alignment)
             yield TensorInfo(name, shape, kind.name, data_offset + offset, data_bytes, self._path)
 
     def _name(self, what: str, limit: int) -> str:
@@ -487,7 +509,8 @@ class _Header:
         raise GgufProblem(f"{self._path} is a GGUF file that llama.cpp does not read.", f"{why}.", next_step)
 
 
-def _padded(size: int, alignment: int) -> int:
+def padded(size: int, alignment: int) -> int:
+    """``size`` rounded up to a multiple of ``alignment``."""
     return -(-size // alignment) * alignment
 
 
@@ -559,9 +582,9 @@ def _file_bytes(entries_bytes: int, tensors: Sequence[TensorInfo], types: Mappin
                 else "ggml has no such type.",
                 "Choose another type for it.",
             )
-        infos += 8 + len(tensor.name.encode()) + 4 + 8 * _written_dimensions(tensor.shape) + 4 + 8
-        data += _padded(kind.row_bytes(tensor.elements), DEFAULT_ALIGNMENT)
-    return _padded(4 + 4 + 8 + 8 + entries_bytes + infos, DEFAULT_ALIGNMENT) + data
+        infos += 8 + len(tensor.name.encode()) + 4 + 8 * written_dimensions(tensor.shape) + 4 + 8
+        data += padded(kind.row_bytes(tensor.elements), DEFAULT_ALIGNMENT)
+    return padded(4 + 4 + 8 + 8 + entries_bytes + infos, DEFAULT_ALIGNMENT) + data
 
 
 def _key_bytes(key: str) -> int:
@@ -575,7 +598,7 @@ def _value_bytes(value: Scalar) -> int:
     return 1 if isinstance(value, bool) else 4
 
 
-def _written_dimensions(shape: Sequence[int]) -> int:
+def written_dimensions(shape: Sequence[int]) -> int:
     """ggml_n_dims: trailing ones are not written."""
     return max((index for index, size in enumerate(shape, 1) if size > 1), default=1)
 

@@ -6,12 +6,12 @@ same call goes on where it stopped. One file's failure is noted, and the others 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,9 +83,10 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class Failure:
-    """A measurement that did not come to its end: of which file (None: of all together), and why."""
+    """A measurement that did not come to its end, or a file that cannot be read (``file``): of which file
+    (None: of all together), and why."""
 
-    kind: Kind
+    kind: Kind | Literal["file"]
     file_name: str | None
     what: str
     why: str
@@ -109,6 +110,16 @@ class BenchResult:
 Effort = Literal["quick", "standard", "thorough"]
 
 
+def offload_for(toolchain: Toolchain, n_gpu_layers: int | None, rpc: tuple[str, ...]) -> Offload:
+    """The placement asked for; None: all layers on GPUs where llama.cpp sees one, else none.
+
+    Raises ToolchainProblem when an RPC server cannot be reached.
+    """
+    if n_gpu_layers is None:
+        n_gpu_layers = ALL_LAYERS if llama_bench.devices(toolchain, rpc) else 0
+    return Offload(n_gpu_layers=n_gpu_layers, rpc=rpc)
+
+
 def settings_for(
     effort: Effort,
     toolchain: Toolchain,
@@ -118,11 +129,9 @@ def settings_for(
     threads: int | None = None,
 ) -> BenchSettings:
     """Settings for an effort. ``n_gpu_layers``: -1 for all; None: all where there is a GPU."""
-    if n_gpu_layers is None:
-        n_gpu_layers = ALL_LAYERS if llama_bench.devices(toolchain, rpc) else 0
-    offload = Offload(n_gpu_layers=n_gpu_layers, rpc=rpc)
+    offload = offload_for(toolchain, n_gpu_layers, rpc)
     quality = QualitySettings(threads=threads, offload=offload)
-    speed = SpeedSettings(threads=threads, n_gpu_layers=(n_gpu_layers,), rpc=rpc)
+    speed = SpeedSettings(threads=threads, n_gpu_layers=(offload.n_gpu_layers,), rpc=rpc)
     memory = MemorySettings(load_modes=("mmap",), threads=threads, offload=offload)
     if effort == "quick":
         quality = replace(quality, max_chunks=24)
@@ -157,6 +166,8 @@ def bench(
     """
     toolchain = toolchain or toolchains.find()
     settings = settings or BenchSettings()
+    if settings.base is not None:
+        gguf_file.read_all(settings.base)
     paths = find_files(
         targets, preset_names, presets_file,
         toolchain=toolchain, offline=settings.text.offline, listener=listener,
@@ -200,12 +211,16 @@ def find_files(
 
 
 def ggufs(folder: Path) -> list[Path]:
-    """The models in a folder, of split ones the first shard; a projector (mmproj) is none."""
+    """The models in a folder, of split ones the first shard: no projector, adapter or importance matrix."""
     models = []
     for path in sorted(folder.glob("*.gguf")):
-        named = gguf_file.parse_name(path.name)
-        if named.shard in (None, 1) and "mmproj" not in path.name.lower():
-            models.append(path)
+        if gguf_file.parse_name(path.name).shard in (None, 1):
+            try:
+                is_model = gguf_file.read(path).text("general.type") in (None, "model")
+            except GgqError:
+                is_model = True  # it will be met with words
+            if is_model:
+                models.append(path)
     return models
 
 
@@ -242,24 +257,47 @@ class _Session:
             stack.enter_context(files.lock(folder))
             self._work = stack.enter_context(files.staging(folder))
             self._record = Record(self._target)
-            self._journal = Journal(folder / JOURNAL_NAME)
-            self._subjects = subject.identify(self._paths, self._listener)
+            self._subjects = subject.distinct(self._identified())
             self._environment = environment(self._toolchain)
+            self._journal = Journal(folder / JOURNAL_NAME.format(self._identity()))
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
+    def _identified(self) -> list[Subject]:
+        """The files that can be read. Raises the first one's error when none can."""
+        found: list[Subject] = []
+        for path in self._paths:
+            with self._noting("file", path.name):
+                found.append(subject.of(path, self._listener))
+        if not found:
+            raise self._errors[0]
+        return found
+
+    def _identity(self) -> str:
+        """A digest of what this run measures, how, and where to: the same command gives the same."""
+        work = {
+            "record": str(self._target.absolute()),
+            "files": sorted(found.sha256 for found in self._subjects),
+            "settings": asdict(self._settings),
+            "environment": record.environment_id(self._environment),
+        }
+        return hashlib.sha256(json.dumps(work, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
     def run(self) -> BenchResult:
         started = time.monotonic()
         kinds = self._settings.kinds
         if "quality" in kinds:
-            self._attempt("quality", None, self._measure_quality)
+            with self._noting("quality", None):
+                self._measure_quality()
         for found in self._subjects if "speed" in kinds else ():
-            self._attempt("speed", found, partial(self._measure_speed, found))
+            with self._noting("speed", found.path.name):
+                self._measure_speed(found)
         for found in self._subjects if "memory" in kinds else ():
-            self._attempt("memory", found, partial(self._measure_memory, found))
+            with self._noting("memory", found.path.name):
+                self._measure_memory(found)
         ours = {(it.sha256, record.environment_id(self._environment)) for it in self._subjects}
         if self._errors and not (self._quality or self._speed or self._memory or self._reused):
             raise self._errors[0]
@@ -275,33 +313,45 @@ class _Session:
             seconds=time.monotonic() - started,
         )
 
-    def _attempt(self, kind: Kind, found: Subject | None, measure: Callable[[], None]) -> None:
-        """Measure, and note a failure rather than lose what comes after it."""
+    @contextmanager
+    def _noting(self, kind: Kind | Literal["file"], name: str | None) -> Iterator[None]:
+        """Note a failure rather than lose what comes after it."""
         try:
-            measure()
+            yield
         except GgqError as error:
             self._errors.append(error)
-            name = found.path.name if found else None
             self._failures.append(Failure(kind, name, error.what, error.why, error.next_step))
-            self._listener(Notice(f"{kind}{f' of {name}' if name else ''}: {error}", "warning"))
+            self._listener(Notice(f"{name or kind}: {error}", "warning"))
 
     def _measure_quality(self) -> None:
         base = self._base()
         if base is None:
             return
-        models = [it for it in self._subjects if it is not base]
+        models = [it for it in self._subjects if it is not base and self._is_kin(it, base)]
         choice = self._settings.text
         text = corpus.resolve(
             self._near(), text=choice.text, corpus=choice.corpus, corpus_path=choice.corpus_path,
             offline=choice.offline, listener=self._listener,
         )  # fmt: skip
-        self._quality = quality.measure(
+        found = self._quality = quality.measure(
             base, models, text, self._settings.for_model(base).quality, toolchain=self._toolchain,
             work=self._work, journal=self._journal, listener=self._listener,
         )  # fmt: skip
-        for found, measurement in record.quality_measurements(self._quality, base, models):
-            self._record.add(found, self._environment, "quality", measurement)
+        for part in found.failures:
+            self._failures.append(Failure("quality", part.name, part.what, part.why, part.next_step))
+        for it, measurement in record.quality_measurements(found, base, models):
+            self._record.add(it, self._environment, "quality", measurement)
         self._record.save()
+
+    def _is_kin(self, found: Subject, base: Subject) -> bool:
+        """Whether a model can have been made from the base; one of another family in the same folder is
+        measured in all but quality. One that was named beside its base is refused by quality itself."""
+        alike = (found.architecture, found.parameter_count) == (base.architecture, base.parameter_count)
+        if not alike and self._settings.base is None:
+            self._listener(
+                Notice(f"{found.path.name} was not made from {base.path.name}: no quality of it.", "warning")
+            )
+        return alike or self._settings.base is not None
 
     def _measure_speed(self, found: Subject) -> None:
         settings = self._settings.for_model(found).speed
@@ -324,10 +374,13 @@ class _Session:
                 found.path, settings,
                 toolchain=self._toolchain, listener=self._listener, on_cell=cells.append,
             )  # fmt: skip
-        except GgqError:
+        except BaseException:
+            # Also on Ctrl-C: what was measured is kept.
             if cells:
                 threads = settings.threads or hardware.usable_cores()
-                part = MemoryResult(found.path.name, found.file_bytes, threads, tuple(cells))
+                part = MemoryResult(
+                    found.path.name, found.file_bytes, threads, settings.offload, tuple(cells)
+                )
                 self._memory.append((found, part))
                 self._keep(key, found, "memory", part, whole=False)
             raise
@@ -343,11 +396,15 @@ class _Session:
         }
 
     def _done_before(self, key: Mapping[str, Any], found: Subject) -> bool:
-        """Whether the run that was broken off had come so far; then the record has it."""
-        if self._journal.get(key) is None:
+        """Whether the run that was broken off had come so far, and the record still has it."""
+        kept = {entry.key: entry for entry in self._record.entries}
+        entry = kept.get((found.sha256, key["environment"]))
+        if self._journal.get(key) is None or entry is None or key["kind"] not in entry.measurements:
             return False
         self._reused += 1
-        self._listener(Notice(f"{key['kind']} of {found.path.name}: measured before the break."))
+        self._listener(
+            Notice(f"{key['kind']} of {found.path.name}: measured before the break; it is in the record.")
+        )
         return True
 
     def _keep(
@@ -368,10 +425,11 @@ class _Session:
     def _base(self) -> Subject | None:
         """The model that others are held against: the widest type. None, with a word, where there is none."""
         if self._settings.base is not None:
-            return next(it for it in self._subjects if it.path == self._settings.base)
+            wanted = gguf_file.shards(self._settings.base)[0].resolve()
+            return next(it for it in self._subjects if it.path.resolve() == wanted)
         for kind in _BASE_TYPES:
             for found in self._subjects:
-                if found.name == kind and len(self._subjects) > 1:
+                if found.type == kind and len(self._subjects) > 1:
                     return found
         alone = len(self._subjects) == 1
         why = UsageProblem(

@@ -139,6 +139,15 @@ def gpu_memory_bytes(lines: Iterable[str]) -> dict[tuple[int, str], int]:
     return {(int(found[1]), found[2]): int(found[3]) << 20 for found in matches if found}
 
 
+def nvidia_driver() -> str | None:
+    """The NVIDIA driver's version, or None where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    said = process.run(query, check=False, timeout_s=30, echo=False).stdout
+    return said[0].strip() if said and re.fullmatch(r"[\d.]+", said[0].strip()) else None
+
+
 def _of_gpus() -> dict[tuple[int, str], int]:
     if shutil.which("nvidia-smi") is None:
         return {}

@@ -283,7 +283,7 @@ def _label(
             inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
             if inside and box.count_overlaps(taken) == 0:
                 break
-        if distance > _DISTANCES_POINTS[1]:
+        if distance > _DISTANCES_POINTS[0]:
             leader = {"arrowstyle": "-", "color": "0.4", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
             axes.annotate("", (x, y), note.get_position(), textcoords="offset points", arrowprops=leader)
         taken.append(box)

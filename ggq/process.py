@@ -95,7 +95,7 @@ def run(
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **(env or {})},
+            env={**_inherited(), **(env or {})},
             cwd=cwd,
             preexec_fn=_in_own_group_and_dying_with_parent() if os.name == "posix" else None,
         )
@@ -137,6 +137,11 @@ def run(
     if check and done.returncode != 0:
         raise done.failed()
     return done
+
+
+def _inherited() -> dict[str, str]:
+    """The environment without LLAMA_ARG_*: with those llama.cpp's tools would do other than they are told."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
 
 
 def _rss_bytes() -> int:

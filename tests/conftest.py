@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +11,8 @@ import pytest
 from hubserver import HubServer
 
 from ggq.errors import ToolchainProblem
+from ggq.llamacpp import rpc, tools
 from ggq.llamacpp import toolchain as toolchains
-from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
 
 # huggingface_hub reads most of its environment when it is imported, and no test may see the user's token.
@@ -104,20 +101,6 @@ def base_gguf(toolchain: Toolchain, example: Path, tmp_path_factory: pytest.Temp
 
 @pytest.fixture
 def rpc_server(toolchain: Toolchain) -> Iterator[str]:
-    """``host:port`` of llama.cpp's own RPC server on loopback: a device that it treats like a GPU."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [toolchain.tool("ggml-rpc-server"), "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            for _ in range(100):
-                with socket.socket() as client:
-                    if client.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
-            else:
-                pytest.fail("ggml-rpc-server did not open its port within 10 s")
-            yield f"127.0.0.1:{port}"
-        finally:
-            server.kill()
+    """``host:port`` of a device that llama.cpp treats like a GPU."""
+    with rpc.loopback_device(toolchain) as address:
+        yield address

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,11 @@ from ggq.bench.quality import QualitySettings
 from ggq.bench.rates import Precision
 from ggq.bench.speed import SpeedSettings
 from ggq.errors import GgqError, OutputProblem, ToolFailed, UsageProblem
+from ggq.llamacpp import perplexity
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measure import BenchSettings
 from ggq.pipeline import Settings
+from ggq.progress import Event, Notice
 
 pytestmark = pytest.mark.tool
 
@@ -53,6 +56,10 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "models")
 
 
+def journals(folder: Path) -> list[Path]:
+    return list(folder.glob(".ggq-bench.*"))
+
+
 def run(*arguments: str | Path) -> process.Completed:
     command = [sys.executable, "-m", "ggq", "bench", *arguments]
     return process.run(command, check=False)
@@ -74,7 +81,7 @@ def test_a_folder_is_measured_in_everything(folder: Path, toolchain: Toolchain) 
     stored = json.loads(done.record.read_text(encoding="utf-8"))
     assert done.record == folder / "ggq-bench.json" and stored["schema_version"] == 1
     assert str(folder) not in done.record.read_text(encoding="utf-8"), "a folder is in the record"
-    assert not (folder / record.JOURNAL_NAME).exists() and not (folder / ".ggq-partial").exists()
+    assert not journals(folder) and not (folder / ".ggq-partial").exists()
 
 
 def test_records_are_merged_by_file_and_machine(folder: Path, toolchain: Toolchain) -> None:
@@ -121,6 +128,56 @@ def test_one_failure_does_not_lose_the_others(
     assert not again.failures and len(again.entries) == 3
 
 
+def test_a_bad_file_in_a_folder_does_not_keep_the_others_from_being_measured(
+    folder: Path, toolchain: Toolchain, stories: Path
+) -> None:
+    (folder / "broken-Q4_0.gguf").write_bytes(b"GGUF and nothing else")
+    settings = Settings(keep_base=False, threads=2, verify="off")
+    ggq.convert_and_quantize(str(stories), ["Q8_0"], folder, settings)
+    heard: list[Event] = []
+    quick = BenchSettings(kinds=("quality",), quality=QUICK.quality)
+    done = measure.bench([folder, folder / "tiny-llama-Q2_K.gguf"], quick, listener=heard.append)
+    [failure] = done.failures
+    assert (failure.kind, failure.file_name) == ("file", "broken-Q4_0.gguf")
+    # The other family shares the folder and the type, and is left out with a word.
+    assert done.quality is not None
+    assert [model.name for model in done.quality.models] == ["Q2_K", "tiny-llama-Q8_0"]
+    words = [event.text for event in heard if isinstance(event, Notice)]
+    assert any("stories260K-Q8_0.gguf was not made from" in text for text in words)
+
+
+def test_a_model_that_fails_leaves_the_others_their_quality(
+    folder: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = perplexity.divergence
+
+    def fails(tools: Toolchain, model: Path, *args: object, **options: object) -> object:
+        if "Q2_K" in model.name:
+            raise ToolFailed(["llama-perplexity"], -6, ["last words"])
+        return real(tools, model, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(perplexity, "divergence", fails)
+    settings = BenchSettings(kinds=("quality",), quality=QUICK.quality)
+    done = measure.bench([folder], settings, toolchain=toolchain)
+    assert done.quality is not None and [model.name for model in done.quality.models] == ["Q8_0"]
+    [failure] = done.failures
+    assert (failure.kind, failure.file_name) == ("quality", "Q2_K") and "SIGABRT" in failure.what
+
+
+def test_a_sweep_stays_in_the_record_when_one_of_its_points_is_measured_again(
+    folder: Path, toolchain: Toolchain
+) -> None:
+    one = folder / "tiny-llama-Q8_0.gguf"
+    for depths in ((0, 64), (0,)):
+        again = BenchSettings(kinds=("speed",), speed=replace(QUICK.speed, depths=depths))
+        done = measure.bench([one], again, toolchain=toolchain)
+    [entry] = done.entries
+    figures = entry.measurements["speed"]["figures"]
+    assert sorted((figure["test"], figure["depth_tokens"]) for figure in figures) == [
+        ("generation", 0), ("generation", 64), ("prompt", 0), ("prompt", 64),
+    ]  # fmt: skip
+
+
 def test_where_nothing_can_be_measured_the_error_comes_through(folder: Path, toolchain: Toolchain) -> None:
     settings = BenchSettings(kinds=("speed",), speed=SpeedSettings(depths=(100_000,)))
     with pytest.raises(UsageProblem):
@@ -159,19 +216,18 @@ def test_a_checkpoint_is_made_and_measured(
     assert done.record == tmp_path / "tiny-llama" / "ggq-bench.json"
 
 
-def test_the_table_its_markdown_and_its_csv(folder: Path) -> None:
-    assert run(folder, "--quick").returncode == 0
+def test_the_commands_show_and_store(folder: Path, tmp_path: Path) -> None:
     quality = [folder / f"tiny-llama-{name}.gguf" for name in ("BF16", "Q2_K", "Q8_0")]
     plain = run("quality", *quality, "--chunks", "4", "-c", "128")
     assert plain.returncode == 0 and any("mean KLD" in line for line in plain.stdout)
     assert all(len(line) <= 80 for line in plain.stdout)
-    marked = run(folder, "--quick", "--markdown")
-    assert marked.stdout[0].startswith("| preset")
-    listed = run(folder, "--quick", "--csv")
-    rows = list(csv.DictReader(io.StringIO("\n".join(listed.stdout))))
-    assert [row["preset"] for row in rows] == ["BF16", "Q2_K", "Q8_0"]
-    as_json = run(folder, "--quick", "--json")
-    assert len(json.loads("\n".join(as_json.stdout))["entries"]) == 3
+    listed = run(quality[2], "--quick", "--csv", "--plot", tmp_path / "plot.svg")
+    [row] = csv.DictReader(io.StringIO("\n".join(listed.stdout)))
+    assert row["preset"] == "Q8_0" and listed.returncode == 0
+    # Quality was measured by the first command, and is in the record still.
+    assert (tmp_path / "plot.svg").read_text().lstrip().startswith("<?xml")
+    stored = json.loads((folder / "ggq-bench.json").read_text())
+    assert set(stored["entries"][2]["measurements"]) == set(record.KINDS)
 
 
 def test_ctrl_c_keeps_what_was_measured(folder: Path) -> None:
@@ -187,4 +243,4 @@ def test_ctrl_c_keeps_what_was_measured(folder: Path) -> None:
         _, words = child.communicate(timeout=60)
     assert child.returncode == 130 and b"resumes" in words
     assert len(record.Record(folder / "ggq-bench.json").entries) >= 1
-    assert (folder / record.JOURNAL_NAME).exists()
+    assert journals(folder)

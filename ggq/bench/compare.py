@@ -1,12 +1,15 @@
 """Two records held against each other: every figure's ratio, and whether the difference is more than noise.
 
-A difference is beyond noise when it is more than 1.96 times its standard error: of figures that differ by
-chance alone, about one in twenty is called so. What the error knows of depends on the figure:
+A difference is beyond noise when it is more than t times its standard error, where t is Student's two-sided
+95 % quantile at the error's degrees of freedom (12.7 at one, 2.4 at seven, 1.96 at very many): of figures
+that differ by chance alone, about one in twenty is called so. Two errors together have the degrees of Welch
+(The generalization of "Student's" problem, Biometrika 34, 1947). What the error knows of is the figure's:
 
 - Quality: the choice of the text. Where both were measured on the same excerpts, from eight on, their paired
   differences count, which the text hardly moves; else both figures' own errors, added as independent ones.
 - Speed: the spread of repetitions, and of the processes that they were made in, since another sitting differs
-  as one process from the next: the standard deviation of the processes' means, where there are several. What
+  as one process from the next: the standard deviation of the processes' means, where there are several. Two
+  or three processes know little of it, so only a difference of several such deviations is beyond noise. What
   changes from day to day (heat, neighbours on the machine, another kernel) no sitting shows of itself.
 - Memory is one run's peak: differences up to 1 % or 8 MiB, whichever is more, come and go.
 - The size of a file is exact.
@@ -14,6 +17,7 @@ chance alone, about one in twenty is called so. What the error knows of depends 
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +37,10 @@ Figure = Literal[
 FIGURES: tuple[Figure, ...] = get_args(Figure)
 Match = Literal["sha256", "file_name", "name"]
 
-_CONFIDENCE = 1.96  # standard errors: 95 %
-_ENOUGH_ROUNDS = 8  # for a spread of their differences
+# Student's two-sided 95 % quantiles at 1 to 10 degrees of freedom, and the normal's.
+_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+_NORMAL_QUANTILE = 1.960
+_ENOUGH_ROUNDS = 8  # for a spread of their differences; as in ggq.bench.quality
 _MEMORY_SHARE, _MEMORY_BYTES = 0.01, 8 << 20
 
 V = TypeVar("V")
@@ -131,10 +137,41 @@ def _size(one: Entry, other: Entry) -> _Held:
     return _Held(sizes[0], sizes[1], noise=0.0)
 
 
-def _independent_noise(one: Estimate, other: Estimate) -> float | None:
-    if one.standard_error is None or other.standard_error is None:
+# --- noise -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Error:
+    """A standard error, and the degrees of freedom that it was estimated with."""
+
+    value: float
+    freedom: float = math.inf
+
+
+def _noise(error: _Error | None) -> float | None:
+    return None if error is None else _quantile(error.freedom) * error.value
+
+
+def _independent(one: _Error | None, other: _Error | None) -> _Error | None:
+    """The error of a difference of independent figures."""
+    if one is None or other is None:
         return None
-    return _CONFIDENCE * math.hypot(one.standard_error, other.standard_error)
+    error = math.hypot(one.value, other.value)
+    if not error:
+        return _Error(0.0)
+    per_freedom = sum((each.value / error) ** 4 / each.freedom for each in (one, other))
+    return _Error(error, 1 / per_freedom if per_freedom else math.inf)
+
+
+def _quantile(freedom: float) -> float:
+    """Student's t, exceeded either way in one case of twenty. Between the published values its logarithm is
+    taken for linear in 1/freedom: too high by 3 % at most below two degrees of freedom, by 0.5 % above."""
+    nodes = [(0.0, _NORMAL_QUANTILE)]
+    nodes += [(1 / count, t) for count, t in reversed(list(enumerate(_QUANTILES, start=1)))]
+    for (left, low), (right, high) in itertools.pairwise(nodes):
+        if 1 / freedom <= right:
+            return float(low * (high / low) ** ((1 / freedom - left) / (right - left)))
+    return _QUANTILES[0]
 
 
 # --- quality ---------------------------------------------------------------------------------------------
@@ -150,9 +187,10 @@ def _quality(figure: Literal["perplexity", "mean_kld", "same_top"]) -> Callable[
             return _Held(left, right, note=why_not, comparable=False)
         paired = _paired_error(a.get("rounds", ()), b.get("rounds", ()), figure)
         if paired is not None:
-            return _Held(left, right, _CONFIDENCE * paired)
+            return _Held(left, right, _noise(paired))
         note = f"{a['chunks']} and {b['chunks']} chunks of the text" if a["chunks"] != b["chunks"] else ""
-        return _Held(left, right, _independent_noise(left, right), note)
+        error = _independent(_text_error(left, a), _text_error(right, b))
+        return _Held(left, right, _noise(error), note)
 
     return held
 
@@ -173,8 +211,8 @@ def _other_ground(one: Mapping[str, Any], other: Mapping[str, Any], *, with_base
 
 def _paired_error(
     one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], figure: str
-) -> float | None:
-    """The standard error of the difference, from the differences on each excerpt; None: not the same ones."""
+) -> _Error | None:
+    """Of the difference, from the differences on each excerpt; None: not the same ones, or too few."""
     excerpts = [[part["excerpt"] for part in rounds] for rounds in (one, other)]
     if len(one) < _ENOUGH_ROUNDS or excerpts[0] != excerpts[1]:
         return None
@@ -184,11 +222,20 @@ def _paired_error(
     # Means are of logarithms there; d(exp x) = exp(x) dx.
     logs = [[math.log(value) for value in each] for each in values]
     level = math.exp(statistics.fmean(logs[0] + logs[1]))
-    return level * _spread_error([b - a for a, b in zip(*logs, strict=True)])
+    return _spread_error([level * (b - a) for a, b in zip(*logs, strict=True)])
 
 
-def _spread_error(values: Sequence[float]) -> float:
-    return statistics.stdev(values) / math.sqrt(len(values))
+def _spread_error(values: Sequence[float]) -> _Error:
+    return _Error(statistics.stdev(values) / math.sqrt(len(values)), len(values) - 1)
+
+
+def _text_error(figure: Estimate, measurement: Mapping[str, Any]) -> _Error | None:
+    """A figure's own error: of enough rounds their spread, of fewer the tool's, over thousands of tokens."""
+    if figure.standard_error is None:
+        return None
+    # A base's entry does not hold its rounds: they were enough to take their spread, or are taken for that.
+    count = len(measurement.get("rounds", range(_ENOUGH_ROUNDS)))
+    return _Error(figure.standard_error, count - 1 if count >= _ENOUGH_ROUNDS else math.inf)
 
 
 def _estimate(raw: Mapping[str, Any] | None) -> Estimate | None:
@@ -205,9 +252,8 @@ def _speed(test: Literal["prompt", "generation"]) -> Callable[[Entry, Entry], _H
         left, right = _median(mine), _median(theirs)
         if mine is None or theirs is None or note:
             return _Held(left, right, note=note, comparable=False)
-        errors = [_sitting_error(figure["speed"]) for figure in (mine, theirs)]
-        noise = None if None in errors else _CONFIDENCE * math.hypot(*(error or 0 for error in errors))
-        return _Held(left, right, noise, _unlike(one, other, mine, theirs))
+        error = _independent(_sitting_error(mine["speed"]), _sitting_error(theirs["speed"]))
+        return _Held(left, right, _noise(error), _unlike(one, other, mine, theirs))
 
     return held
 
@@ -250,15 +296,17 @@ def _median(figure: Mapping[str, Any] | None) -> Estimate | None:
     return Estimate(median, None if share is None else share * median)
 
 
-def _sitting_error(rate: Mapping[str, Any]) -> float | None:
-    """By how much another sitting may differ: the error of the mean, or the deviation of the processes' means
-    from each other where that is more. None for a single repetition."""
-    if rate["relative_standard_error"] is None:
+def _sitting_error(rate: Mapping[str, Any]) -> _Error | None:
+    """By how much another sitting may differ: the error of the mean over repetitions, or the deviation of the
+    processes' means from each other where that is more. None for a single repetition."""
+    values = rate["samples_tokens_per_s"]
+    if len(values) < 2:
         return None
-    samples = iter(rate["samples_tokens_per_s"])
+    samples = iter(values)
     means = [statistics.fmean(next(samples) for _ in range(count)) for count in rate["batches"]]
-    between = statistics.stdev(means) if len(means) > 1 else 0.0
-    return max(float(rate["relative_standard_error"] * rate["mean_tokens_per_s"]), between)
+    repeated = _spread_error(values)
+    between = _Error(statistics.stdev(means), len(means) - 1) if len(means) > 1 else repeated
+    return max(repeated, between, key=lambda error: error.value)
 
 
 def _unlike(one: Entry, other: Entry, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
@@ -277,10 +325,11 @@ def _unlike(one: Entry, other: Entry, mine: Mapping[str, Any], theirs: Mapping[s
 def _peaks(entry: Entry, where: str) -> dict[str, int]:
     """Peaks in bytes by what was run."""
     found: dict[str, int] = {}
-    for cell in entry.measurements.get("memory", {}).get("cells", ()):
+    memory = entry.measurements.get("memory", {"cells": ()})
+    for cell in memory["cells"]:
         run = cell["measured"]
         way = f"context {cell['context_tokens']}, cache {cell['type_k']}/{cell['type_v']}"
-        way += f", load mode {cell['load_mode']}"
+        way += f", load mode {cell['load_mode']}, {memory['offload']['n_gpu_layers']} layers on GPUs"
         if run and where == "ram":
             found[way] = run["peaks"]["resident_bytes"]
         elif run and run["gpus"]:

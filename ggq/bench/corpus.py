@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ggq import files, hub
-from ggq.errors import HubProblem, UsageProblem
+from ggq.errors import CannotServe, HubProblem, UsageProblem
 from ggq.progress import Listener, Notice, silent
 
 BESIDE_MODEL = "heldout.txt"
@@ -110,7 +110,7 @@ def read(path: Path) -> Text:
     try:
         digest, file_bytes = _look_through(path)
     except OSError as error:
-        raise UsageProblem(
+        raise CannotServe(
             f"The text {path} cannot be read.",
             f"{error.strerror}.",
             "Give a text file, for example with --text FILE.",
@@ -128,7 +128,7 @@ def _look_through(path: Path) -> tuple[str, int]:
             if done == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 _not_utf8(path, 0, "UTF-16")
             if b"\0" in block:
-                raise UsageProblem(
+                raise CannotServe(
                     f"{path} is not a text: it has a NUL byte at offset {done + block.index(0):,}.",
                     "Text has none; a model, an archive or UTF-16 without a mark does.",
                     "Give a plain text in UTF-8.",
@@ -144,7 +144,7 @@ def _look_through(path: Path) -> tuple[str, int]:
     if pending := len(decoder.getstate()[0]):
         _not_utf8(path, done - pending, "CP1252")
     if blank:
-        raise UsageProblem(
+        raise CannotServe(
             f"{path} holds no text.",
             f"Its {done:,} bytes are all white space." if done else "It is empty.",
             "Give another file.",
@@ -154,7 +154,7 @@ def _look_through(path: Path) -> tuple[str, int]:
 
 def _not_utf8(path: Path, offset: int, encoding: str) -> NoReturn:
     cure = f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > utf8.txt"
-    raise UsageProblem(
+    raise CannotServe(
         f"{path} is not UTF-8.",
         f"The byte at offset {offset:,} begins no character of it.",
         f"Convert it: `{cure}`"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ggq import files
-from ggq.errors import UsageProblem
+from ggq.errors import CannotServe, UsageProblem
 from ggq.llamacpp import perplexity
 from ggq.llamacpp.logits_file import LogitsFile, logits_bytes, scored_tokens
 from ggq.llamacpp.perplexity import LEAST_SCORED_TOKENS, Evaluation
@@ -140,7 +140,7 @@ class Pieces:
             start = max(0, min(excerpt.first_byte, len(self._text) - 4 * self._length))
             found = self._evaluate(excerpt, self._word_start(start), 4 * self._length)
         if found is None:
-            raise UsageProblem(
+            raise CannotServe(
                 "A piece of the text is too short to measure quality.",
                 f"At byte {excerpt.first_byte}, {4 * self._length} bytes make fewer tokens than elsewhere.",
                 "Give a text of one kind, or --chunks for fixed work.",
@@ -207,7 +207,7 @@ def _chunks_for_a_summary(context: int) -> int:
 def _require_text(base: Base) -> None:
     needed = _chunks_for_a_summary(base.how.context) * base.how.context
     if base.token_count < needed:
-        raise UsageProblem(
+        raise CannotServe(
             "The text is too short to measure quality.",
             f"It has {base.token_count} tokens; {needed} are needed with a context of {base.how.context}.",
             "Give a longer text, or a smaller context.",

@@ -9,12 +9,12 @@ of which such a run needs one row (``batch_logits_bytes``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggq import gguf_file, hardware
-from ggq.errors import DoesNotFit, ToolFailed, UsageProblem
+from ggq.errors import CannotServe, DoesNotFit, ToolFailed, UsageProblem
 from ggq.files import human_bytes
 from ggq.gguf_file import GgufFile
 from ggq.llamacpp import bench
@@ -23,7 +23,7 @@ from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.memory import Breakdown, FilledContext, Load
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.progress import Listener, Step, silent
+from ggq.progress import Listener, Notice, Step, silent
 
 DEFAULT_CONTEXT = 4096
 LOAD_MODES = ("mmap", "none")
@@ -79,6 +79,7 @@ class MemoryResult:
     model: str
     file_bytes: int
     threads: int
+    offload: Offload
     cells: tuple[MemoryCell, ...]
 
 
@@ -112,9 +113,7 @@ def measure(
     plans = [(load, llama_memory.breakdown(toolchain, gguf.path, load)) for load in loads]
     to_run = [load for load in loads if not settings.quick or load.context_tokens == loads[0].context_tokens]
     if not settings.force:
-        for load, predicted in plans:
-            if load in to_run:
-                _require_memory(gguf, load, predicted)
+        to_run = _fitting(gguf, plans, to_run, listener)
     done, total = 0, len(to_run) * len(settings.load_modes)
     cells = []
     for load, predicted in plans:
@@ -127,7 +126,7 @@ def measure(
             cells.append(_cell(gguf, load, load_mode, predicted, filled))
             on_cell(cells[-1])
     listener(Step(_STEP, done, total, "runs"))
-    return MemoryResult(gguf.path.name, gguf.file_bytes, threads, tuple(cells))
+    return MemoryResult(gguf.path.name, gguf.file_bytes, threads, settings.offload, tuple(cells))
 
 
 def _contexts(gguf: GgufFile, settings: MemorySettings) -> tuple[int, ...]:
@@ -141,7 +140,7 @@ def _contexts(gguf: GgufFile, settings: MemorySettings) -> tuple[int, ...]:
     own = gguf.context_length
     contexts = settings.contexts or (min(own or DEFAULT_CONTEXT, DEFAULT_CONTEXT),)
     if own is not None and max(contexts) > own:
-        raise UsageProblem(
+        raise CannotServe(
             f"{gguf.path.name} has no context of {max(contexts):,} tokens.",
             f"It was trained for {own:,}.",
             f"Give contexts up to {own}.",
@@ -158,6 +157,28 @@ def _contexts(gguf: GgufFile, settings: MemorySettings) -> tuple[int, ...]:
 def _require_word(word: str, known: tuple[str, ...], what: str) -> None:
     if word not in known:
         raise UsageProblem(f"{word!r} is no {what}.", f"There are {', '.join(known)}.", "Choose one of them.")
+
+
+def _fitting(
+    gguf: GgufFile,
+    plans: Sequence[tuple[Load, Breakdown]],
+    wanted: Sequence[Load],
+    listener: Listener,
+) -> list[Load]:
+    """Those of the wanted loads that fit; the others are said. Raises DoesNotFit when none does."""
+    fitting: list[Load] = []
+    last: DoesNotFit | None = None
+    for load, predicted in plans:
+        if load in wanted:
+            try:
+                _require_memory(gguf, load, predicted)
+                fitting.append(load)
+            except DoesNotFit as problem:
+                last = problem
+                listener(Notice(f"Not run: {problem.what} {problem.why}", "warning"))
+    if last is not None and not fitting:
+        raise last
+    return fitting
 
 
 def _require_memory(gguf: GgufFile, load: Load, predicted: Breakdown) -> None:

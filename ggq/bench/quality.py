@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +23,7 @@ from ggq.bench.journal import Journal
 from ggq.bench.reference import ReferencePerplexity
 from ggq.bench.sequential import Comparison
 from ggq.bench.subject import Subject
-from ggq.errors import GgufProblem, UsageProblem
+from ggq.errors import CannotServe, GgqError, GgufProblem, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.llamacpp import perplexity, tools
 from ggq.llamacpp.logits_file import LogitsFile
@@ -34,6 +35,10 @@ from ggq.progress import Listener, Notice, Step, silent
 STEP = "quality"
 # From so many rounds on their spread is a better judge than what the tool says of single tokens.
 _ENOUGH_ROUNDS = 8
+# Fewer rounds settle nothing: divergences have heavy tails, which few rounds may not have met.
+_LEAST_ROUNDS = 8
+# Of a single model its mean KLD is wanted to such a share.
+_PRECISION = 0.1
 
 Stopped = Literal["settled", "cap", "end of text", "as asked"]
 
@@ -43,7 +48,8 @@ class QualitySettings:
     """How quality is measured.
 
     ``until``: "ranked" measures random excerpts until the presets' order is settled, up to ``max_chunks``;
-    "chunks" the first ``chunks``; "full" the whole text. ``indifference``: differences of mean KLD below it
+    "chunks" the first ``chunks``; "full" the whole text; of a single model "ranked" settles its mean KLD to
+    ± 10 %. ``indifference``: differences of mean KLD below it
     (nats per token) need no order; ``error_rate``: of the whole ranking; ``max_base_bytes``: of disk for the
     base's logits at a time; ``seed``: of the excerpts' order; ``checkpoint``: what the base was converted
     from, to be evaluated on the same tokens by transformers.
@@ -65,7 +71,7 @@ class QualitySettings:
 @dataclass(frozen=True)
 class Round:
     """One excerpt, the tokens that were scored on it, and every model's divergence there, by name.
-    ``tokens``: of its chunks, where a checkpoint is to be held against the base, else empty."""
+    ``tokens``: of its chunks; a result does not keep them."""
 
     excerpt: Excerpt
     scored_tokens: int
@@ -90,6 +96,16 @@ class ModelQuality:
 
 
 @dataclass(frozen=True)
+class ModelFailure:
+    """A model that could not be measured to the end (or ``reference``: the checkpoint), and why."""
+
+    name: str
+    what: str
+    why: str
+    next_step: str
+
+
+@dataclass(frozen=True)
 class QualityResult:
     """``ranking``: neighbours by mean KLD and whether their order is settled; ``text_tokens``: of the whole
     text, of which ``scored_tokens`` were scored; ``stopped``: why no more was measured; ``base_bytes``: what
@@ -109,7 +125,10 @@ class QualityResult:
     base_bytes: int
     seconds: float
     rounds: tuple[Round, ...]
+    settings: QualitySettings
+    threads: int
     reference: ReferencePerplexity | None = None
+    failures: tuple[ModelFailure, ...] = ()
 
     @property
     def reference_difference(self) -> float | None:
@@ -140,6 +159,24 @@ def measure(
             "Name the base and one quantized model or more.",
         )
     _require_kinship(base, models, settings.context)
+    if settings.checkpoint is not None:
+        reference.require(settings.checkpoint, settings.context)
+    with files.explain_os_error(work):
+        logits = tempfile.TemporaryDirectory(prefix=".ggq-logits-", dir=work)
+    with logits as folder:
+        return _measure(base, models, text, settings, toolchain, Path(folder), journal, listener)
+
+
+def _measure(
+    base: Subject,
+    models: Sequence[Subject],
+    text: Text,
+    settings: QualitySettings,
+    toolchain: Toolchain,
+    folder: Path,
+    journal: Journal,
+    listener: Listener,
+) -> QualityResult:
     started = time.monotonic()
     ground = Base(
         toolchain=toolchain,
@@ -148,20 +185,25 @@ def measure(
         text=text.path,
         token_count=tools.count_tokens(toolchain, base.path, text.path),
         how=Evaluation(settings.context, settings.threads or hardware.usable_cores(), settings.offload),
-        folder=work,
+        folder=folder,
     )
     plan = _plan(ground, settings)
     _announce(plan, ground, settings, listener)
     rounds = _Rounds(ground, plan, base, models, text, settings, journal, listener)
     stopped = rounds.run()
     found = rounds.done
+    failures = list(rounds.failures)
     witness = None
     if settings.checkpoint is not None:
-        witness = _reference(ground, settings.checkpoint, found, listener)
+        try:
+            witness = _reference(ground, settings.checkpoint, found, listener)
+        except GgqError as error:
+            failures.append(_failure("reference", error, listener))
+    measured = found[0].divergences
     return QualityResult(
         base=base.name,
-        base_perplexity=_perplexity(found, models[0].name, lambda item: item.base_perplexity),
-        models=tuple(_summary(model.name, found) for model in models),
+        base_perplexity=_perplexity(found, next(iter(measured)), lambda item: item.base_perplexity),
+        models=tuple(_summary(name, found) for name in measured),
         ranking=_ranking(found, settings),
         stopped=stopped,
         text=text,
@@ -172,7 +214,10 @@ def measure(
         base_bytes=plan.peak_bytes,
         seconds=time.monotonic() - started,
         rounds=tuple(replace(part, tokens=()) for part in found),
+        settings=settings,
+        threads=ground.how.threads or 0,
         reference=witness,
+        failures=tuple(failures),
     )
 
 
@@ -187,7 +232,9 @@ def _announce(plan: Excerpts, ground: Base, settings: QualitySettings, listener:
     """Say what will lie on the disk, and refuse what would not fit."""
     size = files.human_bytes(plan.peak_bytes)
     listener(Notice(f"The base's logits take {size} of disk at a time, and are removed afterwards."))
-    files.require_space(ground.folder, plan.peak_bytes, "the base's logits", "choose another --work folder")
+    files.require_space(
+        ground.folder, plan.peak_bytes, "the base's logits", "put the record elsewhere with -o/--output"
+    )
     if settings.until != "ranked" and isinstance(plan, excerpts.Pieces):
         listener(
             Notice(
@@ -208,6 +255,13 @@ def _require_kinship(base: Subject, models: Sequence[Subject], context: int) -> 
                 "Without one a text has no tokens.",
                 "Convert its checkpoint again, with the tokenizer's files beside it.",
             )
+        if (gguf.architecture, gguf.parameter_count) != (ours.architecture, ours.parameter_count):
+            raise GgufProblem(
+                f"{subject.path.name} was not made from {base.path.name}.",
+                f"It is a {gguf.architecture} of {gguf.parameter_count:,} parameters, the base a "
+                f"{ours.architecture} of {ours.parameter_count:,}.",
+                "Compare a model with the base that it was made from.",
+            )
         if _vocabulary(gguf) != _vocabulary(ours):
             raise GgufProblem(
                 f"The vocabulary of {subject.path.name} is not that of {base.path.name}.",
@@ -215,7 +269,7 @@ def _require_kinship(base: Subject, models: Sequence[Subject], context: int) -> 
                 "Compare a model with the base that it was made from.",
             )
         if subject.context_length and context > subject.context_length:
-            raise UsageProblem(
+            raise CannotServe(
                 f"A context of {context} tokens is more than {subject.path.name} was made for.",
                 f"It was trained with {subject.context_length}.",
                 f"Ask for --ctx-size {subject.context_length} or less.",
@@ -241,10 +295,12 @@ class _Rounds:
         journal: Journal,
         listener: Listener,
     ) -> None:
-        self.done: list[Round] = []
+        self.failures: list[ModelFailure] = []
+        self._done: list[Round] = []
         self._ground = ground
         self._plan = plan
-        self._models = models
+        self._models = list(models)
+        self._listener = listener
         self._settings = settings
         self._journal = journal
         self._progress = _Progress(listener, plan, models=len(models))
@@ -257,19 +313,28 @@ class _Rounds:
         }
 
     def run(self) -> Stopped:
-        """Measure until there is enough. Returns why it was enough."""
+        """Measure until there is enough. Returns why it was enough. Raises the last model's error when none
+        is left."""
         ranked = self._settings.until == "ranked"
         for excerpt in self._plan.excerpts:
-            self.done.append(self._round(excerpt))
-            if ranked and all(pair.verdict != "unsettled" for pair in _ranking(self.done, self._settings)):
+            self._done.append(self._round(excerpt))
+            if ranked and len(self._done) >= _LEAST_ROUNDS and _settled(self.done, self._settings):
                 self._progress.end()
                 return "settled"
         self._progress.end()
         if not ranked:
             return "as asked"
-        chunks = sum(part.excerpt.chunks for part in self.done)
+        chunks = sum(part.excerpt.chunks for part in self._done)
         # The next round would have passed the cap.
-        return "cap" if chunks + self.done[-1].excerpt.chunks > self._settings.max_chunks else "end of text"
+        return "cap" if chunks + self._done[-1].excerpt.chunks > self._settings.max_chunks else "end of text"
+
+    @property
+    def done(self) -> list[Round]:
+        """The rounds, of the models that came through all of them."""
+        names = [model.name for model in self._models]
+        return [
+            replace(part, divergences={name: part.divergences[name] for name in names}) for part in self._done
+        ]
 
     def _round(self, excerpt: Excerpt) -> Round:
         found = {model.name: self._journal.get(self._key(excerpt, model.sha256)) for model in self._models}
@@ -279,31 +344,49 @@ class _Rounds:
         if missing or ground is None:
             with self._plan.logits(excerpt) as logits:
                 self._progress.advance(excerpt)
-                ground = {"scored_tokens": logits.scored_tokens}
-                if self._settings.checkpoint is not None:
-                    ground["tokens"] = logits.chunks()
+                ground = {"scored_tokens": logits.scored_tokens, "tokens": logits.chunks()}
                 for model in missing:
                     found[model.name] = self._measure(excerpt, model, logits)
             self._journal.put(self._key(excerpt, "ground"), ground)
         return Round(
             excerpt,
             ground["scored_tokens"],
-            {name: _restored(value) for name, value in found.items()},
-            tuple(tuple(chunk) for chunk in ground.get("tokens", ())),
+            {name: _restored(value) for name, value in found.items() if value is not None},
+            tuple(tuple(chunk) for chunk in ground["tokens"]),
         )
 
-    def _measure(self, excerpt: Excerpt, model: Subject, logits: LogitsFile) -> dict[str, Any]:
+    def _measure(self, excerpt: Excerpt, model: Subject, logits: LogitsFile) -> dict[str, Any] | None:
+        """A model's divergence; one that fails is left out from now on, and the others go on."""
         ground = self._ground
-        found = asdict(perplexity.divergence(ground.toolchain, model.path, logits, ground.how))
+        try:
+            found = asdict(perplexity.divergence(ground.toolchain, model.path, logits, ground.how))
+        except GgqError as error:
+            self._models = [other for other in self._models if other is not model]
+            if not self._models:
+                raise
+            self.failures.append(_failure(model.name, error, self._listener))
+            return None
         self._journal.put(self._key(excerpt, model.sha256), found)
         self._progress.advance(excerpt)
         return found
 
     def _key(self, excerpt: Excerpt, what: str) -> dict[str, Any]:
-        key: dict[str, Any] = {**self._identity, "excerpt": asdict(excerpt), "what": what}
-        if what == "ground":
-            key["tokens"] = self._settings.checkpoint is not None
-        return key
+        return {**self._identity, "excerpt": asdict(excerpt), "what": what}
+
+
+def _settled(rounds: Sequence[Round], settings: QualitySettings) -> bool:
+    """Whether the order of the models is settled; of a single one, whether its mean KLD is known well."""
+    names = list(rounds[0].divergences)
+    if len(names) > 1:
+        return all(pair.verdict != "unsettled" for pair in _ranking(rounds, settings))
+    klds = [part.divergences[names[0]].mean_kld.value for part in rounds]
+    interval = sequential.confidence_interval(klds, settings.error_rate)
+    return interval.high - interval.low <= 2 * _PRECISION * abs(statistics.fmean(klds))
+
+
+def _failure(name: str, error: GgqError, listener: Listener) -> ModelFailure:
+    listener(Notice(f"{name}: {error}", "warning"))
+    return ModelFailure(name, error.what, error.why, error.next_step)
 
 
 def _reference(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ from ggq.llamacpp.perplexity import Estimate
 
 SCHEMA_VERSION = 1
 FILE_NAME = "ggq-bench.json"
-JOURNAL_NAME = ".ggq-bench.partial.jsonl"
+JOURNAL_NAME = ".ggq-bench.{}.partial.jsonl"  # of each run its own, by a digest of what it measures
 
 Kind = Literal["quality", "speed", "memory"]
 KINDS: tuple[Kind, ...] = ("quality", "speed", "memory")
@@ -69,7 +70,9 @@ class Record:
         fresh = Entry(_model(subject), environment, environment_id(environment))
         known = self._entries.get(fresh.key)
         stamped = {"measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **measurement}
-        measurements = {**(known.measurements if known else {}), kind: stamped}
+        old = known.measurements.get(kind) if known else None
+        merged = _merged(kind, old, stamped) if old else stamped
+        measurements = {**(known.measurements if known else {}), kind: merged}
         self._entries[fresh.key] = Entry(fresh.model, environment, fresh.environment_id, measurements)
 
     def save(self) -> None:
@@ -82,6 +85,41 @@ class Record:
                 "entries": [asdict(entry) for entry in self.entries],
             },
         )
+
+
+# What tells one figure or cell from another, where the rest of the measurement was done alike.
+_PARTS = {
+    "speed": ("figures", ("test", "tokens", "depth_tokens", "n_gpu_layers")),
+    "memory": ("cells", ("context_tokens", "type_k", "type_v", "load_mode")),
+}
+_ALIKE = {
+    "speed": ("type_k", "type_v", "flash_attention", "load_mode"),
+    "memory": ("offload",),
+    "quality": ("base", "text", "context", "offload"),
+}
+
+
+def _merged(kind: Kind, old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A new measurement over an old one: figures that were not measured anew stay where all else was alike,
+    and a quality that was measured on more tokens stays as it is."""
+    if any(old.get(name) != new.get(name) for name in _ALIKE[kind]):
+        return new
+    if kind == "quality":
+        return old if old["scored_tokens"] > new["scored_tokens"] else new
+    parts, identity = _PARTS[kind]
+
+    def key(part: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(part[name] for name in identity)
+
+    fresh = {key(part): part for part in new[parts]}
+    kept = [part for part in old[parts] if key(part) not in fresh or _is_empty(fresh[key(part)])]
+    keys = {key(part) for part in kept}
+    return {**new, parts: [*kept, *(part for part in new[parts] if key(part) not in keys)]}
+
+
+def _is_empty(part: Mapping[str, Any]) -> bool:
+    """A cell of memory that was only foretold."""
+    return "measured" in part and part["measured"] is None
 
 
 def environment_id(environment: Mapping[str, Any]) -> str:
@@ -106,12 +144,22 @@ def quality_measurements(
         "chunks": result.chunks,
         "scored_tokens": result.scored_tokens,
         "stopped": result.stopped,
+        "until": result.settings.until,
+        "seed": result.settings.seed,
+        "indifference": result.settings.indifference,
+        "error_rate": result.settings.error_rate,
+        "threads": result.threads,
+        "offload": asdict(result.settings.offload),
     }
-    ranking = [asdict(pair) for pair in result.ranking]
+    ranking = [_finite(asdict(pair)) for pair in result.ranking]
     witness = asdict(result.reference) if result.reference else None
     own = {"perplexity": asdict(result.base_perplexity), "ranking": ranking, "reference": witness}
     yield base, {**common, **own}
-    for subject, model in zip(models, result.models, strict=True):
+    measured = {model.name: model for model in result.models}
+    for subject in models:
+        model = measured.get(subject.name)
+        if model is None:
+            continue
         rounds = [
             {
                 "excerpt": asdict(part.excerpt),
@@ -151,11 +199,12 @@ class Row:
 
 def rows(entries: Sequence[Entry]) -> list[Row]:
     """A row for each entry: bases first, then by bits per weight."""
-    made = [_row(entry) for entry in entries]
+    bases = {it["base"]["sha256"] for entry in entries if (it := entry.measurements.get("quality"))}
+    made = [_row(entry, is_base=entry.model["sha256"] in bases) for entry in entries]
     return sorted(made, key=lambda row: (not row.is_base, row.bits_per_weight, row.name))
 
 
-def _row(entry: Entry) -> Row:
+def _row(entry: Entry, *, is_base: bool) -> Row:
     quality = entry.measurements.get("quality", {})
     speed = entry.measurements.get("speed", {})
     ram_bytes, vram_bytes = _memory(entry.measurements.get("memory", {}))
@@ -164,7 +213,7 @@ def _row(entry: Entry) -> Row:
         file_name=entry.model["file_name"],
         sha256=entry.model["sha256"],
         environment_id=entry.environment_id,
-        is_base=bool(quality) and quality["base"]["sha256"] == entry.model["sha256"],
+        is_base=is_base,
         file_bytes=entry.model["file_bytes"],
         bits_per_weight=entry.model["bits_per_weight"],
         perplexity=_estimate(quality.get("perplexity")),
@@ -198,6 +247,12 @@ def _memory(memory: Mapping[str, Any]) -> tuple[int | None, int | None]:
         return None, None
     vram = sum(gpu["used_bytes"] for gpu in run["gpus"]) if run["gpus"] else None
     return run["peaks"]["resident_bytes"], vram
+
+
+def _finite(pair: dict[str, Any]) -> dict[str, Any]:
+    """A comparison as JSON can hold it: an end of an interval that nothing bounds is null."""
+    ends = {name: end if math.isfinite(end) else None for name, end in pair["interval"].items()}
+    return {**pair, "interval": ends}
 
 
 def _model(subject: Subject) -> dict[str, Any]:

@@ -84,6 +84,11 @@ def perplexity(
     return _summary(run.nlls, done.seconds, run.versions)
 
 
+def require(checkpoint: Path, context: int) -> None:
+    """Refuse beforehand what ``perplexity`` would refuse. Raises CheckpointProblem, DoesNotFit."""
+    _require_memory(checkpoints.read(checkpoint), context)
+
+
 class _Run:
     """What the child process said."""
 

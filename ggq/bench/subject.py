@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggq import files, gguf_file
-from ggq.gguf_file import GgufFile
 from ggq.progress import Listener, silent
 
 
 @dataclass(frozen=True)
 class Subject:
-    """``name``: the preset that its name or header tells, else the file's stem; ``sha256``: of the file, of a
-    split model the shards' joined by ``+``; ``bits_per_weight`` counts tensor data."""
+    """``name``: the preset that its name or header tells, else the file's stem; ``type``: that preset or
+    None; ``sha256``: of the file, of a split model the shards' joined by ``+``; ``bits_per_weight`` counts
+    tensor data."""
 
     name: str
+    type: str | None
     path: Path
     sha256: str
     file_bytes: int
@@ -27,20 +28,15 @@ class Subject:
     context_length: int | None
 
 
-def identify(paths: Sequence[Path], listener: Listener = silent) -> tuple[Subject, ...]:
-    """Read and digest GGUF files. Raises GgufProblem."""
-    found = [_identify(gguf_file.read_all(path), listener) for path in paths]
-    twice = {name for name, count in Counter(subject.name for subject in found).items() if count > 1}
-    return tuple(
-        replace(subject, name=subject.path.stem) if subject.name in twice else subject for subject in found
-    )
-
-
-def _identify(gguf: GgufFile, listener: Listener) -> Subject:
+def of(path: Path, listener: Listener = silent) -> Subject:
+    """Read and digest a GGUF file, of a split model all shards. Raises GgufProblem."""
+    gguf = gguf_file.read_all(path)
     named = gguf_file.parse_name(gguf.path.name)
     digests = [files.sha256_file(part, listener, f"digest of {part.name}") for part in gguf.paths]
+    kind = named.type or gguf.file_type
     return Subject(
-        name=named.type or gguf.file_type or gguf.path.stem,
+        name=kind or gguf.path.stem,
+        type=kind,
         path=gguf.path,
         sha256="+".join(digests),
         file_bytes=gguf.file_bytes,
@@ -49,3 +45,22 @@ def _identify(gguf: GgufFile, listener: Listener) -> Subject:
         architecture=gguf.architecture,
         context_length=gguf.context_length,
     )
+
+
+def identify(paths: Iterable[Path], listener: Listener = silent) -> tuple[Subject, ...]:
+    """Read and digest GGUF files, and name them apart. Raises GgufProblem."""
+    return distinct(of(path, listener) for path in paths)
+
+
+def distinct(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
+    """Each file once, and no two of one name: those of one type by their files' stems, and by their digests
+    where even these are the same."""
+    once = list({subject.path.resolve(): subject for subject in subjects}.values())
+    longer: tuple[Callable[[Subject], str], ...] = (
+        lambda it: it.path.stem,
+        lambda it: f"{it.path.stem} {it.sha256[:8]}",
+    )
+    for name in longer:
+        counts = Counter(subject.name for subject in once)
+        once = [replace(it, name=name(it)) if counts[it.name] > 1 else it for it in once]
+    return tuple(once)

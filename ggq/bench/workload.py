@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ggq.bench.rates import rate
-from ggq.errors import UsageProblem
+from ggq.errors import CannotServe, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.llamacpp.bench import BenchResult, Device
 from ggq.llamacpp.offload import Offload
@@ -92,7 +92,7 @@ def _lengths(asked: Sequence[int] | None, default: int, room: int | None) -> Seq
 def _require_room(gguf: GgufFile, tokens: int, what: str) -> None:
     context = gguf.context_length
     if context is not None and tokens > context:
-        raise UsageProblem(
+        raise CannotServe(
             f"{gguf.path.name} has no room for {what}.",
             f"That needs a context of {tokens:,} tokens; the model was trained for {context:,}.",
             "Ask for less with -p, -n and -d.",

@@ -120,6 +120,8 @@ def show_end(out: Output, result: PipelineResult) -> None:
     if cosine is not None:
         out.text(f"The base answers as the checkpoint does: cosine of their logits {cosine:.6f}.")
     usual = [file for file in result.files if file.preset in pipeline.DEFAULT_PRESETS]
-    shown = shlex.quote(str((usual or result.files)[0].paths[0]))
+    first = (usual or result.files)[0].paths[0]
+    shown = shlex.quote(str(first))
     out.hint(f'\nrun it:      ggq run {shown} "Once upon a time"')
+    out.hint(f"measure it:  ggq bench {shlex.quote(str(first.parent)) if result.base else shown}")
     out.hint(f"look at it:  ggq inspect {shown}")

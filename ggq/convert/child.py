@@ -49,7 +49,8 @@ TEXTS = (
 @dataclass(frozen=True)
 class Job:
     """What to do. ``gguf`` is written when ``convert``, and only looked at otherwise; ``check``: hold it
-    against the checkpoint; ``logits``: also what it computes; ``metadata``: for the converter's override."""
+    against the checkpoint; ``logits``: also what it computes; ``metadata``: for the converter's override.
+    ``hollow``: write holes for the weights; ``without_values``: the checkpoint's own weights are holes."""
 
     view: str
     gguf: str
@@ -65,6 +66,8 @@ class Job:
     mmproj: bool
     bin_weights: bool
     has_tokenizer_model: bool
+    hollow: bool = False
+    without_values: bool = False
     arguments: Sequence[str] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     repo_id: str = ""
@@ -183,6 +186,8 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
     folder = Path(job.view)
     override = folder.parent / "metadata.json"
     override.write_text(json.dumps(_metadata(job)), encoding="utf-8")
+    if job.hollow:
+        converter.leave_holes(without_values=job.without_values)
     converter.run(
         Path(job.source_dir),
         folder,

@@ -136,6 +136,45 @@ def convert(
     )
 
 
+@dataclass(frozen=True)
+class HollowBase:
+    """A base GGUF with holes for weights, and what making it took of the child process (``peak_memory_bytes``
+    None: the platform does not tell)."""
+
+    outtype: str
+    completed_keys: Mapping[str, Any]
+    seconds: float
+    peak_memory_bytes: int | None
+
+
+def convert_hollow(
+    checkpoint_folder: Path,
+    staged: Path,
+    *,
+    outtype: str = "auto",
+    without_values: bool = False,
+    source: SourceInfo | None = None,
+    toolchain: Toolchain,
+    listener: Listener = silent,
+) -> HollowBase:
+    """Write the file that ``convert`` would, with every byte of its header, and holes for its weights.
+
+    ``staged``: a path in a staging folder that allows holes (``files.require_holes``). ``without_values``:
+    the checkpoint's own weights are holes; what needs their values is refused.
+
+    Raises CheckpointProblem, ConversionProblem, UsageProblem, ToolchainProblem.
+    """
+    given = checkpoint.read(checkpoint_folder)
+    checkpoint.require_convertible(given)
+    kind = resolve_outtype(given, outtype)
+    child = _Child(
+        given, staged, kind, toolchain, mmproj=False, source=source, listener=listener,
+        hollow=True, without_values=without_values,
+    )  # fmt: skip
+    child.run(convert=True, level="off")
+    return HollowBase(kind, child.completed, round(child.seconds, 2), child.peak_memory_bytes)
+
+
 def verify(
     made: Conversion, level: str = "sampled", listener: Listener = silent, toolchain: Toolchain | None = None
 ) -> Verification:
@@ -182,6 +221,8 @@ class _Child:
         mmproj: bool,
         source: SourceInfo | None = None,
         listener: Listener = silent,
+        hollow: bool = False,
+        without_values: bool = False,
     ) -> None:
         self._given = given
         self._gguf = gguf
@@ -190,6 +231,8 @@ class _Child:
         self._mmproj = mmproj
         self._source = source
         self._listener = listener
+        self._hollow = hollow
+        self._without_values = without_values
         self._on_written: Callable[[Path], None] | None = None
         self._phase = ""
         self._found: dict[str, Mapping[str, Any]] = {}
@@ -245,6 +288,8 @@ class _Child:
             "mmproj": self._mmproj,
             "bin_weights": self._given.weight_format == "bin",
             "has_tokenizer_model": tokenizer_model.MODEL in self._given.tokenizer_files,
+            "hollow": self._hollow,
+            "without_values": self._without_values,
             "arguments": gaps.options(self._given.architectures[0], names),
             "metadata": {"general.quantized_by": f"ggq {__version__}"},
             "repo_id": self._source.repo_id if self._source else "",

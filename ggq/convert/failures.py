@@ -95,10 +95,20 @@ def _assumption(checkpoint: Checkpoint, text: str) -> GgqError:
     )
 
 
+def _needs_values(checkpoint: Checkpoint, _: str) -> GgqError:
+    return CheckpointProblem(
+        f"{checkpoint.architectures[0][:60]} can only be planned after download.",
+        f"The converter reads values of its weights before it knows what {checkpoint.path.name} becomes, and "
+        "only their headers are here.",
+        "Run `ggq download` with the model's name first; then the same command again.",
+    )
+
+
 _REFUSED: Mapping[str, Callable[[Checkpoint, str], GgqError]] = {
     "Unsupported": _unsupported,
     "NoProjector": _no_projector,
     "Assumption": _assumption,
+    "NeedsValues": _needs_values,
 }
 
 

@@ -3,11 +3,13 @@
 from ggq.hub.client import Retry, cache_dir, token_present
 from ggq.hub.dataset import dataset_file
 from ggq.hub.download import Download, Preview, download, preview
+from ggq.hub.hollow import Gathered, gather
 from ggq.hub.remote import RemoteFile, RemoteModel, inspect
 from ggq.hub.selection import select_files, weight_files
 
 __all__ = [
     "Download",
+    "Gathered",
     "Preview",
     "RemoteFile",
     "RemoteModel",
@@ -15,6 +17,7 @@ __all__ = [
     "cache_dir",
     "dataset_file",
     "download",
+    "gather",
     "inspect",
     "preview",
     "select_files",

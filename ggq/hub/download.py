@@ -22,7 +22,7 @@ from ggq.progress import Event, Listener, Step, silent
 from ggq.reference import ModelRef
 
 # One connection seldom fills a fast line, and shards come in numbers.
-_WORKERS = 4
+WORKERS = 4
 _ELSEWHERE = "set HF_HOME to a folder on another disk"
 
 
@@ -125,10 +125,10 @@ def _look_up(
         )
     model = inspect(ref.repo_id, ref.revision, offline=offline, retry=retry, listener=listener)
     if client.is_offline(offline):
-        _require_whole(model, include, exclude)
+        require_whole(model, include, exclude)
     wanted = select_files(model.files, include, exclude)
     if not include and not weight_files([file.path for file in model.files]):
-        raise _without_weights(model)
+        raise without_weights(model)
     return model, wanted
 
 
@@ -167,7 +167,7 @@ def _fetch_all(model: RemoteModel, missing: Iterable[RemoteFile], retry: Retry, 
     todo = sorted({file.blob_name: file for file in missing}.values(), key=lambda file: file.file_bytes)
     progress = _Progress(model.repo_id, todo, listener)
     stop = threading.Event()
-    with ThreadPoolExecutor(_WORKERS) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         running = [
             pool.submit(
                 fetch, model, file,
@@ -233,7 +233,7 @@ def _record_revision(model: RemoteModel) -> None:
     fresh.replace(ref)
 
 
-def _require_whole(model: RemoteModel, include: Sequence[str], exclude: Sequence[str]) -> None:
+def require_whole(model: RemoteModel, include: Sequence[str], exclude: Sequence[str]) -> None:
     """Offline there is no listing to compare with: config, weights and all their shards must be there."""
     everything = [file.path for file in model.files]
     missing = [pattern for pattern in include if not fnmatch.filter(everything, pattern)]
@@ -260,7 +260,8 @@ def _shards(index: Path) -> set[str]:
         return set()  # a damaged index is a damaged checkpoint: found when that is read
 
 
-def _without_weights(model: RemoteModel) -> HubProblem:
+def without_weights(model: RemoteModel) -> HubProblem:
+    """The words for a repository that holds no weights: what it is instead."""
     names = [file.path for file in model.files]
     ggufs = [name for name in names if name.lower().endswith(".gguf")]
     if "adapter_config.json" in names:

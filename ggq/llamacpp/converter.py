@@ -18,6 +18,8 @@ from typing import Any
 
 from ggq.llamacpp.toolchain import CONVERTER
 
+_TABLE_BYTES = 1 << 20  # rotary factors take some hundred bytes
+
 Completer = Callable[[dict[str, Any]], None]
 PreTokenizers = Callable[[Mapping[str, Any]], "str | None"]
 
@@ -29,6 +31,10 @@ class Refusal:
     kind: str
     text: str
     where: str
+
+
+class NeedsValues(Exception):
+    """The converter asked for the value of a weight before it wrote the header."""
 
 
 class ConverterFailed(Exception):
@@ -102,6 +108,37 @@ def _fill_gaps(complete_config: Completer, known_pre_tokenizer: PreTokenizers) -
 
     ModelBase.load_hparams = staticmethod(load_hparams)
     TextModel.get_vocab_base_pre = get_vocab_base_pre
+
+
+def leave_holes(*, without_values: bool) -> None:
+    """From now on have the converter write headers as ever, and holes instead of weights.
+
+    Of the data only what is no weight is written: tables that it reckoned from the config.
+    ``without_values``: the checkpoint's weights are holes, too; NeedsValues is then raised where the
+    converter looks into them.
+    """
+    import numpy as np
+    from gguf.gguf_writer import GGUFWriter, WriterState
+    from gguf.utility import LocalTensor
+
+    def write_tensors_to_file(self: Any, *, progress: bool = False) -> None:
+        self.write_ti_data_to_file()
+        for stream, tensors in zip(self.fout, self.tensors, strict=True):
+            self.write_padding(stream, stream.tell())
+            for info in tensors.values():
+                end = stream.tell() + self.ggml_pad(info.nbytes, self.data_alignment)
+                if isinstance(info.tensor, np.ndarray) and info.nbytes <= _TABLE_BYTES:
+                    info.tensor.tofile(stream)
+                stream.seek(end)
+            stream.truncate()
+        self.state = WriterState.WEIGHTS
+
+    def mmap_bytes(self: Any) -> Any:
+        raise NeedsValues(f"{self.dtype} of shape {list(self.shape)}")
+
+    GGUFWriter.write_tensors_to_file = write_tensors_to_file
+    if without_values:
+        LocalTensor.mmap_bytes = mmap_bytes
 
 
 def _as_json(tokenizer: Any) -> Mapping[str, Any]:

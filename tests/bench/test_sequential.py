@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ggq.bench import sequential
 from ggq.bench.sequential import Interval
+
+Floats = NDArray[np.float64]
 
 
 def evidence(values: list[float], mean: float, g: float) -> float:
@@ -17,7 +23,7 @@ def evidence(values: list[float], mean: float, g: float) -> float:
     n = len(values)
     t = math.sqrt(n) * (statistics.fmean(values) - mean) / statistics.stdev(values)
     ratio = (1 + t**2 / (n - 1)) / (1 + t**2 / ((n - 1) * (1 + n * g)))
-    return (1 + n * g) ** -0.5 * ratio ** (n / 2)
+    return float((1 + n * g) ** -0.5 * ratio ** (n / 2))
 
 
 def test_the_interval_ends_where_the_evidence_reaches_its_limit() -> None:
@@ -32,8 +38,6 @@ def test_the_interval_ends_where_the_evidence_reaches_its_limit() -> None:
 def t_density(t: float, freedom: int, shift: float) -> float:
     """Of the noncentral t distribution: a normal of mean ``shift`` over the root of a chi square by its
     degrees of freedom, integrated over that root."""
-    import numpy as np
-
     root = np.linspace(1e-4, 6, 3000)
     log_chi = (
         (1 - freedom / 2) * math.log(2) - math.lgamma(freedom / 2) + 0.5 * freedom * math.log(freedom)
@@ -45,8 +49,6 @@ def t_density(t: float, freedom: int, shift: float) -> float:
 
 def test_the_evidence_is_a_bayes_factor() -> None:
     """Against the integral that it stands for: t under effects distributed N(0, g), over t under none."""
-    import numpy as np
-
     n, g, t = 12, 2.5, 3.1
     values = [float(step) for step in range(n)]
     null = statistics.fmean(values) - t * statistics.stdev(values) / math.sqrt(n)
@@ -88,36 +90,118 @@ def test_close_models_are_settled_to_be_alike() -> None:
     assert pair.verdict == "indifferent"
 
 
-def simulated_stop(noise: random.Random, means: dict[str, float], rounds: int) -> bool:
-    """Measure in rounds as ggq does, look after each, stop when all is settled; True: an order was wrong."""
-    figures: dict[str, list[float]] = {name: [] for name in means}
-    for _ in range(rounds):
-        # A round's text is hard or easy for all, with a heavy tail; presets scatter about their own mean.
-        hard = math.exp(noise.gauss(0, 0.5))
-        for name, mean in means.items():
-            figures[name].append(mean * hard * math.exp(noise.gauss(0, 0.2)))
-        pairs = sequential.compare(figures, indifference=1e-9)
-        if any(pair.verdict == "ordered" and means[pair.better] > means[pair.worse] for pair in pairs):
-            return True
-        if all(pair.verdict == "ordered" for pair in pairs):
-            return False
-    return False
+# --- what is promised, under simulation --------------------------------------------------------------------
+
+LEAST_ROUNDS = 8  # as ggq.bench.quality has it
+TOKENS = 510  # that a round of two chunks of 512 tokens scores
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Shares of the runs in which, at some look before the stop, an order was settled that is not the true
+    one, or a pair was called indifferent that differs by more than that."""
+
+    wrong_order: float
+    wrong_indifference: float
+
+
+def faults(figures: Floats, means: Sequence[float], indifference: float) -> Faults:
+    """Look as ggq does, after each round from the eighth on, until all neighbours are settled.
+
+    ``figures``: runs x rounds x models; ``means``: the models' true ones, of which equal ones have no order.
+    """
+    true = np.array(means)
+    runs, rounds, _ = figures.shape
+    wrong_order, wrong_indifference, stopped = np.zeros((3, runs), dtype=bool)
+    for n in range(LEAST_ROUNDS, rounds + 1):
+        differences, ranks, half_width = look(figures[:, :n])
+        mean = differences.mean(axis=1)
+        ordered = mean > half_width
+        indifferent = ~ordered & (mean + half_width < indifference) & (mean - half_width > -indifference)
+        gap = true[ranks[:, 1:]] - true[ranks[:, :-1]]
+        wrong_order |= ~stopped & (ordered & (gap <= 0)).any(axis=1)
+        wrong_indifference |= ~stopped & (indifferent & (abs(gap) > indifference)).any(axis=1)
+        stopped |= (ordered | indifferent).all(axis=1)
+    return Faults(float(wrong_order.mean()), float(wrong_indifference.mean()))
+
+
+def look(figures: Floats) -> tuple[Floats, NDArray[np.intp], Floats]:
+    """Of each run the neighbours' differences by round, the models by rank, and the half widths of the
+    neighbours' intervals. The width per standard deviation is the module's own."""
+    _, n, models = figures.shape
+    ranks = figures.mean(axis=1).argsort(axis=1)
+    differences = np.diff(np.take_along_axis(figures, ranks[:, None, :], axis=2), axis=2)
+    error_rate = 0.05 / (models * (models - 1) // 2)
+    width = sequential.confidence_interval(range(n), error_rate)
+    per_deviation = (width.high - width.low) / 2 / statistics.stdev(range(n))
+    return differences, ranks, per_deviation * differences.std(axis=1, ddof=1)
+
+
+def test_the_simulation_looks_as_ggq_does() -> None:
+    noise = np.random.default_rng(3)
+    for n in (8, 20, 60):
+        figures = noise.lognormal(0, 0.1, (1, n, 4)) * [1, 1.01, 1.1, 1.5]
+        differences, ranks, half_widths = look(figures)
+        pairs = sequential.compare(
+            {str(model): figures[0, :, model].tolist() for model in range(4)}, indifference=0.001
+        )
+        assert [int(pair.better) for pair in pairs] == ranks[0, :-1].tolist()
+        assert [pair.difference for pair in pairs] == pytest.approx(differences[0].mean(axis=0))
+        assert [pair.interval.high - pair.difference for pair in pairs] == pytest.approx(half_widths[0])
+
+
+def by_token(seed: int, means: Sequence[float], spreads: Sequence[float], runs: int, rounds: int) -> Floats:
+    """Mean KLD by round, of tokens whose divergences are lognormal. ``spreads``: of their logarithms, by
+    model: 0.9 (Q8_0) to 1.15 (Q2_K) of real presets. A round's text is hard or easy for all."""
+    noise = np.random.default_rng(seed)
+    figures = np.empty((runs, rounds, len(means)))
+    for index in range(rounds):
+        for model, (mean, spread) in enumerate(zip(means, spreads, strict=True)):
+            tokens = noise.standard_normal((runs, TOKENS), dtype=np.float32)
+            tokens *= spread
+            np.exp(tokens, out=tokens)
+            figures[:, index, model] = mean * math.exp(-(spread**2) / 2) * tokens.mean(axis=1)
+    return figures * noise.lognormal(0, 0.3, (runs, rounds, 1)) * math.exp(-0.045)
 
 
 @pytest.mark.parametrize(
     "means",
     [
-        {"a": 0.0100, "b": 0.0101},
-        {"a": 0.010, "b": 0.0102, "c": 0.0104, "d": 0.0106},
-        {"a": 0.0003, "b": 0.0017, "c": 0.0035, "d": 0.0040, "e": 0.0104, "f": 0.0113},
+        (0.0100, 0.0101),
+        (0.010, 0.0102, 0.0104, 0.0106),
+        (0.0003, 0.0017, 0.0035, 0.0040, 0.0104, 0.0113),
     ],
 )
-def test_the_wrong_order_rate_stays_below_the_promise(means: dict[str, float]) -> None:
-    """Looking after each of 60 rounds, on figures with heavier tails than the method supposes."""
-    noise = random.Random(7)
-    runs = 300
-    wrong = sum(simulated_stop(noise, means, 60) for _ in range(runs))
-    assert wrong / runs <= 0.05
+def test_the_wrong_order_rate_stays_below_the_promise(means: tuple[float, ...]) -> None:
+    """Rounds that scatter, alike for all models, with a heavier tail than the method supposes."""
+    noise = np.random.default_rng(7)
+    shape = (500, 60, len(means))
+    figures = np.array(means) * noise.lognormal(0, 0.5, (500, 60, 1)) * noise.lognormal(0, 0.2, shape)
+    assert faults(figures, means, 1e-9).wrong_order <= 0.05
+
+
+@pytest.mark.parametrize("spreads", [(0.9, 0.9), (0.9, 1.2), (0.9, 1.0, 1.1, 1.2)])
+def test_the_promise_holds_for_models_whose_tokens_spread_unlike(spreads: tuple[float, ...]) -> None:
+    """Models that are as good as each other: any order is wrong."""
+    means = [0.02] * len(spreads)
+    figures = by_token(11, means, spreads, runs=500, rounds=128 if len(spreads) == 2 else 60)
+    assert faults(figures, means, 1e-9).wrong_order <= 0.05
+
+
+@pytest.mark.parametrize("spreads", [(0.9, 1.2), (1.2, 0.9)])
+def test_what_differs_by_more_than_the_indifference_is_not_called_indifferent(
+    spreads: tuple[float, float],
+) -> None:
+    means = (0.02, 0.02105)
+    found = faults(by_token(12, means, spreads, runs=500, rounds=128), means, indifference=0.001)
+    assert found.wrong_indifference <= 0.05 and found.wrong_order <= 0.05
+
+
+def test_a_limit_of_the_method() -> None:
+    """Tails so heavy that a round's mean is far from normal, and of one model only: most rounds flatter it,
+    and it is called the better one more often than promised. docs/measuring.md says so."""
+    means = (0.02, 0.02)
+    assert faults(by_token(13, means, (1.0, 2.5), runs=500, rounds=60), means, 1e-9).wrong_order > 0.05
 
 
 def test_an_ordinary_test_would_break_that_promise() -> None:

@@ -21,10 +21,11 @@ from ggq import gguf_file, hardware, process
 from ggq.bench import binding, speed, workload
 from ggq.bench.binding import Timing, binding_rate
 from ggq.bench.rates import Precision, human_rate, pooled_deviation, rate
+from ggq.bench.record import FILE_NAME, Record
 from ggq.bench.speed import SpeedSettings
 from ggq.bench.workload import ALL_LAYERS, Point
-from ggq.cli.bench.speed import speed as command
-from ggq.errors import GgqError, GgufProblem, ToolchainProblem, UsageProblem
+from ggq.cli.main import cli
+from ggq.errors import ToolchainProblem, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.llamacpp import bench, selftest
 from ggq.llamacpp.bench import BenchOptions, Device
@@ -422,17 +423,18 @@ def test_the_binding_that_fails_is_a_remark(
 # --- the command -----------------------------------------------------------------------------------------
 
 
-def ggq(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+def ggq(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["bench", "speed", *map(str, arguments)])
 
 
 @pytest.mark.tool
 def test_the_table_fits_and_the_json_holds_everything(
-    toolchain: Toolchain, base_gguf: Path, rpc_server: str
+    base_gguf: Path, rpc_server: str, tmp_path: Path
 ) -> None:
+    record = tmp_path / "record.json"
     asked = [
-        base_gguf, "-p", "16", "-n", "4,8", "-d", "0", "-d", "64", "-t", 1, "--reps", 2, "-ngl", "0,all",
-        "--rpc", rpc_server, "--no-binding",
+        base_gguf, "-o", record, "-p", "16", "-n", "4,8", "-d", "0", "-d", "64", "-t", 1, "--reps", 2,
+        "-ngl", "0,all", "--rpc", rpc_server, "--no-binding",
     ]  # fmt: skip
     shown = ggq(*asked)
     assert shown.exit_code == 0, shown.output
@@ -442,9 +444,11 @@ def test_the_table_fits_and_the_json_holds_everything(
     assert max(map(len, table)) <= 80
     assert "Threads: 1 for prompts, 1 for generation." in shown.stdout
     found = json.loads(ggq(*asked, "--json").stdout)
-    assert found["problems"] == []
+    assert found["failures"] == []
     (model,) = found["models"]
     assert len(model["figures"]) == 12 and model["figures"][0]["speed"]["samples_ns"]
+    [entry] = Record(record).entries
+    assert len(entry.measurements["speed"]["figures"]) == 12
 
 
 @pytest.mark.tool
@@ -452,42 +456,43 @@ def test_one_bad_file_does_not_hide_the_others(base_gguf: Path, tmp_path: Path) 
     (tmp_path / "bad.gguf").write_bytes(b"hello")
     asked = [tmp_path / "bad.gguf", base_gguf, "-p", "16", "-n", 0, "-t", 1, "--reps", 2]
     shown = ggq(*asked)
-    assert shown.exit_code == 1 and "BF16" in shown.stdout and "Python t/s" in shown.stdout
-    assert "bad.gguf was not measured" in shown.stderr and "not a GGUF" in shown.stderr
+    assert shown.exit_code == 1, shown.output
+    assert "BF16" in shown.stdout and "Python t/s" in shown.stdout
+    assert "bad.gguf" in shown.stderr and "not a GGUF" in shown.stderr
+    [entry] = Record(tmp_path / FILE_NAME).entries
+    assert entry.model["name"] == "BF16" and set(entry.measurements) == {"speed"}
+    as_json = ggq(*asked, "--no-binding", "--json")
+    assert as_json.exit_code == 1, as_json.output
+    found = json.loads(as_json.stdout)
+    (failure,) = found["failures"]
+    assert set(failure) == {"kind", "file_name", "what", "why", "next_step"}
+    assert failure["file_name"] == "bad.gguf" and len(found["models"]) == 1
 
 
 @pytest.mark.tool
 @pytest.mark.parametrize(
-    ("arguments", "kind", "words"),
+    ("arguments", "exit_code", "words"),
     [
-        (("-p", "600"), UsageProblem, "trained for 512"),
-        (("-d", "512"), UsageProblem, "trained for 512"),
-        (("-ngl", "1"), UsageProblem, "no GPU"),
-        (("-ngl", "sweep"), UsageProblem, "no GPU"),
-        (("--rpc", "127.0.0.1:1"), ToolchainProblem, "cannot be reached"),
-        (("--rpc", "nonsense"), UsageProblem, "host:port"),
-        (("--n-cpu-moe", "1"), UsageProblem, "no experts"),
-        (("-ctv", "q4_0", "-fa", "off"), UsageProblem, "flash_attn"),
+        (("-p", "600"), 1, "trained for 512"),
+        (("-d", "512"), 1, "trained for 512"),
+        (("-ngl", "1"), 2, "no GPU"),
+        (("-ngl", "sweep"), 2, "no GPU"),
+        (("--rpc", "127.0.0.1:1"), 1, "cannot be reached"),
+        (("--rpc", "nonsense"), 2, "host:port"),
+        (("--n-cpu-moe", "1"), 2, "no experts"),
+        (("-ctv", "q4_0", "-fa", "off"), 2, "flash_attn"),
     ],
 )
 def test_problems_have_words(
-    toolchain: Toolchain, base_gguf: Path, arguments: tuple[str, ...], kind: type[GgqError], words: str
+    toolchain: Toolchain,
+    base_gguf: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    exit_code: int,
+    words: str,
 ) -> None:
     if arguments[0] == "-ngl" and bench.devices(toolchain):
         pytest.skip("this machine has a GPU")
-    problem = ggq(base_gguf, *arguments, "-t", 1).exception
-    assert isinstance(problem, kind) and words in str(problem)
-
-
-def test_a_file_that_is_no_gguf(tmp_path: Path, toolchain: Toolchain) -> None:
-    (tmp_path / "bad.gguf").write_bytes(b"hello")
-    with pytest.raises(GgufProblem, match="not a GGUF"):
-        speed.measure(tmp_path / "bad.gguf", toolchain=toolchain)
-
-
-@pytest.mark.parametrize(
-    "arguments", [("-t", "0"), ("-p", "x"), ("-ngl", "auto"), ("-fa", "maybe"), ("-ctk", "q9")]
-)
-def test_options_that_are_none(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    result = ggq(tmp_path / "a.gguf", *arguments)
-    assert result.exit_code == 2 and "Invalid value" in result.stderr
+    shown = ggq(base_gguf, "-o", tmp_path / "record.json", *arguments, "-t", 1)
+    assert shown.exit_code == exit_code and words in " ".join(shown.stderr.split()), shown.output
+    assert "next: " in shown.stderr and not shown.stdout

@@ -13,6 +13,7 @@ HEAVY = {
     "torch",
     "transformers",
     "numpy",
+    "matplotlib",
     "llama_cpp",
     "gguf",
     "huggingface_hub",

@@ -9,8 +9,8 @@ import click
 
 from ggq import plot as plots
 from ggq.bench import record, render
-from ggq.cli.bench.options import record_option, text_options
-from ggq.cli.options import Listed, output_options, preset_options, threads_option
+from ggq.cli.bench.options import draw, layers_option, plot_option, record_option, rpc_option, text_options
+from ggq.cli.options import output_options, preset_options, threads_option
 from ggq.cli.output import Output, human_seconds
 from ggq.llamacpp import toolchain
 from ggq.measure import Effort, TextChoice, bench, settings_for
@@ -24,14 +24,11 @@ from ggq.pipeline import DEFAULT_PRESETS
               help="Hours: the whole text, depths, contexts and types of cache.")  # fmt: skip
 @text_options
 @preset_options
-@click.option("-ngl", "--n-gpu-layers", type=click.IntRange(min=-1),
-              help="Layers on GPUs; -1: all. Default: all, if any GPU.")  # fmt: skip
-@click.option("--rpc", type=Listed(click.STRING), default=(),
-              help="Servers whose devices count as GPUs, as host:port.")  # fmt: skip
+@layers_option
+@rpc_option
 @threads_option
 @record_option
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Draw size against KLD, and speed against layers: out.png, .svg or .pdf.")  # fmt: skip
+@plot_option
 @click.option("--markdown", "form", flag_value="markdown", help="Print the table in Markdown.")
 @click.option("--csv", "form", flag_value="csv", help="Print the table as CSV, in full precision.")
 @output_options
@@ -80,10 +77,7 @@ def everything(
         out.text(render.csv_text(rows))
     else:
         out.table(*render.table(rows), compact=True)
-    if plot is not None:
-        plots.plot(done.entries, plot)
-        out.info(f"Drawn: {plot}")
     out.info(f"Measured in {human_seconds(done.seconds)}; the record, with every sample: {done.record}")
     out.result(done)
-    if done.failures:
+    if (plot is not None and not draw(out, done.entries, plot)) or done.failures:
         raise SystemExit(1)

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ggq import files
 from ggq.bench.memory import LOAD_MODES, MemoryCell, MemorySettings
-from ggq.cli.bench.options import record_option
+from ggq.cli.bench.options import layers_option, record_option, rpc_option
 from ggq.cli.options import Listed, output_options, threads_option
 from ggq.cli.output import Output
 from ggq.errors import UsageProblem
 from ggq.llamacpp import bench as llama_bench
+from ggq.llamacpp import toolchain
 from ggq.llamacpp.memory import BreakdownRow
-from ggq.llamacpp.offload import Offload
-from ggq.measure import BenchSettings, bench
+from ggq.measure import BenchSettings, bench, offload_for
 from ggq.memory_sampler import MemoryPeaks
 
 _WORTH_A_WORD_BYTES = 16 << 20
-
-
-class _Layers(click.ParamType[int]):
-    """A number of layers, or ``all`` (-1)."""
-
-    name = "layers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        return -1 if str(value).lower() == "all" else click.IntRange(min=0).convert(value, param, ctx)
 
 
 @click.command(short_help="RAM and VRAM of a load and a full context.")
@@ -54,13 +44,8 @@ class _Layers(click.ParamType[int]):
     "-fa", "--flash-attn", "flash_attention", type=click.Choice(llama_bench.FLASH_ATTENTION), default="auto",
     show_default=True, help="Flash attention.",
 )  # fmt: skip
-@click.option(
-    "-ngl", "--n-gpu-layers", "n_gpu_layers", type=_Layers(), metavar="N|all",
-    help="Layers on GPUs, the output layer counted. Default: 0; all with --rpc.",
-)  # fmt: skip
-@click.option(
-    "--rpc", type=Listed(click.STRING), default=(), help="Servers whose devices count as GPUs, as host:port.",
-)  # fmt: skip
+@layers_option
+@rpc_option
 @threads_option
 @click.option("--quick", is_flag=True, help="Run only the shortest context; reckon the others.")
 @click.option("--force", is_flag=True, help="Run also what does not fit.")
@@ -91,21 +76,24 @@ def memory(
     ggq bench memory Qwen3-0.6B-Q4_K_M.gguf -c 512,4096 -ctk f16,q8_0
     ggq bench memory Qwen3-0.6B-Q4_K_M.gguf -ngl all -lm none --json
     """
-    if n_gpu_layers is None:
-        n_gpu_layers = -1 if rpc else 0
+    tools = toolchain.find()
     settings = MemorySettings(
         contexts=contexts,
         cache_types=_pairs(types_k, types_v or types_k),
         load_modes=load_modes,
         flash_attention=flash_attention,
-        offload=Offload(n_gpu_layers=n_gpu_layers, rpc=rpc),
+        offload=offload_for(tools, n_gpu_layers, rpc),
         threads=threads,
         quick=quick,
         force=force,
     )
     with out.progress() as listener:
         done = bench(
-            models, BenchSettings(kinds=("memory",), memory=settings), output=output, listener=listener
+            models,
+            BenchSettings(kinds=("memory",), memory=settings),
+            output=output,
+            toolchain=tools,
+            listener=listener,
         )
     for subject, result in done.memory:
         _show(out, subject.path.name, result.cells)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from ggq.bench.corpus import CORPORA
+from ggq.bench.record import Entry
+from ggq.bench.workload import ALL_LAYERS
+from ggq.cli.options import Listed
+from ggq.cli.output import Output
+from ggq.errors import GgqError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,6 +50,43 @@ def text_options(function: F) -> F:
         return function(*args, text=choice, **kwargs)
 
     return wrapped  # type: ignore[return-value]
+
+
+class _Layers(click.ParamType[int]):
+    """A number of layers, or ``all``."""
+
+    name = "n|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value in ("all", ALL_LAYERS):
+            return ALL_LAYERS
+        return click.IntRange(min=0).convert(value, param, ctx)
+
+
+layers_option = click.option(
+    "-ngl", "--n-gpu-layers", type=_Layers(),
+    help="Layers on GPUs, the output layer counted. Default: all, if any GPU.",
+)  # fmt: skip
+rpc_option = click.option(
+    "--rpc", type=Listed(click.STRING), default=(), help="Servers whose devices count as GPUs, as host:port.",
+)  # fmt: skip
+plot_option = click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Draw what the record has: size against KLD, speed against layers; .png, .svg or .pdf.",
+)  # fmt: skip
+
+
+def draw(out: Output, entries: Sequence[Entry], target: Path) -> bool:
+    """Draw what was measured; False, with a warning, where there is nothing to draw."""
+    from ggq import plot
+
+    try:
+        plot.plot(entries, target)
+    except GgqError as error:
+        out.warning(f"Not drawn: {error}")
+        return False
+    out.info(f"Drawn: {target}")
+    return True
 
 
 record_option = click.option(

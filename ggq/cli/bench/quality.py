@@ -7,14 +7,18 @@ from pathlib import Path
 import click
 
 from ggq import files
+from ggq.bench import render
 from ggq.bench.quality import QualityResult, QualitySettings
 from ggq.bench.sequential import Comparison
-from ggq.cli.bench.options import record_option, text_options
+from ggq.cli.bench.options import layers_option, record_option, rpc_option, text_options
 from ggq.cli.options import output_options, threads_option
 from ggq.cli.output import Output, human_seconds
-from ggq.llamacpp.offload import Offload
+from ggq.llamacpp import toolchain
 from ggq.llamacpp.perplexity import Estimate
-from ggq.measure import BenchSettings, TextChoice, bench
+from ggq.measure import BenchSettings, TextChoice, bench, offload_for
+
+_MARKS = {"ordered": "<", "indifferent": "≈", "unsettled": "?"}
+_MEANING = {"<": "settled at 95 %", "≈": "too close to matter", "?": "not settled by so many chunks"}
 
 
 @click.command(short_help="Perplexity, and divergence from the base.")
@@ -35,8 +39,8 @@ from ggq.measure import BenchSettings, TextChoice, bench
               help="Disk for the base's logits at a time, as 500M.")  # fmt: skip
 @click.option("--reference", type=click.Path(path_type=Path), metavar="CHECKPOINT",
               help="Hold the base against its checkpoint as well, computed by transformers.")  # fmt: skip
-@click.option("-ngl", "--n-gpu-layers", type=click.IntRange(min=-1), default=0, show_default=True,
-              help="Layers on GPUs; -1: all.")  # fmt: skip
+@layers_option
+@rpc_option
 @threads_option
 @record_option
 @output_options
@@ -52,7 +56,8 @@ def quality(
     indifference: float,
     max_base_bytes: str,
     reference: Path | None,
-    n_gpu_layers: int,
+    n_gpu_layers: int | None,
+    rpc: tuple[str, ...],
     threads: int | None,
     output: Path | None,
     out: Output,
@@ -69,6 +74,7 @@ def quality(
     """
     if full and chunks:
         raise click.UsageError("--full and --chunks exclude each other.")
+    tools = toolchain.find()
     settings = QualitySettings(
         until="full" if full else "chunks" if chunks else "ranked",
         context=context,
@@ -77,7 +83,7 @@ def quality(
         indifference=indifference,
         max_base_bytes=files.parse_bytes(max_base_bytes),
         threads=threads,
-        offload=Offload(n_gpu_layers=n_gpu_layers),
+        offload=offload_for(tools, n_gpu_layers, rpc),
         checkpoint=reference,
     )
     with out.progress() as listener:
@@ -85,18 +91,21 @@ def quality(
             [base, *models],
             BenchSettings(kinds=("quality",), base=base, text=text, quality=settings),
             output=output,
+            toolchain=tools,
             listener=listener,
         )
     assert done.quality is not None
     show(out, done.quality)
     out.hint(f"The record, with every round: {done.record}")
     out.result(done.quality)
+    if done.failures:
+        raise SystemExit(1)
 
 
 def show(out: Output, found: QualityResult) -> None:
     """The table of quality, and what is settled about the order."""
-    out.text(
-        f"{found.base}: perplexity {_figure(found.base_perplexity, 4)} on {found.text.name},"
+    out.paragraph(
+        f"{found.base}: perplexity {render.perplexity(found.base_perplexity)} on {found.text.name},"
         f" {found.chunks} chunks of {found.context} tokens, in {human_seconds(found.seconds)}"
     )
     out.table(
@@ -104,20 +113,23 @@ def show(out: Output, found: QualityResult) -> None:
         [
             [
                 model.name,
-                _figure(model.perplexity, 4),
-                _figure(model.mean_kld, 5),
-                f"{model.median_kld.value:.5f}",
-                f"{model.p99_kld.value:.4f}",
-                f"{model.max_kld:.3f}",
-                _figure(_percent(model.same_top), 2),
-                _figure(_percent(model.rms_dp), 2),
+                render.perplexity(model.perplexity),
+                render.relative(model.mean_kld),
+                f"{model.median_kld.value:.3g}",
+                f"{model.p99_kld.value:.3g}",
+                f"{model.max_kld:.3g}",
+                render.plus_minus(_percent(model.same_top), 1),
+                render.plus_minus(_percent(model.rms_dp), 2),
             ]
             for model in found.models
         ],
         right=range(1, 8),
+        compact=True,
     )
     if len(found.models) > 1:
-        out.paragraph("Order by mean KLD, best first: " + _order(found.ranking) + ".")
+        out.paragraph(f"Order by mean KLD, best first: {_order(found.ranking)}")
+        marks = {_MARKS[pair.verdict] for pair in found.ranking}
+        out.paragraph("; ".join(f"{mark} {_MEANING[mark]}" for mark in _MEANING if mark in marks) + ".")
     if found.stopped in ("cap", "end of text"):
         why = "--max-chunks was reached" if found.stopped == "cap" else "the text ended"
         pairs = [f"{pair.better} and {pair.worse}" for pair in found.ranking if pair.verdict == "unsettled"]
@@ -127,26 +139,17 @@ def show(out: Output, found: QualityResult) -> None:
     if known is not None and difference is not None:
         own = Estimate(known.value, known.standard_error)
         out.paragraph(
-            f"transformers {known.transformers_version} makes it {_figure(own, 4)} from the checkpoint, on"
-            f" the same tokens: the base GGUF differs by {100 * difference:+.3f} %."
+            f"transformers {known.transformers_version} makes it {render.perplexity(own)} of the checkpoint,"
+            f" on the same tokens: the base GGUF differs by {100 * difference:+.3f} %."
         )
 
 
 def _order(ranking: tuple[Comparison, ...]) -> str:
-    words = {"ordered": "<", "indifferent": "≈", "unsettled": "?"}
     return " ".join(
-        [ranking[0].better, *(part for pair in ranking for part in (words[pair.verdict], pair.worse))]
+        [ranking[0].better, *(part for pair in ranking for part in (_MARKS[pair.verdict], pair.worse))]
     )
 
 
 def _percent(estimate: Estimate) -> Estimate:
     error = estimate.standard_error
     return Estimate(100 * estimate.value, 100 * error if error is not None else None)
-
-
-def _figure(estimate: Estimate, digits: int) -> str:
-    """A figure with as many digits as its error allows, at most ``digits`` behind the point."""
-    error = estimate.standard_error
-    while digits > 1 and error and error > 9.5 * 10**-digits:
-        digits -= 1
-    return f"{estimate.value:.{digits}f}" + (f" ±{error:.{digits}f}" if error is not None else "")

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import click
 
+from ggq import plot as plots
 from ggq.bench.rates import Precision, Rate, human_rate
 from ggq.bench.speed import SpeedFigure, SpeedResult, SpeedSettings
 from ggq.bench.workload import ALL_LAYERS
-from ggq.cli.bench.options import record_option
+from ggq.cli.bench.options import draw, plot_option, record_option, rpc_option
 from ggq.cli.options import Listed, output_options
 from ggq.cli.output import Output
 from ggq.llamacpp import bench as llama_bench
@@ -93,15 +94,14 @@ def _joined(
     "-ts", "--tensor-split", type=Listed(click.FloatRange(min=0)), default=(),
     help="Share of each GPU, as 3,1.",
 )  # fmt: skip
-@click.option(
-    "--rpc", type=Listed(click.STRING), default=(), help="Servers whose devices count as GPUs, as host:port.",
-)  # fmt: skip
+@rpc_option
 @click.option(
     "--reps", type=click.IntRange(min=1), default=Precision().most, show_default=True,
     help="Repetitions at most; fewer when the error is below 2 % before.",
 )  # fmt: skip
 @click.option("--quick", is_flag=True, help="A shorter prompt and fewer tokens by default: 128 and 32.")
 @click.option("--no-binding", is_flag=True, help="Leave llama-cpp-python out.")
+@plot_option
 @record_option
 @output_options
 def speed(
@@ -121,11 +121,13 @@ def speed(
     reps: int,
     quick: bool,
     no_binding: bool,
+    plot: Path | None,
     output: Path | None,
     out: Output,
 ) -> None:
-    """Measure each GGUF FILE with llama-bench, repeated until the error is small, and beside it what
-    llama-cpp-python gets of it. Figures are medians, in tokens per second.
+    """Measure each GGUF FILE with llama-bench, in tokens per second, until the error is small.
+
+    Figures are medians. Beside them stands what llama-cpp-python gets of the same file.
 
     \b
     ggq bench speed Qwen3-0.6B-Q4_K_M.gguf
@@ -133,6 +135,8 @@ def speed(
     ggq bench speed Qwen3-0.6B-Q4_K_M.gguf -ngl sweep
     ggq bench speed Qwen3-0.6B-Q4_K_M.gguf -ngl 0,10,all --rpc 192.168.0.7:50052
     """
+    if plot is not None:
+        plots.require(plot)
     settings = SpeedSettings(
         prompt_tokens=prompt_tokens,
         generated_tokens=generated_tokens,
@@ -158,7 +162,7 @@ def speed(
     show(out, results)
     out.hint(f"The record, with every sample: {done.record}")
     out.result({"models": results, "failures": done.failures})
-    if done.failures:
+    if (plot is not None and not draw(out, done.entries, plot)) or done.failures:
         raise SystemExit(1)
 
 

@@ -1,0 +1,147 @@
+"""What only a GPU can tell: speed by layers on it, and its memory against what llama.cpp foretells.
+
+On a machine with an NVIDIA GPU and a CUDA build (`make gpu-check` makes it) this is its check; elsewhere
+llama.cpp's RPC server on loopback stands in as the device, which proves the script and not the GPU: then
+there is no VRAM to measure, and the result says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import ggq
+from benchmarks import headers
+from benchmarks.common import EXAMPLE, RESULTS, Bar, finish, random_llama
+from ggq import presets
+from ggq.bench import memory, speed
+from ggq.bench.memory import MemoryCell, MemorySettings
+from ggq.bench.rates import Precision
+from ggq.bench.speed import SpeedResult, SpeedSettings
+from ggq.bench.workload import layer_count
+from ggq.gguf_file import read
+from ggq.llamacpp import bench, rpc, toolchain
+from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.pipeline import Settings
+from ggq.plan.hollow import hollow_model
+
+# Of the memory that llama.cpp foretells for a device, or where that is more.
+_GAP_SHARE, _GAP_BYTES = 0.05, 64 << 20
+
+
+def sweep(model: Path, tools: Toolchain, servers: tuple[str, ...], most_seconds: float) -> SpeedResult:
+    settings = SpeedSettings(
+        prompt_tokens=(512,), generated_tokens=(64,), n_gpu_layers="sweep", rpc=servers, binding=not servers,
+        precision=Precision(most=12, most_seconds=most_seconds),
+    )  # fmt: skip
+    found = speed.measure(model, settings, toolchain=tools)
+    for figure in found.figures:
+        rate = figure.speed
+        print(
+            f"{model.stem:<24} {figure.test:<11} ngl {figure.n_gpu_layers:>3} "
+            f"{rate.median_tokens_per_s:>10.1f} t/s ±{100 * (rate.relative_standard_error or 0):.1f} %"
+        )
+    return found
+
+
+def memory_cells(
+    model: Path, tools: Toolchain, servers: tuple[str, ...], contexts: tuple[int, ...]
+) -> list[MemoryCell]:
+    """The cells of some numbers of layers; prints predicted beside measured."""
+    layers = layer_count(read(model))
+    cells: list[MemoryCell] = []
+    for count in (layers // 2, layers):
+        settings = MemorySettings(
+            contexts=contexts,
+            cache_types=(("f16", "f16"), ("q8_0", "q8_0")),
+            load_modes=("mmap",),
+            offload=Offload(n_gpu_layers=count, rpc=servers),
+        )
+        for cell in memory.measure(model, settings, toolchain=tools).cells:
+            gpus = cell.measured.gpus if cell.measured else None
+            used = sum(gpu.used_bytes for gpu in gpus) if gpus else None
+            print(
+                f"{model.stem:<24} ngl {count:>3} ctx {cell.context_tokens:>6} {cell.type_k:>5} "
+                f"device MiB predicted {device_bytes(cell) / 2**20:>8.0f} measured "
+                + (f"{used / 2**20:>8.0f}" if used is not None else "       -")
+            )
+            cells.append(cell)
+    return cells
+
+
+def device_bytes(cell: MemoryCell) -> int:
+    return sum(row.sum_bytes for row in cell.predicted.devices)
+
+
+def worst_gap(cells: list[MemoryCell]) -> float | None:
+    """The largest gap between measured and predicted memory of the device, as a share of what is allowed.
+
+    What a CUDA context and its libraries take comes on top of llama.cpp's buffers, the same in every cell:
+    the least gap of all is taken for it.
+    """
+    gaps = [
+        (sum(gpu.used_bytes for gpu in cell.measured.gpus) - device_bytes(cell), device_bytes(cell))
+        for cell in cells
+        if cell.measured and cell.measured.gpus
+    ]
+    if not gaps:
+        return None
+    context_bytes = min(gap for gap, _ in gaps)
+    print(f"a CUDA context takes {context_bytes / 2**20:.0f} MiB")
+    if context_bytes < 0:
+        return float("inf")  # less is in use than was foretold
+    return max((gap - context_bytes) / max(_GAP_SHARE * size, _GAP_BYTES) for gap, size in gaps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=30, help="30 make about 500 M parameters")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[512, 4096])
+    parser.add_argument("--no-hollow", action="store_true", help="leave the hollow 8 B out")
+    parser.add_argument("--most-seconds", type=float, default=30, help="for one figure of speed")
+    options = parser.parse_args()
+    tools = toolchain.find()
+    RESULTS.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        devices = bench.devices(tools)
+        servers = () if devices else (stack.enter_context(rpc.loopback_device(tools)),)
+        names = [device.name for device in devices or bench.devices(tools, servers)]
+        print(
+            f"devices: {', '.join(names)}" + (" (no GPU here: RPC on the CPU stands in)" if servers else "")
+        )
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=RESULTS)))
+        checkpoint = work / "random-500m"
+        random_llama(checkpoint, width=1024, ffn=4096, layers=options.layers, heads=16)
+        made = ggq.convert_and_quantize(str(checkpoint), ["Q4_K_M"], work / "out", Settings(verify="off"))
+        model = made.files[0].paths[0]
+        found = [sweep(model, tools, servers, options.most_seconds)]
+        cells = memory_cells(model, tools, servers, tuple(options.contexts))
+        if not options.no_hollow:
+            shape = replace(headers.LLAMA_8B, vocabulary=2048)
+            hollow = hollow_model(headers.write(work / "hollow-8b", shape, EXAMPLE), toolchain=tools)
+            large = hollow.quantized(presets.load().resolve(["Q4_K_M"])[0])
+            if servers:
+                print(f"{large.stem}: made, and not run on a CPU that only stands in")
+            else:
+                found.append(sweep(large, tools, servers, options.most_seconds))
+                cells += memory_cells(large, tools, servers, tuple(options.contexts))
+    gap = worst_gap(cells)
+    bars = [Bar("vram-gap-share-of-allowed", gap, 1.0)] if gap is not None else []
+    finish(
+        "gpu",
+        {
+            "devices": names,
+            "stand_in": bool(servers),
+            "speed": [asdict(result) for result in found],
+            "memory": [asdict(cell) for cell in cells],
+        },
+        bars,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""A repository as a hollow checkpoint: its small files whole, of its weights the headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggq import files
+from ggq.errors import CheckpointProblem
+from ggq.hub import client
+from ggq.hub.client import DEFAULT_RETRY, Retry
+from ggq.hub.download import WORKERS, bring, require_whole, without_weights
+from ggq.hub.remote import RemoteFile, RemoteModel
+from ggq.hub.selection import select_files, weight_files
+from ggq.progress import Listener, Step, silent
+
+# Most headers fit: 290 tensors take some 30 kB, and a model of 8 B has four files of 75.
+_FIRST_READ_BYTES = 32 << 10
+_HEADER_LIMIT_BYTES = 32 << 20
+# Nothing of them is in a GGUF.
+_NOT_READ = ("LICENSE", "LICENCE", "NOTICE")
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A checkpoint folder of a repository. ``with_values``: it is the whole snapshot in the Hub cache, whose
+    weights are on disk; else its weights are holes. ``received_bytes`` came over the network for it."""
+
+    folder: Path
+    with_values: bool
+    received_bytes: int
+
+
+def gather(
+    model: RemoteModel,
+    parent: Path,
+    *,
+    offline: bool = False,
+    retry: Retry = DEFAULT_RETRY,
+    listener: Listener = silent,
+) -> Gathered:
+    """The snapshot in the Hub cache when it is whole; else a hollow checkpoint, made below ``parent``.
+
+    The small files (config, tokenizer, model card) go into the Hub cache, as a download would put them there,
+    and are linked; of each safetensors file only the header is asked for, by a Range. ``parent``: a folder of
+    our own that allows holes (``files.require_holes``).
+
+    Raises HubProblem, CheckpointProblem (weights that are not safetensors), DiskFull, OutputProblem.
+    """
+    offline = client.is_offline(offline)
+    if offline:
+        require_whole(model, (), ())
+    wanted = select_files(model.files)
+    weights = weight_files([file.path for file in model.files])
+    if not weights:
+        raise without_weights(model)
+    if all(file.cached for file in wanted):
+        received = 0 if offline else bring(model, wanted, retry, listener)
+        return Gathered(model.folder, True, received)
+    hollow = [file for file in wanted if file.path.endswith(".safetensors")]
+    if not any(file.path in weights for file in hollow):
+        raise CheckpointProblem(
+            f"{model.repo_id} can only be planned after download.",
+            f"Its weights ({weights[0]}) are not safetensors, whose headers can be read alone.",
+            f"Run `ggq download {model.repo_id}` first; then the same command again.",
+        )
+    small = [file for file in wanted if file not in hollow and not file.path.startswith(_NOT_READ)]
+    received = bring(model, small, retry, listener)
+    folder = parent / model.repo_id.rpartition("/")[2]
+    for file in small:
+        place = folder / file.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(model.folder / file.path)
+    received += _hollow_out(model, hollow, folder, retry, listener)
+    return Gathered(folder, False, received)
+
+
+def _hollow_out(
+    model: RemoteModel, weights: Sequence[RemoteFile], folder: Path, retry: Retry, listener: Listener
+) -> int:
+    received = 0
+    with ThreadPoolExecutor(WORKERS) as pool:
+        headers = pool.map(lambda file: _header(model, file, retry, listener), weights)
+        for index, (file, (header, came)) in enumerate(zip(weights, headers, strict=True), 1):
+            received += came
+            place = folder / file.path
+            with files.explain_os_error(place, "set XDG_CACHE_HOME to a folder on another file system"):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                files.write_hollow(place, header, file.file_bytes)
+            listener(Step("read headers", index, len(weights), "files"))
+    return received
+
+
+def _header(model: RemoteModel, file: RemoteFile, retry: Retry, listener: Listener) -> tuple[bytes, int]:
+    """A safetensors file's header with its length before it, and the bytes received for it.
+
+    It is believed as far as the file reaches; what it says is checked with the checkpoint.
+    """
+    blob = model.home / "blobs" / file.blob_name
+    start, came = _beginning(model, file, _FIRST_READ_BYTES, blob, retry, listener)
+    size = min(8 + int.from_bytes(start[:8], "little"), file.file_bytes, _HEADER_LIMIT_BYTES)
+    if size > len(start):
+        start, more = _beginning(model, file, size, blob, retry, listener)
+        came += more
+    return start[:size], came
+
+
+def _beginning(
+    model: RemoteModel, file: RemoteFile, size: int, blob: Path, retry: Retry, listener: Listener
+) -> tuple[bytes, int]:
+    """The first ``size`` bytes of a file, or all of it, and how many came over the network."""
+    if file.cached and blob.is_file():
+        with blob.open("rb") as stream:
+            return stream.read(size), 0
+    with client.explained(model.repo_id, kind=model.kind):
+        found = client.ask(lambda: _ranged(model, file, size, retry.silence_s), retry, listener)
+    return found, len(found)
+
+
+def _ranged(model: RemoteModel, file: RemoteFile, size: int, silence_s: float) -> bytes:
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import get_session, hf_raise_for_status, httpx
+
+    url = hf_hub_url(model.repo_id, file.path, revision=model.commit, endpoint=client.endpoint())
+    size = min(size, file.file_bytes)
+    asked = {**client.headers(), "accept-encoding": "identity", "range": f"bytes=0-{size - 1}"}
+    found = b""
+    with get_session().stream(
+        "GET", url, headers=asked, timeout=silence_s, follow_redirects=True
+    ) as response:
+        if response.is_error:
+            response.read()
+        hf_raise_for_status(response)
+        # A server that knows no ranges sends the file from its start; we hang up where it is enough.
+        for block in response.iter_bytes():
+            found += block
+            if len(found) >= size:
+                return found[:size]
+    raise httpx.RemoteProtocolError(f"the connection ended after {len(found):,} of {size:,} bytes")

@@ -1,0 +1,367 @@
+"""Hollow models: GGUFs with every byte of their headers, and holes for weights.
+
+llama.cpp tells of such a file what it tells of the real one (sizes, memory, speed), and it takes little more
+disk than its vocabulary. They are made once per commit of a model and of the toolchain, and are cached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ggq import __version__, checkpoint, files, gguf_file, gguf_hollow, hub
+from ggq.convert import SourceInfo, convert_hollow
+from ggq.errors import UsageProblem
+from ggq.gguf_file import Array, GgufFile
+from ggq.gguf_hollow import HollowTensor
+from ggq.hub.client import DEFAULT_RETRY, Retry
+from ggq.llamacpp import toolchain as toolchains
+from ggq.llamacpp.quantize_rows import quantize_rows
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.llamacpp.tools import QuantizeOptions
+from ggq.presets import Preset
+from ggq.progress import Listener, silent
+from ggq.quantize.recipe import Recipe, ask
+from ggq.reference import ModelRef
+
+_RECORD = "hollow.json"
+_BASE = "base.gguf"
+_SCHEMA_VERSION = 1
+_SMALL_BYTES = 64 << 20
+_ELSEWHERE = "set XDG_CACHE_HOME to a folder on another file system"
+
+_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+_ROUTER = ".ffn_gate_inp.weight"
+_EMBEDDING = "token_embd.weight"
+# Reckoned from the config, not learnt; and small.
+_TABLE = re.compile(r"rope_(freqs|factors_(long|short))\.weight$")
+# A prime, so that no pattern of token ids falls together with the rows.
+_DISTINCT_ROWS = 251
+
+
+@dataclass(frozen=True)
+class HollowModel:
+    """A model whose weights are not needed.
+
+    ``base``: its 16-bit GGUF (hollow, but for a reference to a GGUF file: then that file itself); ``folder``:
+    where its hollow files are kept; ``repo_id`` and ``commit`` of a Hub model. ``network_bytes`` of files
+    were received for it, now, and ``seconds`` were spent; ``reused``: it was in the cache.
+    ``peak_memory_bytes`` of the conversion (None: there was none now, or the platform does not tell).
+    """
+
+    name: str
+    base: Path
+    folder: Path
+    repo_id: str | None
+    commit: str | None
+    license: str | None
+    network_bytes: int
+    seconds: float
+    peak_memory_bytes: int | None
+    reused: bool
+    toolchain: Toolchain
+
+    def recipe(self, preset: Preset) -> Recipe:
+        """What the preset makes of the base. Raises as ``quantize.recipe.ask`` does."""
+        return ask(self.toolchain, gguf_file.read_all(self.base), preset, QuantizeOptions())
+
+    def quantized(self, preset: Preset, *, layers: int | None = None, routed: bool = False) -> Path:
+        """The hollow GGUF of a preset; its whole size is the real file's to the byte.
+
+        ``layers``: only the first so many blocks, with tensor types as they are spread over the whole depth,
+        to extrapolate a speed. ``routed``: for a mixture of experts (other models are left as they are), with
+        random routers and embeddings, so that experts are chosen at random as a real model chooses them;
+        that file takes the disk that those tensors take.
+
+        It takes as much disk as its vocabulary (7 MB for 128,000 tokens), and may be removed after use: it is
+        made again in a moment.
+
+        Raises GgufProblem (a base that is quantized already), UsageProblem (``layers`` out of range),
+        ToolFailed, ToolchainProblem, OutputProblem, DiskFull.
+        """
+        own = json.dumps([preset.ftype, dict(preset.tensor_types)]).encode()
+        words = [preset.name, hashlib.sha256(own).hexdigest()[:8]]
+        words += [f"{layers}-layers"] if layers is not None else []
+        words += ["routed"] if routed else []
+        target = self.folder / f"{'-'.join(words)}.gguf"
+        if target.is_file():
+            return target
+        base = gguf_file.read_all(self.base)
+        recipe = ask(self.toolchain, base, preset, QuantizeOptions())
+        parts = _Parts(base, recipe, self.toolchain)
+        if layers is not None:
+            parts.cut(layers)
+        if routed and base.expert_count:
+            parts.enliven()
+        with files.lock(self.folder), files.staging(self.folder) as staged:
+            with files.explain_os_error(self.folder, _ELSEWHERE):
+                gguf_hollow.write(staged / target.name, base, parts.tensors, parts.changed)
+            files.publish(staged / target.name, target, durable=False)
+        return target
+
+
+def hollow_model(
+    ref: ModelRef | Path,
+    *,
+    offline: bool = False,
+    toolchain: Toolchain | None = None,
+    retry: Retry = DEFAULT_RETRY,
+    listener: Listener = silent,
+) -> HollowModel:
+    """Make, or find in the cache, the hollow model of a reference (a path: a checkpoint folder or a GGUF).
+
+    Of a Hub model only config, tokenizer, model card and the headers of the weights are read; when its whole
+    snapshot is in the Hub cache, or of a folder, nothing is received.
+
+    Raises HubProblem, CheckpointProblem (also: this model can only be planned after download),
+    ConversionProblem, GgufProblem, OutputProblem (the cache folder cannot hold holes), DiskFull,
+    ToolchainProblem, UsageProblem.
+    """
+    tools = toolchain or toolchains.find()
+    if isinstance(ref, Path):
+        ref = ModelRef("gguf" if ref.is_file() else "folder", path=ref)
+    maker = _Maker(tools, offline, retry, listener)
+    if ref.kind == "hub":
+        return maker.of_repository(ref)
+    assert ref.path is not None
+    return maker.of_gguf(ref.path) if ref.kind == "gguf" else maker.of_folder(ref.path)
+
+
+class _Maker:
+    """The three kinds of references, each with what identifies it."""
+
+    def __init__(self, toolchain: Toolchain, offline: bool, retry: Retry, listener: Listener) -> None:
+        self._toolchain = toolchain
+        self._offline = offline
+        self._retry = retry
+        self._listener = listener
+
+    def of_repository(self, ref: ModelRef) -> HollowModel:
+        model = hub.inspect(
+            ref.repo_id, ref.revision, offline=self._offline, retry=self._retry, listener=self._listener
+        )
+        name = model.repo_id.rpartition("/")[2]
+        folder = self._folder(name, [model.repo_id, model.commit])
+        source = SourceInfo(model.repo_id, model.commit, model.license)
+
+        def fill(staged: Path) -> _Made:
+            found = hub.gather(
+                model, staged, offline=self._offline, retry=self._retry, listener=self._listener
+            )
+            made = self._convert(found.folder, staged, source, without_values=not found.with_values)
+            return replace(made, network_bytes=found.received_bytes)
+
+        return self._model(name, folder, source, fill)
+
+    def of_folder(self, path: Path) -> HollowModel:
+        checkpoint.read(path)  # what is no checkpoint is told first, and in its own words
+        name = path.resolve().name
+        folder = self._folder(name, list(_identity(path)))
+        return self._model(name, folder, None, lambda staged: self._convert(path, staged, None))
+
+    def of_gguf(self, path: Path) -> HollowModel:
+        given = gguf_file.read_all(path)
+        with given.path.open("rb") as stream:
+            header = hashlib.sha256(stream.read(given.data_offset)).hexdigest()
+        name = gguf_file.parse_name(path.name).model
+        folder = self._folder(name, [header, str(given.file_bytes)])
+        return replace(self._model(name, folder, None, lambda _: _Made()), base=given.path)
+
+    def _folder(self, name: str, identity: list[str]) -> Path:
+        """The cache folder of a model, made by this toolchain and this ggq."""
+        import platformdirs
+
+        tool = self._toolchain.commit or str(self._toolchain.bin_dir)
+        key = hashlib.sha256(json.dumps([*identity, name, tool, __version__]).encode()).hexdigest()[:16]
+        stem = gguf_file.output_name(name, key).removesuffix(".gguf")
+        return platformdirs.user_cache_path("ggq") / "hollow" / stem
+
+    def _convert(
+        self, folder: Path, staged: Path, source: SourceInfo | None, *, without_values: bool = False
+    ) -> _Made:
+        done = convert_hollow(
+            folder,
+            staged / _BASE,
+            without_values=without_values,
+            source=source,
+            toolchain=self._toolchain,
+            listener=self._listener,
+        )
+        return _Made(peak_memory_bytes=done.peak_memory_bytes)
+
+    def _model(
+        self, name: str, folder: Path, source: SourceInfo | None, fill: Callable[[Path], _Made]
+    ) -> HollowModel:
+        """The model in ``folder``. Unless it was made before, ``fill`` makes it in a staging folder."""
+        started = time.monotonic()
+        made = _Made()
+        reused = _is_made(folder)
+        if not reused:
+            files.make_folder(folder)
+            files.require_holes(folder, _ELSEWHERE)
+            with files.lock(folder), files.staging(folder) as staged:
+                made = fill(staged)
+                if (staged / _BASE).is_file():
+                    files.publish(staged / _BASE, folder / _BASE, durable=False)
+                _write_record(folder, name, source, made)
+        return HollowModel(
+            name=name,
+            base=folder / _BASE,
+            folder=folder,
+            repo_id=source.repo_id if source else None,
+            commit=source.commit if source else None,
+            license=source.license if source else None,
+            network_bytes=made.network_bytes,
+            seconds=round(time.monotonic() - started, 2),
+            peak_memory_bytes=made.peak_memory_bytes,
+            reused=reused,
+            toolchain=self._toolchain,
+        )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What making a base took: as HollowModel has it."""
+
+    network_bytes: int = 0
+    peak_memory_bytes: int | None = None
+
+
+def _is_made(folder: Path) -> bool:
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        return bool(record["schema_version"] == _SCHEMA_VERSION)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write_record(folder: Path, name: str, source: SourceInfo | None, made: _Made) -> None:
+    """The last thing to be written: with it the folder is whole, and a person can tell what it is of."""
+    record = {
+        "schema_version": _SCHEMA_VERSION,
+        "name": name,
+        "repo_id": source.repo_id if source else None,
+        "commit": source.commit if source else None,
+        "network_bytes": made.network_bytes,
+    }
+    files.write_json(folder / _RECORD, record)
+
+
+def _identity(folder: Path) -> Iterator[str]:
+    """What tells a checkpoint folder from others: names, sizes, headers of weights, content of the rest."""
+    for file in sorted(folder.rglob("*")):
+        inner = file.relative_to(folder)
+        if not file.is_file() or any(part.startswith(".") for part in inner.parts):
+            continue
+        stat = file.stat()
+        yield f"{inner.as_posix()} {stat.st_size}"
+        with file.open("rb") as stream:
+            if file.suffix == ".safetensors":
+                start = stream.read(8)
+                length = min(int.from_bytes(start, "little"), _SMALL_BYTES)
+                yield hashlib.sha256(start + stream.read(length)).hexdigest()
+            elif stat.st_size <= _SMALL_BYTES:
+                yield hashlib.sha256(stream.read()).hexdigest()
+            else:
+                yield str(stat.st_mtime_ns)
+
+
+# --- the parts of a quantized file -----------------------------------------------------------------------
+
+
+class _Parts:
+    """Tensors and changed metadata of a hollow quantized file: first those of the whole."""
+
+    def __init__(self, base: GgufFile, recipe: Recipe, toolchain: Toolchain) -> None:
+        from gguf.constants import GGML_QUANT_VERSION
+
+        self._base = base
+        self._toolchain = toolchain
+        self._source = {tensor.name: tensor for tensor in base.tensors}
+        self.tensors = [
+            HollowTensor(tensor.name, tensor.shape, tensor.target_type) for tensor in recipe.tensors
+        ]
+        self.tensors = [replace(tensor, data=self._table(tensor)) for tensor in self.tensors]
+        self.changed: dict[str, int | Array] = {
+            "general.quantization_version": GGML_QUANT_VERSION,
+            # COPY has no number of its own: the base's stays.
+            "general.file_type": gguf_file.file_types().get(
+                recipe.preset.ftype, base.integer("general.file_type") or 0
+            ),
+        }
+
+    def _table(self, tensor: HollowTensor) -> Iterable[bytes]:
+        """The content of a tensor that the base has for real."""
+        source = self._source[tensor.name]
+        if not _TABLE.match(tensor.name) or source.type != tensor.type:
+            return ()
+        with source.path.open("rb") as stream:
+            stream.seek(source.offset_bytes)
+            return (stream.read(source.data_bytes),)
+
+    def cut(self, layers: int) -> None:
+        """Leave the first ``layers`` blocks. Raises UsageProblem."""
+        base, architecture = self._base, self._base.architecture
+        blocks = base.block_count or 0
+        # Blocks for multi-token prediction stand after the others, and are counted with them.
+        extra = base.integer(f"{architecture}.nextn_predict_layers") or 0
+        depth = blocks - extra
+        if not 1 <= layers <= depth:
+            raise UsageProblem(
+                f"{layers} layers were asked for; {base.path.name} has {depth}.",
+                "",
+                f"Choose from 1 to {depth}.",
+            )
+        given = {tensor.name: tensor for tensor in self.tensors}
+        kept = []
+        for tensor in self.tensors:
+            block = _BLOCK.fullmatch(tensor.name)
+            if block is None:
+                kept.append(tensor)
+            elif int(block[1]) < layers:
+                # The presets give the first and the last blocks better types: a few must stand for all.
+                model = (2 * int(block[1]) + 1) * depth // (2 * layers)
+                typed = given.get(f"blk.{model}.{block[2]}", tensor)
+                kept.append(replace(tensor, type=typed.type) if typed.shape == tensor.shape else tensor)
+        self.tensors = kept
+        self.changed[f"{architecture}.block_count"] = layers
+        if extra:
+            self.changed[f"{architecture}.nextn_predict_layers"] = 0
+        for key, value in base.metadata.items():
+            if not key.startswith(f"{architecture}.") or ".rope." in key:
+                continue
+            if isinstance(value, Array) and len(value) == blocks and not value.is_of_texts:
+                self.changed[key] = value.first(layers)
+
+    def enliven(self) -> None:
+        """Random embeddings and routers, and norms of one: each router then sees another vector at every
+        token, and chooses experts by it. What the experts add is nothing, since they are holes."""
+        self.tensors = [replace(tensor, data=self._values(tensor)) for tensor in self.tensors]
+
+    def _values(self, tensor: HollowTensor) -> Iterable[bytes]:
+        import numpy as np
+
+        width, rows = tensor.shape[0], tensor.elements // tensor.shape[0]
+        if tensor.name == _EMBEDDING:
+            few = self._random(tensor, min(rows, _DISTINCT_ROWS))
+            whole, rest = divmod(rows, _DISTINCT_ROWS)
+            last = few[: len(few) * rest // _DISTINCT_ROWS] if whole else b""
+            return itertools.chain(itertools.repeat(few, max(1, whole)), (last,))
+        if tensor.name.endswith(_ROUTER):
+            return (self._random(tensor, rows),)
+        if "norm" in tensor.name and tensor.name.endswith(".weight") and rows == 1:
+            return (quantize_rows(self._toolchain, tensor.type, np.ones((1, width), np.float32)),)
+        return tensor.data
+
+    def _random(self, tensor: HollowTensor, rows: int) -> bytes:
+        import numpy as np
+
+        seed = int.from_bytes(hashlib.sha256(tensor.name.encode()).digest()[:8], "little")
+        values = np.random.default_rng(seed).standard_normal((rows, tensor.shape[0]), dtype=np.float32)
+        return quantize_rows(self._toolchain, tensor.type, values)
