@@ -1,4 +1,4 @@
-"""GGUF files: read and checked as untrusted input, described, named, and their sizes foretold.
+"""GGUF files: read and checked as untrusted input, and described.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What is accepted here is what
 llama.cpp's own loader accepts (ggml/src/gguf.cpp), with bounds on what a header may hold.
@@ -18,7 +18,7 @@ from typing import IO, Any, NoReturn, overload
 
 from ggq import ggml_types
 from ggq.errors import GgufProblem
-from ggq.progress import Listener, Step, silent
+from ggq.gguf_names import SHARD, shard_name
 
 DEFAULT_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT in ggml/include/gguf.h
 
@@ -285,7 +285,7 @@ def shards(path: Path) -> list[Path]:
 
     Raises GgufProblem when one is missing.
     """
-    match = _SHARD.fullmatch(path.name)
+    match = SHARD.fullmatch(path.name)
     if match is None:
         return [path]
     count = int(match["count"])
@@ -529,182 +529,3 @@ _GROUPS = (
 def tensor_group(name: str) -> str:
     """The group of a tensor by its name: ``blk.0.attn_q.weight`` -> ``attention``."""
     return next((group for group, pattern in _GROUPS if pattern.search(name)), "other")
-
-
-# --- how large will it be --------------------------------------------------------------------------------
-
-_SPLIT_BYTES = {"split.no": 2, "split.count": 2, "split.tensors.count": 4}
-
-
-def predicted_bytes(
-    base: GgufFile,
-    types: Mapping[str, str],
-    added: Mapping[str, Scalar] | None = None,
-    keep_split: bool = False,
-) -> int:
-    """The exact size in bytes of what llama-quantize makes of ``base``, of all shards together.
-
-    ``types``: the new type of tensors by name, in any case; the others keep theirs. ``added``: metadata set
-    as ``--override-kv`` does (integers as u32, floats as f32). ``keep_split``: shards as the base has.
-    Source: llama_model_quantize_impl in src/llama-quant.cpp and gguf_write_out in ggml/src/gguf.cpp: all
-    entries but the split's, the tensors' infos, and every tensor's data, the last one's too, padded to 32
-    bytes whatever the base's alignment.
-
-    Raises GgufProblem when a type is unknown or does not divide the row it should hold.
-    """
-    entries = {key: size for key, size in base.entry_bytes.items() if key not in _SPLIT_BYTES}
-    integers = {"general.quantization_version": 0, "general.file_type": 0}
-    for key, value in (integers | dict(added or {})).items():
-        entries[key] = _key_bytes(key) + _value_bytes(value)
-    if not keep_split or len(base.paths) == 1:
-        return _file_bytes(sum(entries.values()), base.tensors, types)
-    split = sum(_key_bytes(key) + size for key, size in _SPLIT_BYTES.items())
-    return sum(
-        _file_bytes(
-            split + (sum(entries.values()) if path == base.path else 0),
-            [tensor for tensor in base.tensors if tensor.path == path],
-            types,
-        )
-        for path in base.paths
-    )
-
-
-def _file_bytes(entries_bytes: int, tensors: Sequence[TensorInfo], types: Mapping[str, str]) -> int:
-    infos = data = 0
-    for tensor in tensors:
-        word = types.get(tensor.name, tensor.type)
-        kind = ggml_types.by_name().get(word.upper())
-        if kind is None or tensor.shape[0] % kind.block_weights:
-            raise GgufProblem(
-                f"{tensor.name!r} cannot become {word!r}.",
-                f"Its rows are {tensor.shape[0]} wide; blocks of {kind.block_weights} do not divide them."
-                if kind
-                else "ggml has no such type.",
-                "Choose another type for it.",
-            )
-        infos += 8 + len(tensor.name.encode()) + 4 + 8 * written_dimensions(tensor.shape) + 4 + 8
-        data += padded(kind.row_bytes(tensor.elements), DEFAULT_ALIGNMENT)
-    return padded(4 + 4 + 8 + 8 + entries_bytes + infos, DEFAULT_ALIGNMENT) + data
-
-
-def _key_bytes(key: str) -> int:
-    """Of an entry all but its value: length, text, type."""
-    return 8 + len(key.encode()) + 4
-
-
-def _value_bytes(value: Scalar) -> int:
-    if isinstance(value, str):
-        return 8 + len(value.encode("utf-8", "surrogateescape").split(b"\0", 1)[0])
-    return 1 if isinstance(value, bool) else 4
-
-
-def written_dimensions(shape: Sequence[int]) -> int:
-    """ggml_n_dims: trailing ones are not written."""
-    return max((index for index, size in enumerate(shape, 1) if size > 1), default=1)
-
-
-# --- are its values sound --------------------------------------------------------------------------------
-
-_SAMPLED_ROWS = 64
-_CHUNK_BYTES = 4 << 20
-# Of an IEEE float, the exponent's bits are all set for NaN and the infinities, and for nothing else.
-_FLOATS: Mapping[str, tuple[str, int]] = {
-    "F64": ("<u8", 0x7FF0_0000_0000_0000),
-    "F32": ("<u4", 0x7F80_0000),
-    "F16": ("<u2", 0x7C00),
-    "BF16": ("<u2", 0x7F80),
-}
-
-
-def scan_values(gguf: GgufFile, full: bool = False, listener: Listener = silent) -> list[str]:
-    """Names of the tensors that hold NaN or infinity.
-
-    Without ``full``: of float tensors, 64 rows spread over each. With it: every value, quantized ones
-    dequantized by gguf-py; types that gguf-py cannot dequantize are passed over.
-    Raises OSError.
-    """
-    total = gguf.tensor_bytes
-    done = 0
-    bad = []
-    for tensor in gguf.tensors:
-        with tensor.path.open("rb") as stream:
-            if not all(_is_finite(tensor, stream, first, rows) for first, rows in _spans(tensor, full)):
-                bad.append(tensor.name)
-        done += tensor.data_bytes
-        listener(Step("check values", done, total))
-    return bad
-
-
-def _spans(tensor: TensorInfo, full: bool) -> Iterator[tuple[int, int]]:
-    """(first row, rows) of what is read of a tensor."""
-    if not tensor.elements or not (full or tensor.type in _FLOATS):
-        return
-    rows = tensor.elements // tensor.shape[0]
-    if full or rows <= _SAMPLED_ROWS:
-        step = max(1, _CHUNK_BYTES * rows // tensor.data_bytes)
-        yield from ((first, min(step, rows - first)) for first in range(0, rows, step))
-    else:
-        yield from ((index * (rows - 1) // (_SAMPLED_ROWS - 1), 1) for index in range(_SAMPLED_ROWS))
-
-
-def _is_finite(tensor: TensorInfo, stream: IO[bytes], first_row: int, rows: int) -> bool:
-    import numpy as np
-    from gguf.constants import GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    row_bytes = ggml_types.by_name()[tensor.type].row_bytes(tensor.shape[0])
-    stream.seek(tensor.offset_bytes + first_row * row_bytes)
-    raw = np.frombuffer(stream.read(rows * row_bytes), dtype=np.uint8)
-    if tensor.type in _FLOATS:
-        form, exponent = _FLOATS[tensor.type]
-        return not bool(((raw.view(form) & exponent) == exponent).any())
-    try:
-        kind = GGMLQuantizationType[tensor.type]
-        with np.errstate(all="ignore"):
-            return bool(np.isfinite(dequantize(raw.reshape(rows, row_bytes), kind)).all())
-    except (KeyError, NotImplementedError):
-        return True
-
-
-# --- names of files --------------------------------------------------------------------------------------
-
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
-_TYPED = re.compile(
-    r"(?P<model>.+?)[-._ ]"
-    r"(?P<type>(?:UD-)?I?Q[1-8]_(?:[01](?:_\d)*|K(?:_(?:XX?S|S|M|L|XX?L))?|NL|XX?S|S|M)"
-    r"|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32)",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True)
-class FileName:
-    """What a GGUF file's name says: the model, the type (``Q4_K_M``, None if it says none), the shard."""
-
-    model: str
-    type: str | None
-    shard: int | None = None
-    shard_count: int | None = None
-
-
-def output_name(model_name: str, preset: str) -> str:
-    """``("Qwen3-0.6B", "Q4_K_M")`` -> ``Qwen3-0.6B-Q4_K_M.gguf``, without what file systems dislike."""
-    stem = re.sub(r"[^\w.+-]+", "-", model_name.rsplit("/", 1)[-1]).strip("-.") or "model"
-    return f"{stem}-{preset}.gguf"
-
-
-def shard_name(stem: str, index: int, count: int) -> str:
-    """``("Qwen3-0.6B-Q4_K_M", 1, 9)`` -> ``Qwen3-0.6B-Q4_K_M-00001-of-00009.gguf``."""
-    return f"{stem}-{index:05d}-of-{count:05d}.gguf"
-
-
-def parse_name(name: str) -> FileName:
-    """What a name says, leniently: any case, ``-`` or ``.`` before the type, with or without a shard."""
-    shard = _SHARD.fullmatch(name)
-    stem = shard["stem"] if shard else re.sub(r"\.gguf$", "", name, flags=re.IGNORECASE)
-    numbers = (int(shard["index"]), int(shard["count"])) if shard else (None, None)
-    match = _TYPED.fullmatch(stem)
-    if match is None:
-        return FileName(stem, None, *numbers)
-    word = re.sub(r"^FP(?=16|32)", "F", match["type"].upper())
-    return FileName(match["model"], word, *numbers)

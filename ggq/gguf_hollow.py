@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggq import files, ggml_types
-from ggq.gguf_file import DEFAULT_ALIGNMENT, Array, GgufFile, padded, written_dimensions
+from ggq.gguf_file import DEFAULT_ALIGNMENT, Array, GgufFile, padded
+from ggq.gguf_size import written_dimensions
 
 _UINT32, _ARRAY = 4, 9
 _VERSION = 3
@@ -42,7 +43,7 @@ def write(
     those that are ``changed`` (integers as u32), then ``tensors`` in their order.
 
     Source: llama_model_quantize_impl in src/llama-quant.cpp and gguf_write_out in ggml/src/gguf.cpp, as for
-    ``gguf_file.predicted_bytes``. Raises OSError.
+    ``gguf_size.predicted_bytes``. Raises OSError.
     """
     with base.path.open("rb") as stream:
         raw = stream.read(base.header_bytes)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import files, gguf_file, hardware, pipeline, presets, reference
+from ggq import files, gguf_file, gguf_names, hardware, pipeline, presets, reference
 from ggq.bench import corpus, memory, quality, record, speed, subject
 from ggq.bench.journal import Journal
 from ggq.bench.memory import LOAD_MODES, MemoryCell, MemoryResult, MemorySettings
@@ -214,7 +214,7 @@ def ggufs(folder: Path) -> list[Path]:
     """The models in a folder, of split ones the first shard: no projector, adapter or importance matrix."""
     models = []
     for path in sorted(folder.glob("*.gguf")):
-        if gguf_file.parse_name(path.name).shard in (None, 1):
+        if gguf_names.parse_name(path.name).shard in (None, 1):
             try:
                 is_model = gguf_file.read(path).text("general.type") in (None, "model")
             except GgqError:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from ggq import __version__, checkpoint, files, gguf_file, hardware, hub, presets, reference
+from ggq import __version__, checkpoint, files, gguf_file, gguf_names, hardware, hub, presets, reference
 from ggq.convert import BITS_PER_WEIGHT, SourceInfo, convert, default_name, resolve_outtype
 from ggq.environment import environment
 from ggq.errors import OutputProblem, UsageProblem
@@ -118,7 +118,7 @@ def quantize(
     whole = gguf_file.read_all(base)
     refuse_quantized(whole)
     base = whole.path
-    name = gguf_file.parse_name(base.name).model
+    name = gguf_names.parse_name(base.name).model
     with _Run(name, outdir or base.parent, settings or Settings(), toolchain, listener) as run:
         # Where an earlier run converted the base here, its source is the better answer.
         run.manifest.model = run.manifest.model or {"base": base.name}
@@ -215,7 +215,7 @@ def plan_convert_and_quantize(
     name = model_name(ref)
     if ref.kind == "gguf" and ref.path is not None:
         asked = recipes(ref.path, preset_names, settings.options, catalogue=catalogue)
-        name = gguf_file.parse_name(ref.path.name).model
+        name = gguf_names.parse_name(ref.path.name).model
         outdir = outdir or ref.path.parent
         planned = tuple(_planned(name, item.preset, item.file_bytes, True, outdir) for item in asked)
         return PipelinePlan(name, outdir, 0, None, 0, planned, files.free_bytes(outdir))
@@ -250,7 +250,7 @@ def plan_convert_and_quantize(
 
 
 def _planned(name: str, preset: Preset, file_bytes: int, exact: bool, outdir: Path) -> PlannedFile:
-    file_name = gguf_file.output_name(name, preset.name)
+    file_name = gguf_names.output_name(name, preset.name)
     return PlannedFile(preset.name, file_name, file_bytes, exact, (outdir / file_name).exists())
 
 
@@ -448,9 +448,9 @@ class _Run(AbstractContextManager["_Run"]):
     def claim(self, chosen: Sequence[Preset], base: Sequence[Path], instead: str) -> None:
         """Refuse, before any work, outputs that would overwrite something of the user's, or the base
         (``base``: its shards; ``instead``: what to do then)."""
-        names = [gguf_file.output_name(self.name, preset.name) for preset in chosen]
+        names = [gguf_names.output_name(self.name, preset.name) for preset in chosen]
         if self.settings.options.keep_split:
-            names = [gguf_file.shard_name(Path(name).stem, 1, len(base)) for name in names]
+            names = [gguf_names.shard_name(Path(name).stem, 1, len(base)) for name in names]
         if base[0].resolve() in [(self.outdir / name).resolve() for name in names]:
             raise UsageProblem(
                 f"{base[0]} would be overwritten by itself.",
@@ -508,7 +508,7 @@ class _Run(AbstractContextManager["_Run"]):
         }
 
     def _make(self, preset: Preset, recipe: Recipe, base: Path, base_sha256: str) -> QuantizedFile:
-        staged = self.staging / gguf_file.output_name(self.name, preset.name)
+        staged = self.staging / gguf_names.output_name(self.name, preset.name)
         threads = self.settings.threads or hardware.usable_cores()
         made = quantize_one(self.toolchain, base, recipe, staged, threads=threads, listener=self.listener)
         record = StepRecord(

@@ -16,9 +16,12 @@ import gguf
 import numpy as np
 import pytest
 
-from ggq import ggml_types, gguf_file
+from ggq import ggml_types, gguf_file, gguf_names
 from ggq.errors import GgufProblem
-from ggq.gguf_file import FileName, parse_name, predicted_bytes, read, read_all, scan_values, shards
+from ggq.gguf_file import read, read_all, shards
+from ggq.gguf_names import FileName, parse_name
+from ggq.gguf_size import predicted_bytes
+from ggq.gguf_values import scan_values
 from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
 
@@ -386,9 +389,9 @@ def test_names_are_read_leniently(name: str, expected: FileName) -> None:
     ],
 )
 def test_names_of_outputs(model: str, expected: str) -> None:
-    assert gguf_file.output_name(model, "Q4_K_M") == expected
+    assert gguf_names.output_name(model, "Q4_K_M") == expected
     assert parse_name(expected).type == "Q4_K_M"
-    assert gguf_file.shard_name(expected[:-5], 1, 9) == f"{expected[:-5]}-00001-of-00009.gguf"
+    assert gguf_names.shard_name(expected[:-5], 1, 9) == f"{expected[:-5]}-00001-of-00009.gguf"
 
 
 # --- against the real tools ------------------------------------------------------------------------------

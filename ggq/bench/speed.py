@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import gguf_file, hardware
+from ggq import gguf_file, gguf_names, hardware
 from ggq.bench import binding, workload
 from ggq.bench.binding import BindingRate, Timing, binding_rate
 from ggq.bench.rates import Precision, Rate, pooled_deviation, rate
@@ -194,7 +194,7 @@ class _Session:
         seen = self._last_result
         return SpeedResult(
             file=self._model.name,
-            preset=gguf_file.parse_name(self._model.name).type or self._gguf.file_type,
+            preset=gguf_names.parse_name(self._model.name).type or self._gguf.file_type,
             file_bytes=self._gguf.file_bytes,
             layer_count=workload.layer_count(self._gguf),
             build_commit=seen.build_commit,

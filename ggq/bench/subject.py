@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggq import files, gguf_file
+from ggq import files, gguf_file, gguf_names
 from ggq.progress import Listener, silent
 
 
@@ -31,7 +31,7 @@ class Subject:
 def of(path: Path, listener: Listener = silent) -> Subject:
     """Read and digest a GGUF file, of a split model all shards. Raises GgufProblem."""
     gguf = gguf_file.read_all(path)
-    named = gguf_file.parse_name(gguf.path.name)
+    named = gguf_names.parse_name(gguf.path.name)
     digests = [files.sha256_file(part, listener, f"digest of {part.name}") for part in gguf.paths]
     kind = named.type or gguf.file_type
     return Subject(

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggq import gguf_file, transformers_model
+from ggq import gguf_file, gguf_values, transformers_model
 from ggq.convert import assumptions, gaps, tokenizer_model, view
 from ggq.errors import GgqError
 from ggq.llamacpp import converter
@@ -231,7 +231,7 @@ def _metadata(job: Job) -> dict[str, Any]:
 
 
 def _check(job: Job) -> None:
-    bad = gguf_file.scan_values(gguf_file.read(Path(job.gguf)), full=job.full, listener=_relay)
+    bad = gguf_values.scan_values(gguf_file.read(Path(job.gguf)), full=job.full, listener=_relay)
     say("values", not_finite=bad)
     if job.bin_weights:
         say("weights", elements=_bin_elements(Path(job.view)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import __version__, checkpoint, files, gguf_file, hardware, process, transformers_model
+from ggq import __version__, checkpoint, files, gguf_file, gguf_names, hardware, process, transformers_model
 from ggq.checkpoint import Checkpoint
 from ggq.convert import failures, gaps, tokenizer_model, view
 from ggq.convert.accounting import account
@@ -72,7 +72,7 @@ def resolve_outtype(given: Checkpoint, outtype: str) -> str:
 
 def default_name(model_name: str, outtype: str, *, mmproj: bool = False) -> str:
     """``("Qwen3-0.6B", "bf16")`` -> ``Qwen3-0.6B-BF16.gguf``, as the community writes it."""
-    return ("mmproj-" if mmproj else "") + gguf_file.output_name(model_name, outtype.upper())
+    return ("mmproj-" if mmproj else "") + gguf_names.output_name(model_name, outtype.upper())
 
 
 def needed_bytes(given: Checkpoint, outtype: str) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggq import files, gguf_file
+from ggq import files, gguf_names
 from ggq.checkpoint import Checkpoint
 
 CONFIG = "config.json"
@@ -41,7 +41,7 @@ def make(checkpoint: Checkpoint, parent: Path, source: SourceInfo | None) -> Pat
     Raises OutputProblem, DiskFull.
     """
     name = source.name if source else checkpoint.path.resolve().name
-    view = parent / (gguf_file.output_name(name, "view").removesuffix("-view.gguf") or "model")
+    view = parent / (gguf_names.output_name(name, "view").removesuffix("-view.gguf") or "model")
     with files.explain_os_error(view, "set TMPDIR to another folder"):
         view.mkdir()
         for entry in sorted(checkpoint.path.iterdir()):

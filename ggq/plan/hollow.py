@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggq import __version__, checkpoint, files, gguf_file, gguf_hollow, hub
+from ggq import __version__, checkpoint, files, gguf_file, gguf_hollow, gguf_names, hub
 from ggq.convert import SourceInfo, convert_hollow
 from ggq.errors import UsageProblem
 from ggq.gguf_file import Array, GgufFile
@@ -169,7 +169,7 @@ class _Maker:
         given = gguf_file.read_all(path)
         with given.path.open("rb") as stream:
             header = hashlib.sha256(stream.read(given.data_offset)).hexdigest()
-        name = gguf_file.parse_name(path.name).model
+        name = gguf_names.parse_name(path.name).model
         folder = self._folder(name, [header, str(given.file_bytes)])
         return replace(self._model(name, folder, None, lambda _: _Made()), base=given.path)
 
@@ -179,7 +179,7 @@ class _Maker:
 
         tool = self._toolchain.commit or str(self._toolchain.bin_dir)
         key = hashlib.sha256(json.dumps([*identity, name, tool, __version__]).encode()).hexdigest()[:16]
-        stem = gguf_file.output_name(name, key).removesuffix(".gguf")
+        stem = gguf_names.output_name(name, key).removesuffix(".gguf")
         return platformdirs.user_cache_path("ggq") / "hollow" / stem
 
     def _convert(
