@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import ggq
 from benchmarks.common import EXAMPLE, RESULTS, ROOT, Bar, finish
@@ -35,6 +36,13 @@ def wrong_pairs(ranked: QualityResult, full: QualityResult, indifference: float)
         for pair in ranked.ranking
         if pair.verdict == "ordered" and whole[pair.better] - whole[pair.worse] > indifference
     ]
+
+
+def stored(result: QualityResult) -> dict[str, Any]:
+    """A result without the folders of this machine."""
+    found = asdict(result)
+    del found["text"]["path"]
+    return found
 
 
 def main() -> None:
@@ -85,8 +93,8 @@ def main() -> None:
         {
             "model": options.model.name,
             "text": options.text.name,
-            "ranked": asdict(ranked),
-            "full": asdict(full),
+            "ranked": stored(ranked),
+            "full": stored(full),
             "wrong_pairs": wrong,
         },
         [
