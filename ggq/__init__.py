@@ -1,13 +1,14 @@
 """ggq: from a Hugging Face checkpoint to a quantized GGUF that runs on this machine.
 
-The functions below are what the commands call. ``ggq.convert``, ``ggq.quantize`` and ``ggq.bench`` are
-functions; the rooms of the same names are reached by ``from ggq.convert import …``.
+The functions below are what the commands call. ``ggq.convert``, ``ggq.quantize``, ``ggq.plan`` and
+``ggq.bench`` are functions; the rooms of the same names are reached by ``from ggq.convert import …``.
 """
 
 __version__ = "0.1.0"
 
 from ggq.convert import Conversion, convert
 from ggq.errors import GgqError
+from ggq.foresee import Plan, PlanSettings, plan
 from ggq.measure import BenchResult, BenchSettings, bench
 from ggq.pipeline import PipelineResult, QuantizedFile, Settings, convert_and_quantize, quantize
 
@@ -17,10 +18,13 @@ __all__ = [
     "Conversion",
     "GgqError",
     "PipelineResult",
+    "Plan",
+    "PlanSettings",
     "QuantizedFile",
     "Settings",
     "bench",
     "convert",
     "convert_and_quantize",
+    "plan",
     "quantize",
 ]

@@ -12,6 +12,7 @@ from ggq.cli.doctor import doctor
 from ggq.cli.download import download
 from ggq.cli.errors import GgqGroup
 from ggq.cli.inspect import inspect
+from ggq.cli.plan import plan
 from ggq.cli.presets import presets
 from ggq.cli.quantize import quantize
 from ggq.cli.run import run
@@ -26,6 +27,7 @@ def cli() -> None:
     """From a Hugging Face checkpoint to a quantized GGUF that runs on this machine.
 
     \b
+    ggq plan Qwen/Qwen3-0.6B
     ggq convert-and-quantize Qwen/Qwen3-0.6B
     ggq convert-and-quantize ./my-checkpoint --preset k-quants --keep-base
     ggq bench my-checkpoint
@@ -34,7 +36,7 @@ def cli() -> None:
 
 
 for command in (
-    convert_and_quantize, bench, download, convert, quantize, run, inspect, presets, setup, doctor,
+    convert_and_quantize, plan, bench, download, convert, quantize, run, inspect, presets, setup, doctor,
 ):  # fmt: skip
     cli.add_command(command)
 

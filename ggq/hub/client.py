@@ -59,7 +59,7 @@ class Retry:
         return self.timeout_s or float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
-DEFAULT_RETRY = Retry()
+DEFAULT_RETRY: Retry = Retry()
 
 
 def cache_dir() -> Path:

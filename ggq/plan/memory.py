@@ -1,0 +1,70 @@
+"""What a preset will need in memory, before there is a file of it: llama.cpp's account of a hollow one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggq import hardware
+from ggq.llamacpp import memory as llama_memory
+from ggq.llamacpp.memory import Load
+from ggq.llamacpp.toolchain import Toolchain
+
+
+@dataclass(frozen=True)
+class DeviceForecast:
+    """Bytes of llama.cpp's buffers on a device (``CUDA0``), and what is free there now (None: not told)."""
+
+    name: str
+    needed_bytes: int
+    free_bytes: int | None
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Memory at one context and type of cache, with that context filled.
+
+    ``buffers_bytes``: weights, cache and buffers of the CPU; with mmap the system can take the weights' part
+    back, at the price of reading them again. ``process_bytes``: the process itself. ``ram_free_bytes``:
+    available now. ``devices``: the part on GPUs.
+    """
+
+    context_tokens: int
+    type_k: str
+    type_v: str
+    buffers_bytes: int
+    process_bytes: int
+    ram_free_bytes: int
+    devices: tuple[DeviceForecast, ...]
+
+    @property
+    def ram_bytes(self) -> int:
+        return self.buffers_bytes + self.process_bytes
+
+    @property
+    def missing_bytes(self) -> int:
+        """How much is missing where most is; 0: it fits."""
+        short = [self.ram_bytes - self.ram_free_bytes]
+        short += [it.needed_bytes - it.free_bytes for it in self.devices if it.free_bytes is not None]
+        return max(0, *short)
+
+
+def forecast(toolchain: Toolchain, model: Path, load: Load) -> MemoryForecast:
+    """Ask llama.cpp what ``model``, hollow or not, would take.
+
+    Raises GgufProblem when it refuses (a context or cache that the model cannot have), ToolchainProblem.
+    """
+    found = llama_memory.breakdown(toolchain, model, load)
+    return MemoryForecast(
+        context_tokens=load.context_tokens,
+        type_k=load.type_k,
+        type_v=load.type_v,
+        buffers_bytes=found.host_bytes - (found.process_bytes or 0),
+        process_bytes=found.process_bytes or 0,
+        ram_free_bytes=hardware.available_ram_bytes(),
+        devices=tuple(
+            # A device that does not know its memory says 0.
+            DeviceForecast(row.name, row.sum_bytes, row.device_free_bytes or None)
+            for row in found.devices
+        ),
+    )
