@@ -19,7 +19,7 @@ from benchmarks.common import RESULTS, Bar, finish, random_llama
 from ggq.bench.memory import LOAD_MODES, MemoryCell, MemoryResult, MemorySettings, measure
 
 # Millions of parameters -> width, feed-forward width, layers, heads.
-SHAPES = {"100": (768, 3072, 11, 12), "500": (1024, 4096, 30, 16)}
+SHAPES = {"100": (768, 3072, 11, 12), "500": (1536, 12288, 8, 12)}
 CONTEXTS = (512, 4096, 16384)
 CACHES = ("f16", "q8_0")
 _MIB = 1 << 20

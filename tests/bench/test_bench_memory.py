@@ -13,7 +13,7 @@ import ggq
 from ggq import hardware
 from ggq.bench import memory as bench_memory
 from ggq.bench.memory import MemorySettings, measure
-from ggq.cli.bench.memory import memory
+from ggq.cli.main import cli
 from ggq.errors import DoesNotFit, GgufProblem, ToolchainProblem, ToolFailed, UsageProblem
 from ggq.llamacpp import memory as llama_memory
 from ggq.llamacpp.memory import Load
@@ -32,7 +32,7 @@ def quantized(base_gguf: Path, toolchain: Toolchain, tmp_path_factory: pytest.Te
 
 
 def bench(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(memory, [str(argument) for argument in arguments])
+    return CliRunner().invoke(cli, ["bench", "memory", *map(str, arguments)])
 
 
 # ---- what is measured ------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_the_out_of_memory_killer_is_named_with_the_numbers(
 def test_the_table_fits_eighty_columns(quantized: Path) -> None:
     result = bench(quantized, "-c", "64,128", "-ctk", "f16,q8_0", "-ctv", "f16")
     assert result.exit_code == 0, result.output
-    table = [line for line in result.output.splitlines() if "own:" not in line]
+    table = [line for line in result.stdout.splitlines() if "own:" not in line]
     assert max(map(len, table)) <= 80
     assert sum(line.split()[1:3] == ["q8_0/f16", "mmap"] for line in table) == 2
 
