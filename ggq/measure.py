@@ -197,6 +197,12 @@ def find_files(
         folder = Path(target)
         ready = ggufs(folder) if folder.is_dir() else []
         if not ready:
+            if folder.is_dir() and not (folder / "config.json").exists():
+                raise UsageProblem(
+                    f"{folder} holds nothing to measure.",
+                    "There is no model in GGUF in it, and no checkpoint (config.json).",
+                    "Name a GGUF file, a folder with some, or a model.",
+                )
             ref = reference.parse_reference(str(target))
             if ref.kind == "gguf" and ref.path is not None:
                 ready = [ref.path]
@@ -321,7 +327,9 @@ class _Session:
         except GgqError as error:
             self._errors.append(error)
             self._failures.append(Failure(kind, name, error.what, error.why, error.next_step))
-            self._listener(Notice(f"{name or kind}: {error}", "warning"))
+            # A single measurement's error is told by whoever asked for it.
+            if len(self._paths) > 1 or len(self._settings.kinds) > 1:
+                self._listener(Notice(f"{kind} of {name}: {error}" if name else str(error), "warning"))
 
     def _measure_quality(self) -> None:
         base = self._base()
@@ -426,7 +434,16 @@ class _Session:
         """The model that others are held against: the widest type. None, with a word, where there is none."""
         if self._settings.base is not None:
             wanted = gguf_file.shards(self._settings.base)[0].resolve()
-            return next(it for it in self._subjects if it.path.resolve() == wanted)
+            base = next(it for it in self._subjects if it.path.resolve() == wanted)
+            if base.type is not None and base.type not in _BASE_TYPES:
+                self._listener(
+                    Notice(
+                        f"{base.path.name} is quantized itself ({base.type}): what is measured is the"
+                        " divergence from it, not from the model.",
+                        "warning",
+                    )
+                )
+            return base
         for kind in _BASE_TYPES:
             for found in self._subjects:
                 if found.type == kind and len(self._subjects) > 1:

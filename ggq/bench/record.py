@@ -111,10 +111,12 @@ def _merged(kind: Kind, old: Mapping[str, Any], new: Mapping[str, Any]) -> Mappi
     def key(part: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(part[name] for name in identity)
 
-    fresh = {key(part): part for part in new[parts]}
-    kept = [part for part in old[parts] if key(part) not in fresh or _is_empty(fresh[key(part)])]
-    keys = {key(part) for part in kept}
-    return {**new, parts: [*kept, *(part for part in new[parts] if key(part) not in keys)]}
+    # What is new comes first: a table shows it before an older figure of another length or context.
+    fresh = [part for part in new[parts] if not _is_empty(part)]
+    known = {key(part) for part in fresh}
+    kept = [part for part in old[parts] if key(part) not in known]
+    known |= {key(part) for part in kept}
+    return {**new, parts: [*fresh, *kept, *(part for part in new[parts] if key(part) not in known)]}
 
 
 def _is_empty(part: Mapping[str, Any]) -> bool:
@@ -275,9 +277,13 @@ def _load(path: Path) -> list[Entry]:
             f"{path} cannot be read.", f"{error.strerror}.", "Mend its permissions."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, json.JSONDecodeError):
+            why = "It is not JSON."
+        else:
+            why = f"It has no {error}." if isinstance(error, KeyError) else f"{error}."
         raise OutputProblem(
             f"{path} is not a record of measurements that this ggq knows.",
-            f"{type(error).__name__}: {error}.",
-            "Move it away to start anew.",
+            why,
+            "Name another file; where a new record is to be written, move this one away.",
         ) from error
     return entries

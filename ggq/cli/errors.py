@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from ggq.cli.output import Output
-from ggq.errors import DiskFull, GgqError, OutputProblem
+from ggq.cli.output import Output, as_json
+from ggq.errors import DiskFull, GgqError, OutputProblem, UsageProblem
 
 EXIT_INTERRUPTED = 130
 
@@ -35,6 +35,11 @@ class GgqGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            if "--json" in sys.argv:
+                problem = UsageProblem(error.format_message(), "", "See --help.")
+                Output(json=True).result(as_json(problem))
+            raise
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except KeyboardInterrupt:

@@ -21,6 +21,8 @@ import click
 from ggq.errors import GgqError
 from ggq.progress import Event, Listener, Notice
 
+_LEAST_COLUMN = 8  # of a text that folds
+
 
 class Output:
     """How a command speaks. ``json``: one JSON value on stdout and no bars; ``quiet``: results only."""
@@ -47,26 +49,44 @@ class Output:
         *,
         compact: bool = False,
     ) -> None:
-        """A table for a person. ``right``: the indices of columns with numbers. Wraps to the terminal.
+        """A table for a person. ``right``: the indices of columns with numbers. Texts fold to the terminal;
+        numbers never do: where they need more room, the lines are longer.
 
-        ``compact``: one space between columns, and only the first one may wrap.
+        ``compact``: one space between columns, and only the first one may fold.
         """
         if self.as_json:
             return
         from rich import box
         from rich.console import Console
+        from rich.measure import Measurement
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
         table.padding = 0 if compact else (0, 1)
         for index, column in enumerate(columns):
             justify: Literal["left", "right"] = "right" if index in right else "left"
-            table.add_column(column, justify=justify, overflow="fold", no_wrap=compact and index > 0)
+            whole = index in right or (compact and index > 0)
+            longest = max((len(row[index]) for row in rows), default=0)
+            table.add_column(
+                column,
+                justify=justify,
+                overflow="fold",
+                no_wrap=whole,
+                min_width=longest if whole else min(longest, _LEAST_COLUMN),
+            )
         for row in rows:
             table.add_row(*row)
         # Into a pipe a table keeps its natural width; on a terminal it is folded to fit.
-        width = None if sys.stdout.isatty() else 200
-        Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False).print(table)
+        console = Console(
+            file=sys.stdout,
+            width=None if sys.stdout.isatty() else 200,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+        least = Measurement.get(console, console.options.update(width=1000), table).minimum
+        console.width = max(console.width, least)
+        console.print(table, soft_wrap=False)
 
     def fields(self, pairs: Sequence[tuple[str, str]]) -> None:
         """``name  value`` lines, aligned; on a terminal long values go on below themselves."""
@@ -98,16 +118,7 @@ class Output:
             click.echo(error.why, err=True)
         if error.next_step:
             click.echo(_styled("next: ", bold=True) + error.next_step, err=True)
-        self.result(
-            {
-                "error": {
-                    "kind": type(error).__name__,
-                    "what": error.what,
-                    "why": error.why,
-                    "next_step": error.next_step,
-                }
-            }
-        )
+        self.result(as_json(error))
 
     @contextmanager
     def progress(self) -> Iterator[Listener]:
@@ -117,6 +128,18 @@ class Output:
             yield bars
         finally:
             bars.close()
+
+
+def as_json(error: GgqError) -> dict[str, dict[str, str]]:
+    """An error as a program reads it."""
+    return {
+        "error": {
+            "kind": type(error).__name__,
+            "what": error.what,
+            "why": error.why,
+            "next_step": error.next_step,
+        }
+    }
 
 
 def _styled(text: str, **style: Any) -> str:

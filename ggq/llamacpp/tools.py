@@ -147,7 +147,10 @@ def complete(toolchain: Toolchain, model: Path, prompt: str, tokens: int, thread
 
 def count_tokens(toolchain: Toolchain, model: Path, text: Path) -> int:
     """Tokens of a text, with those that the vocabulary adds. Raises ToolFailed, ToolchainProblem."""
-    done = process.run([toolchain.tool("llama-tokenize"), "-m", model, "-f", text, "--ids", "--show-count"])
+    done = process.run(
+        [toolchain.tool("llama-tokenize"), "-m", model, "-f", text, "--ids", "--show-count"],
+        echo=False,
+    )
     return parse.token_count((*done.stdout, *done.stderr))
 
 

@@ -9,11 +9,13 @@ import click
 
 from ggq import plot as plots
 from ggq.bench import record, render
+from ggq.bench.speed import NOISY
 from ggq.cli.bench.options import draw, layers_option, plot_option, record_option, rpc_option, text_options
+from ggq.cli.bench.quality import order
 from ggq.cli.options import output_options, preset_options, threads_option
 from ggq.cli.output import Output, human_seconds
 from ggq.llamacpp import toolchain
-from ggq.measure import Effort, TextChoice, bench, settings_for
+from ggq.measure import BenchResult, Effort, TextChoice, bench, settings_for
 from ggq.pipeline import DEFAULT_PRESETS
 
 
@@ -77,7 +79,24 @@ def everything(
         out.text(render.csv_text(rows))
     else:
         out.table(*render.table(rows), compact=True)
+    _show_words(out, done)
     out.info(f"Measured in {human_seconds(done.seconds)}; the record, with every sample: {done.record}")
     out.result(done)
     if (plot is not None and not draw(out, done.entries, plot)) or done.failures:
         raise SystemExit(1)
+
+
+def _show_words(out: Output, done: BenchResult) -> None:
+    """What a person should know of the figures: the order of the presets, and how far to trust the speeds."""
+    if done.quality is not None and len(done.quality.models) > 1:
+        out.paragraph(f"Order by mean KLD, best first: {order(done.quality.ranking)}")
+    noise = max((result.noise or 0 for _, result in done.speed), default=0)
+    if noise > NOISY:
+        out.warning(
+            f"This machine is noisy: repetitions of one speed scatter by up to {100 * noise:.0f} %."
+            " Close other programs, and measure again."
+        )
+    figures = [figure for _, result in done.speed for figure in result.figures]
+    loose = sum(not figure.settled for figure in figures)
+    if loose:
+        out.info(f"The error of {loose} of {len(figures)} speeds stayed above its target; see --thorough.")

@@ -24,7 +24,8 @@ def text_options(function: F) -> F:
 
     @click.option(
         "--text", "text_file", type=click.Path(path_type=Path), metavar="FILE",
-        help="Text to measure quality on. Default: heldout.txt beside the model, else WikiText-2.",
+        help="Text to measure quality on. Default: heldout.txt beside the model or its checkpoint, else"
+        " WikiText-2.",
     )  # fmt: skip
     @click.option(
         "--corpus", metavar="NAME",

@@ -13,6 +13,7 @@ from ggq.bench.sequential import Comparison
 from ggq.cli.bench.options import layers_option, record_option, rpc_option, text_options
 from ggq.cli.options import output_options, threads_option
 from ggq.cli.output import Output, human_seconds
+from ggq.errors import UsageProblem
 from ggq.llamacpp import toolchain
 from ggq.llamacpp.perplexity import Estimate
 from ggq.measure import BenchSettings, TextChoice, bench, offload_for
@@ -73,7 +74,7 @@ def quality(
     ggq bench quality Qwen3-0.6B-BF16.gguf Qwen3-0.6B-Q4_K_M.gguf --corpus wikitext-2 --full
     """
     if full and chunks:
-        raise click.UsageError("--full and --chunks exclude each other.")
+        raise UsageProblem("--full and --chunks exclude each other.", "", "Leave one of them out.")
     tools = toolchain.find()
     settings = QualitySettings(
         until="full" if full else "chunks" if chunks else "ranked",
@@ -127,7 +128,7 @@ def show(out: Output, found: QualityResult) -> None:
         compact=True,
     )
     if len(found.models) > 1:
-        out.paragraph(f"Order by mean KLD, best first: {_order(found.ranking)}")
+        out.paragraph(f"Order by mean KLD, best first: {order(found.ranking)}")
         marks = {_MARKS[pair.verdict] for pair in found.ranking}
         out.paragraph("; ".join(f"{mark} {_MEANING[mark]}" for mark in _MEANING if mark in marks) + ".")
     if found.stopped in ("cap", "end of text"):
@@ -144,7 +145,7 @@ def show(out: Output, found: QualityResult) -> None:
         )
 
 
-def _order(ranking: tuple[Comparison, ...]) -> str:
+def order(ranking: tuple[Comparison, ...]) -> str:
     return " ".join(
         [ranking[0].better, *(part for pair in ranking for part in (_MARKS[pair.verdict], pair.worse))]
     )
