@@ -134,6 +134,7 @@ def random_llama(
     ffn: int,
     layers: int,
     heads: int,
+    head_dim: int | None = None,
     dtype: str = "bfloat16",
     context: int = 4096,
 ) -> int:
@@ -152,7 +153,7 @@ def random_llama(
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
-        "head_dim": width // heads,
+        "head_dim": head_dim or width // heads,
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
         "max_position_embeddings": context,
@@ -163,9 +164,11 @@ def random_llama(
         "model.norm.weight": (width,),
         "lm_head.weight": (vocabulary, width),
     }
+    attention = heads * (head_dim or width // heads)
     for layer in range(layers):
         prefix = f"model.layers.{layer}"
-        shapes |= {f"{prefix}.self_attn.{name}_proj.weight": (width, width) for name in "qkvo"}
+        shapes |= {f"{prefix}.self_attn.{name}_proj.weight": (attention, width) for name in "qkv"}
+        shapes[f"{prefix}.self_attn.o_proj.weight"] = (width, attention)
         shapes |= {f"{prefix}.mlp.{name}_proj.weight": (ffn, width) for name in ("gate", "up")}
         shapes[f"{prefix}.mlp.down_proj.weight"] = (width, ffn)
         shapes |= {f"{prefix}.{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}

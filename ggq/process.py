@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -89,16 +89,18 @@ def run(
     started = time.monotonic()
     own_rss_bytes = _rss_bytes()
     oom_kills = _oom_kills()
+    interrupts: list[int] = []
     try:
-        child = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**_inherited(), **(env or {})},
-            cwd=cwd,
-            preexec_fn=_in_own_group_and_dying_with_parent() if os.name == "posix" else None,
-        )
+        with _holding_back(interrupts):
+            child = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**_inherited(), **(env or {})},
+                cwd=cwd,
+                preexec_fn=_in_own_group_and_dying_with_parent() if os.name == "posix" else None,
+            )
     except OSError as error:
         raise ToolchainProblem(
             f"{argv[0]} could not be started.", f"{error.strerror or error}.", "Run `ggq doctor`."
@@ -112,6 +114,8 @@ def run(
     for reader in readers:
         reader.start()
     try:
+        if interrupts:
+            raise KeyboardInterrupt
         if on_start is not None:
             on_start(child.pid)
         if child.stdin is not None:
@@ -137,6 +141,25 @@ def run(
     if check and done.returncode != 0:
         raise done.failed()
     return done
+
+
+@contextlib.contextmanager
+def _holding_back(interrupts: list[int]) -> Iterator[None]:
+    """Note a Ctrl-C that comes while the block runs, for the caller to heed after it.
+
+    Packages hook into a fork (os.register_at_fork), and what is raised in a hook is printed and forgotten: so
+    would a Ctrl-C be that comes just then.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    if not (ours and callable(before)):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, _frame: interrupts.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _inherited() -> dict[str, str]:

@@ -224,3 +224,22 @@ def test_the_kernels_count_of_such_kills(tmp_path: Path) -> None:
     (tmp_path / "vmstat").write_text("nr_free_pages 5\noom_kill 7\ndrop_pagecache 0\n")
     assert process._oom_kills(tmp_path / "vmstat") == 7
     assert process._oom_kills(tmp_path / "absent") == 0
+
+
+FORK_HOOK = """
+import os, signal
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+from ggq import process
+try:
+    process.run(["sleep", "30"])
+except KeyboardInterrupt:
+    print("heeded")
+"""
+
+
+def test_ctrl_c_in_the_middle_of_a_fork_is_heeded() -> None:
+    """What is raised in a package's hook into a fork is printed and forgotten; a Ctrl-C must not be."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORK_HOOK], capture_output=True, text=True, timeout=20, preexec_fn=heed_ctrl_c
+    )
+    assert done.stdout == "heeded\n", done.stderr

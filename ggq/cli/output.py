@@ -72,7 +72,7 @@ class Output:
                 justify=justify,
                 overflow="fold",
                 no_wrap=whole,
-                min_width=longest if whole else min(longest, _LEAST_COLUMN),
+                min_width=longest if whole else min(longest, _LEAST_COLUMN) if compact else None,
             )
         for row in rows:
             table.add_row(*row)
@@ -84,8 +84,9 @@ class Output:
             markup=False,
             emoji=False,
         )
-        least = Measurement.get(console, console.options.update(width=1000), table).minimum
-        console.width = max(console.width, least)
+        if right or compact:
+            least = Measurement.get(console, console.options.update(width=1000), table).minimum
+            console.width = max(console.width, least)
         console.print(table, soft_wrap=False)
 
     def fields(self, pairs: Sequence[tuple[str, str]]) -> None:

@@ -221,4 +221,4 @@ def test_options_that_cannot_be_read(arguments: list[str], words: str) -> None:
 
 def test_types_for_keys_and_values_must_pair() -> None:
     result = bench("model.gguf", "-ctk", "f16,q8_0", "-ctv", "f16,f16,f16")
-    assert isinstance(result.exception, UsageProblem)
+    assert result.exit_code == 2 and "different numbers of types" in result.stderr
