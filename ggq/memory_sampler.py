@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class GpuPeak:
     used_bytes: int
 
 
-class _Sampler:
+class _Sampler(ABC):
     """A thread that takes samples from ``_begin`` until the ``with`` block ends, or there is nothing more."""
 
     def __init__(self) -> None:
@@ -64,9 +65,9 @@ class _Sampler:
             if self._over.wait(min(max(pause, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)):
                 return
 
+    @abstractmethod
     def _sample(self) -> bool:
         """Take one; False ends it."""
-        raise NotImplementedError
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

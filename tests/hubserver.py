@@ -26,6 +26,7 @@ import socket
 import struct
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -218,7 +219,7 @@ class _Server(ThreadingHTTPServer):
         """A client that goes away in mid-answer (a killed download) is no news."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler, ABC):
     """What both servers share: routing by method, faults, ranges, the log."""
 
     protocol_version = "HTTP/1.1"
@@ -234,8 +235,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._begin()
 
+    @abstractmethod
     def route(self, path: str, query: dict[str, list[str]]) -> None:
-        raise NotImplementedError
+        """Answer a request."""
 
     def _begin(self) -> None:
         self.hub = self.server.hub
