@@ -6,10 +6,11 @@ The functions below are what the commands call. ``ggq.convert``, ``ggq.quantize`
 
 __version__ = "0.1.0"
 
+from ggq.bench.settings import BenchSettings
 from ggq.convert import Conversion, convert
 from ggq.errors import GgqError
 from ggq.foresee import Plan, PlanSettings, plan
-from ggq.measure import BenchResult, BenchSettings, bench
+from ggq.measure import BenchResult, bench
 from ggq.pipeline import PipelineResult, QuantizedFile, Settings, convert_and_quantize, quantize
 
 __all__ = [

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggq import files, ggml_types
-from ggq.gguf_file import DEFAULT_ALIGNMENT, Array, GgufFile, padded
+from ggq.gguf_file import GgufFile
+from ggq.gguf_header import DEFAULT_ALIGNMENT, Array, padded
 from ggq.gguf_size import written_dimensions
 
 _UINT32, _ARRAY = 4, 9

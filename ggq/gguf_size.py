@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from ggq import ggml_types
 from ggq.errors import GgufProblem
-from ggq.gguf_file import DEFAULT_ALIGNMENT, GgufFile, Scalar, TensorInfo, padded
+from ggq.gguf_file import GgufFile
+from ggq.gguf_header import DEFAULT_ALIGNMENT, Scalar, TensorInfo, padded
 
 _SPLIT_BYTES = {"split.no": 2, "split.count": 2, "split.tensors.count": 4}
 

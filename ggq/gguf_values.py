@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import IO
 
 from ggq import ggml_types
-from ggq.gguf_file import GgufFile, TensorInfo
+from ggq.gguf_file import GgufFile
+from ggq.gguf_header import TensorInfo
 from ggq.progress import Listener, Step, silent
 
 _SAMPLED_ROWS = 64

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ggq import __version__, checkpoint, files, gguf_file, gguf_names, hardware, hub, presets, reference
-from ggq.convert import BITS_PER_WEIGHT, SourceInfo, convert, default_name, resolve_outtype
+from ggq.convert import SourceInfo, convert, default_name, resolve_outtype
 from ggq.environment import environment
 from ggq.errors import OutputProblem, UsageProblem
 from ggq.llamacpp import toolchain as toolchains
@@ -56,36 +56,6 @@ class PipelineResult:
     files: tuple[QuantizedFile, ...]
     manifest: Path
     verification: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class PlannedFile:
-    """A preset's file before it is made. ``exact``: asked of llama-quantize; else reckoned from the nominal
-    bits per weight, since there is no base GGUF yet to ask about."""
-
-    preset: str
-    name: str
-    file_bytes: int
-    exact: bool
-    exists: bool
-
-
-@dataclass(frozen=True)
-class PipelinePlan:
-    """What a run would do: bytes to download, the base on the way (None: not needed), the files."""
-
-    model: str
-    outdir: Path
-    download_bytes: int
-    base_name: str | None
-    base_bytes: int
-    files: tuple[PlannedFile, ...]
-    free_bytes: int
-
-    @property
-    def needed_bytes(self) -> int:
-        """Disk that ``outdir`` must offer at the worst moment."""
-        return self.base_bytes + sum(file.file_bytes for file in self.files if not file.exists)
 
 
 @dataclass(frozen=True)
@@ -192,66 +162,6 @@ def convert_and_quantize(
         if kept is None:
             base.remove()
         return PipelineResult(name, kept, made, run.manifest.path, base.findings)
-
-
-def plan_convert_and_quantize(
-    model: str,
-    preset_names: Iterable[str] = DEFAULT_PRESETS,
-    outdir: Path | None = None,
-    settings: Settings | None = None,
-    *,
-    revision: str | None = None,
-    offline: bool = False,
-    catalogue: presets.Catalogue | None = None,
-) -> PipelinePlan:
-    """What ``convert_and_quantize`` would do with the same arguments. Writes nothing.
-
-    Before there is a base GGUF, sizes are the parameter count times the preset's nominal bits; of a model
-    that is not downloaded yet, the parameter count is taken from its bytes, at 16 bits each.
-    """
-    settings = settings or Settings()
-    chosen = (catalogue or presets.load()).resolve(preset_names)
-    ref = reference.parse_reference(model, revision)
-    name = model_name(ref)
-    if ref.kind == "gguf" and ref.path is not None:
-        asked = recipes(ref.path, preset_names, settings.options, catalogue=catalogue)
-        name = gguf_names.parse_name(ref.path.name).model
-        outdir = outdir or ref.path.parent
-        planned = tuple(_planned(name, item.preset, item.file_bytes, True, outdir) for item in asked)
-        return PipelinePlan(name, outdir, 0, None, 0, planned, files.free_bytes(outdir))
-    outdir = outdir or Path(name)
-    download_bytes = 0
-    outtype = settings.outtype.lower()
-    if ref.path is not None:
-        found = checkpoint.read(ref.path)
-        checkpoint.require_convertible(found)
-        parameters = found.parameter_count or found.weight_bytes // 2
-        outtype = resolve_outtype(found, outtype)
-    else:
-        ahead = hub.preview(ref, offline=offline)
-        download_bytes = ahead.needed_bytes
-        weights = hub.weight_files([file.path for file in ahead.files])
-        parameters = sum(file.file_bytes for file in ahead.files if file.path in weights) // 2
-        outtype = "bf16" if outtype == "auto" else outtype
-    bits = BITS_PER_WEIGHT[outtype]
-    planned = tuple(
-        _planned(name, preset, int(parameters * (preset.bits_per_weight or bits) / 8), False, outdir)
-        for preset in chosen
-    )
-    return PipelinePlan(
-        model=name,
-        outdir=outdir,
-        download_bytes=download_bytes,
-        base_name=default_name(name, outtype),
-        base_bytes=int(parameters * bits / 8),
-        files=planned,
-        free_bytes=files.free_bytes(outdir),
-    )
-
-
-def _planned(name: str, preset: Preset, file_bytes: int, exact: bool, outdir: Path) -> PlannedFile:
-    file_name = gguf_names.output_name(name, preset.name)
-    return PlannedFile(preset.name, file_name, file_bytes, exact, (outdir / file_name).exists())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 import pytest
 
-from ggq import ggml_types, gguf_file, gguf_names
+from ggq import ggml_types, gguf_file, gguf_header, gguf_names
 from ggq.errors import GgufProblem
 from ggq.gguf_file import read, read_all, shards
 from ggq.gguf_names import FileName, parse_name
@@ -76,7 +76,7 @@ def test_what_it_says_of_itself(tiny: Path) -> None:
     assert found.vocabulary_size == 6
     assert found.metadata["llama.flag"] is True and found.metadata["llama.negative"] == -5
     tokens = found.metadata["tokenizer.ggml.tokens"]
-    assert isinstance(tokens, gguf_file.Array)
+    assert isinstance(tokens, gguf_header.Array)
     assert tokens[1] == "token 1 한글" and list(tokens[4:]) == ["token 4 한글", "token 5 한글"]
     assert list(found.metadata["tokenizer.ggml.scores"]) == [0, 0.5, 1, 1.5, 2, 2.5]  # type: ignore[arg-type]
     assert found.parameter_count == 6 * 256 + 256 * 256 + 256 + 6 * 256 + 15
@@ -113,7 +113,7 @@ def test_tensors_agree_with_gguf_py(tiny: Path) -> None:
     ],
 )
 def test_groups(name: str, group: str) -> None:
-    assert gguf_file.tensor_group(name) == group
+    assert gguf_header.tensor_group(name) == group
 
 
 def test_a_large_vocabulary_is_read_quickly(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_mutated_headers_are_read_or_refused_and_cost_no_memory(tiny: Path, tmp_
         try:
             found = read(path)
             for value in found.metadata.values():
-                if isinstance(value, gguf_file.Array):
+                if isinstance(value, gguf_header.Array):
                     list(value)
             assert found.types is not None and found.file_type != ""
             outcomes["read"] += 1
@@ -449,7 +449,7 @@ def test_predicted_bytes_of_shards(toolchain: Toolchain, base_gguf: Path, tmp_pa
 
 @pytest.mark.tool
 def test_predicted_bytes_with_more_metadata(toolchain: Toolchain, base_gguf: Path, tmp_path: Path) -> None:
-    added: dict[str, gguf_file.Scalar] = {
+    added: dict[str, gguf_header.Scalar] = {
         "general.name": "Another name", "a.text": "t" * 77, "a.int": 7, "a.float": 0.5, "a.bool": True,
     }  # fmt: skip
     options = ["general.name=str:Another name", f"a.text=str:{'t' * 77}", "a.int=int:7", "a.float=float:0.5"]

@@ -23,11 +23,11 @@ from ggq.bench import record, speed
 from ggq.bench.memory import MemorySettings
 from ggq.bench.quality import QualitySettings
 from ggq.bench.rates import Precision
+from ggq.bench.settings import BenchSettings
 from ggq.bench.speed import SpeedSettings
 from ggq.errors import GgqError, OutputProblem, ToolFailed, UsageProblem
 from ggq.llamacpp import perplexity
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measure import BenchSettings
 from ggq.pipeline import Settings
 from ggq.progress import Event, Notice
 

@@ -1,30 +1,31 @@
 """How much worse a quantized model talks than its base: perplexity, and the divergence from the base.
 
-Every figure is llama-perplexity's own. They are taken in rounds, on excerpts that all models share, and put
-together here: means over rounds, with the standard error that the spread between rounds tells.
+Every figure is llama-perplexity's own. They are taken in rounds, on excerpts that all models share, until
+there are enough of them; ``pooling`` puts the rounds together.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ggq import files, gguf_file, hardware
-from ggq.bench import excerpts, reference, sequential
+from ggq.bench import excerpts, pooling, reference, sequential
 from ggq.bench.corpus import Text
 from ggq.bench.excerpts import Base, Excerpt, Excerpts
 from ggq.bench.journal import Journal
+from ggq.bench.pooling import ModelQuality, Round
 from ggq.bench.reference import ReferencePerplexity
 from ggq.bench.sequential import Comparison
 from ggq.bench.subject import Subject
 from ggq.errors import CannotServe, GgqError, GgufProblem, UsageProblem
 from ggq.gguf_file import GgufFile
+from ggq.gguf_header import Array
 from ggq.llamacpp import perplexity, tools
 from ggq.llamacpp.logits_file import LogitsFile
 from ggq.llamacpp.offload import Offload
@@ -33,8 +34,6 @@ from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Notice, Step, silent
 
 STEP = "quality"
-# From so many rounds on their spread is a better judge than what the tool says of single tokens.
-_ENOUGH_ROUNDS = 8
 # Fewer rounds settle nothing: divergences have heavy tails, which few rounds may not have met.
 _LEAST_ROUNDS = 8
 # Of a single model its mean KLD is wanted to such a share.
@@ -66,33 +65,6 @@ class QualitySettings:
     offload: Offload = field(default_factory=Offload)
     seed: int = 1
     checkpoint: Path | None = None
-
-
-@dataclass(frozen=True)
-class Round:
-    """One excerpt, the tokens that were scored on it, and every model's divergence there, by name.
-    ``tokens``: of its chunks; a result does not keep them."""
-
-    excerpt: Excerpt
-    scored_tokens: int
-    divergences: Mapping[str, Divergence]
-    tokens: tuple[tuple[int, ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class ModelQuality:
-    """A model on all rounds together; units as in ``Divergence``. ``median_kld`` and ``p99_kld`` are means of
-    the rounds' own; ``max_kld`` is the largest seen, which has no standard error."""
-
-    name: str
-    perplexity: Estimate
-    ln_ppl_ratio: Estimate
-    mean_kld: Estimate
-    median_kld: Estimate
-    p99_kld: Estimate
-    max_kld: float
-    same_top: Estimate
-    rms_dp: Estimate
 
 
 @dataclass(frozen=True)
@@ -202,8 +174,8 @@ def _measure(
     measured = found[0].divergences
     return QualityResult(
         base=base.name,
-        base_perplexity=_perplexity(found, next(iter(measured)), lambda item: item.base_perplexity),
-        models=tuple(_summary(name, found) for name in measured),
+        base_perplexity=pooling.perplexity(found, next(iter(measured)), lambda item: item.base_perplexity),
+        models=tuple(pooling.summary(name, found) for name in measured),
         ranking=_ranking(found, settings),
         stopped=stopped,
         text=text,
@@ -280,7 +252,7 @@ def _require_kinship(base: Subject, models: Sequence[Subject], context: int) -> 
 
 def _vocabulary(gguf: GgufFile) -> Any:
     tokens = gguf.metadata.get("tokenizer.ggml.tokens")
-    return list(tokens) if isinstance(tokens, gguf_file.Array) else None
+    return list(tokens) if isinstance(tokens, Array) else None
 
 
 class _Rounds:
@@ -412,63 +384,6 @@ def _ranking(rounds: Sequence[Round], settings: QualitySettings) -> tuple[Compar
         name: [part.divergences[name].mean_kld.value for part in rounds] for name in rounds[0].divergences
     }
     return sequential.compare(figures, indifference=settings.indifference, error_rate=settings.error_rate)
-
-
-# --- putting rounds together -----------------------------------------------------------------------------
-
-
-def _summary(name: str, rounds: Sequence[Round]) -> ModelQuality:
-    found = [part.divergences[name] for part in rounds]
-    squares = _combined(
-        rounds,
-        [
-            Estimate(item.rms_dp.value**2, 2 * item.rms_dp.value * (item.rms_dp.standard_error or 0))
-            for item in found
-        ],
-    )
-    rms = math.sqrt(squares.value)
-    return ModelQuality(
-        name=name,
-        perplexity=_perplexity(rounds, name, lambda item: item.perplexity),
-        ln_ppl_ratio=_combined(rounds, [item.ln_ppl_ratio for item in found]),
-        mean_kld=_combined(rounds, [item.mean_kld for item in found]),
-        median_kld=_combined(rounds, [Estimate(item.median_kld) for item in found]),
-        p99_kld=_combined(rounds, [Estimate(item.p99_kld) for item in found]),
-        max_kld=max(item.max_kld for item in found),
-        same_top=_combined(rounds, [item.same_top for item in found]),
-        # d(x^2) = 2 x dx
-        rms_dp=Estimate(rms, squares.standard_error / (2 * rms) if squares.standard_error and rms else None),
-    )
-
-
-def _perplexity(rounds: Sequence[Round], name: str, of: Callable[[Divergence], Estimate]) -> Estimate:
-    """exp of the mean log probability over all rounds; d(exp x) = exp(x) dx."""
-    logs = [
-        Estimate(math.log(item.value), (item.standard_error or 0) / item.value)
-        for item in (of(part.divergences[name]) for part in rounds)
-    ]
-    mean = _combined(rounds, logs)
-    value = math.exp(mean.value)
-    return Estimate(value, value * mean.standard_error if mean.standard_error is not None else None)
-
-
-def _combined(rounds: Sequence[Round], figures: Sequence[Estimate]) -> Estimate:
-    """The mean over rounds, weighted by their tokens.
-
-    Its standard error is the spread of the rounds over the root of their number. Of a few rounds that spread
-    is a poor judge: then the tool's own errors are added up, which take tokens for independent.
-    """
-    total = sum(part.scored_tokens for part in rounds)
-    weights = [part.scored_tokens / total for part in rounds]
-    values = [figure.value for figure in figures]
-    mean = math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
-    if len(rounds) >= _ENOUGH_ROUNDS:
-        return Estimate(mean, statistics.stdev(values) / math.sqrt(len(values)))
-    errors = [figure.standard_error for figure in figures if figure.standard_error is not None]
-    if len(errors) == len(figures):
-        return Estimate(mean, math.hypot(*(w * e for w, e in zip(weights, errors, strict=True))))
-    spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Estimate(mean, spread)
 
 
 class _Progress:

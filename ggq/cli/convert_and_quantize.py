@@ -22,7 +22,8 @@ from ggq.cli.options import (
 from ggq.cli.output import Output
 from ggq.cli.quantize import show_files
 from ggq.llamacpp.tools import QuantizeOptions
-from ggq.pipeline import PipelinePlan, PipelineResult, Settings
+from ggq.pipeline import PipelineResult, Settings
+from ggq.pipeline_plan import PipelinePlan, plan_convert_and_quantize
 
 
 @click.command("convert-and-quantize", short_help="Download, convert, check and quantize a model.")
@@ -72,7 +73,7 @@ def convert_and_quantize(
         outtype=outtype, options=options, threads=threads, verify=verify, keep_base=keep_base, force=force
     )
     if dry_run:
-        plan = pipeline.plan_convert_and_quantize(
+        plan = plan_convert_and_quantize(
             model, names, outdir, settings, revision=revision, offline=offline, catalogue=catalogue
         )
         show_plan(out, plan)

@@ -14,6 +14,7 @@ from ggq import checkpoint, gguf_file
 from ggq.cli.options import hub_options, output_options
 from ggq.cli.output import Output
 from ggq.files import human_bytes
+from ggq.gguf_header import Array
 from ggq.reference import parse_reference
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _show_gguf(gguf: gguf_file.GgufFile, out: Output) -> None:
         "base_model": gguf.base_model,
         "tensor_groups": groups,
         "metadata": {
-            key: {"array_count": len(value)} if isinstance(value, gguf_file.Array) else value
+            key: {"array_count": len(value)} if isinstance(value, Array) else value
             for key, value in gguf.metadata.items()
         },
     }

@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from ggq import files, foresee, presets
+from ggq.bench.settings import offload_for
 from ggq.cli.bench.options import layers_option
 from ggq.cli.options import Listed, hub_options, output_options, preset_options
 from ggq.cli.output import Output, human_seconds
 from ggq.foresee import Plan, PlanSettings, PresetPlan
 from ggq.llamacpp import bench as llama_bench
 from ggq.llamacpp import toolchain
-from ggq.measure import offload_for
 
 
 @click.command(short_help="What presets weigh and need, before a download.")

@@ -18,7 +18,8 @@ from pathlib import Path
 from ggq import __version__, checkpoint, files, gguf_file, gguf_hollow, gguf_names, hub
 from ggq.convert import SourceInfo, convert_hollow
 from ggq.errors import UsageProblem
-from ggq.gguf_file import Array, GgufFile
+from ggq.gguf_file import GgufFile
+from ggq.gguf_header import Array
 from ggq.gguf_hollow import HollowTensor
 from ggq.hub.client import DEFAULT_RETRY, Retry
 from ggq.llamacpp import toolchain as toolchains

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ggq import ggml_types
 from ggq.errors import GgufProblem, UsageProblem
-from ggq.gguf_file import Array, GgufFile, read
+from ggq.gguf_file import GgufFile, read
+from ggq.gguf_header import Array
 from ggq.gguf_size import predicted_bytes
 from ggq.llamacpp import tools
 from ggq.llamacpp.parse import Fallback, PlannedTensor

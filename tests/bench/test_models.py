@@ -13,10 +13,10 @@ from ggq.bench import record
 from ggq.bench.memory import MemorySettings
 from ggq.bench.quality import QualitySettings
 from ggq.bench.rates import Precision
+from ggq.bench.settings import BenchSettings, TextChoice
 from ggq.bench.speed import SpeedSettings
 from ggq.bench.workload import ALL_LAYERS
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measure import BenchSettings, TextChoice
 from ggq.pipeline import Settings
 
 pytestmark = pytest.mark.tool

@@ -9,13 +9,14 @@ import click
 
 from ggq import plot as plots
 from ggq.bench import record, render
+from ggq.bench.settings import Effort, TextChoice, settings_for
 from ggq.bench.speed import NOISY
 from ggq.cli.bench.options import draw, layers_option, plot_option, record_option, rpc_option, text_options
 from ggq.cli.bench.quality import order
 from ggq.cli.options import output_options, preset_options, threads_option
 from ggq.cli.output import Output, human_seconds
 from ggq.llamacpp import toolchain
-from ggq.measure import BenchResult, Effort, TextChoice, bench, settings_for
+from ggq.measure import BenchResult, bench
 from ggq.pipeline import DEFAULT_PRESETS
 
 

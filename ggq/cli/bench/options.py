@@ -45,7 +45,7 @@ def text_options(function: F) -> F:
         offline: bool,
         **kwargs: Any,
     ) -> Any:
-        from ggq.measure import TextChoice
+        from ggq.bench.settings import TextChoice
 
         choice = TextChoice(text_file, corpus, corpus_path, offline)
         return function(*args, text=choice, **kwargs)

@@ -10,13 +10,14 @@ from ggq import files
 from ggq.bench import render
 from ggq.bench.quality import QualityResult, QualitySettings
 from ggq.bench.sequential import Comparison
+from ggq.bench.settings import BenchSettings, TextChoice, offload_for
 from ggq.cli.bench.options import layers_option, record_option, rpc_option, text_options
 from ggq.cli.options import output_options, threads_option
 from ggq.cli.output import Output, human_seconds
 from ggq.errors import UsageProblem
 from ggq.llamacpp import toolchain
 from ggq.llamacpp.perplexity import Estimate
-from ggq.measure import BenchSettings, TextChoice, bench, offload_for
+from ggq.measure import bench
 
 _MARKS = {"ordered": "<", "indifferent": "≈", "unsettled": "?"}
 _MEANING = {"<": "settled at 95 %", "≈": "too close to matter", "?": "not settled by so many chunks"}
