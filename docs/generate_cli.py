@@ -29,7 +29,9 @@ def _section(command: click.Command, title: str, parent: click.Context | None) -
     )
     parts = [f"## {title}", "", "```text", command.get_help(context).rstrip(), "```", ""]
     if isinstance(command, click.Group):
-        for name, part in command.commands.items():
+        for name in command.list_commands(context):
+            part = command.get_command(context, name)
+            assert part is not None
             parts += _section(part, f"{title} {name}", context)
     return parts
 

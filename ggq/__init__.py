@@ -1,17 +1,42 @@
 """ggq: from a Hugging Face checkpoint to a quantized GGUF that runs on this machine.
 
-The functions below are what the commands call. ``ggq.convert``, ``ggq.quantize``, ``ggq.plan`` and
+The names in ``__all__`` are what the commands call. ``ggq.convert``, ``ggq.quantize``, ``ggq.plan`` and
 ``ggq.bench`` are functions; the rooms of the same names are reached by ``from ggq.convert import …``.
 """
 
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
-from ggq.bench.settings import BenchSettings
-from ggq.convert import Conversion, convert
-from ggq.errors import GgqError
-from ggq.foresee import Plan, PlanSettings, plan
-from ggq.measure import BenchResult, bench
-from ggq.pipeline import PipelineResult, QuantizedFile, Settings, convert_and_quantize, quantize
+_HOMES = {
+    "BenchResult": "ggq.measure",
+    "BenchSettings": "ggq.bench.settings",
+    "Conversion": "ggq.convert",
+    "GgqError": "ggq.errors",
+    "PipelineResult": "ggq.pipeline",
+    "Plan": "ggq.foresee",
+    "PlanSettings": "ggq.foresee",
+    "QuantizedFile": "ggq.pipeline",
+    "Settings": "ggq.pipeline",
+    "bench": "ggq.measure",
+    "convert": "ggq.convert",
+    "convert_and_quantize": "ggq.pipeline",
+    "plan": "ggq.foresee",
+    "quantize": "ggq.pipeline",
+}
+
+if TYPE_CHECKING:
+    from ggq.bench.settings import BenchSettings
+    from ggq.convert import Conversion, convert
+    from ggq.errors import GgqError
+    from ggq.foresee import Plan, PlanSettings, plan
+    from ggq.measure import BenchResult, bench
+    from ggq.pipeline import PipelineResult, QuantizedFile, Settings, convert_and_quantize, quantize
 
 __all__ = [
     "BenchResult",
@@ -29,3 +54,17 @@ __all__ = [
     "plan",
     "quantize",
 ]
+
+
+class _Front(ModuleType):
+    """This module, whose names are imported when they are first asked for: every command and every child
+    process would wait for all of them otherwise. ``__getattribute__`` and not ``__getattr__``, since the
+    import of a room puts a module in the place of the function of its name."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        return super().__getattribute__(name)
+
+
+sys.modules[__name__].__class__ = _Front

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -19,6 +20,7 @@ _INSTRUCTION_SETS = (
     "avx512vbmi", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16",
     "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
 )  # fmt: skip
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def describe(
     gpus: Sequence[Gpu] = (),
     limits: cgroup.Limits | None = None,
 ) -> Machine:
-    """This machine now. Takes about a second, for the CPU's name.
+    """This machine now.
 
     ``folders``: the places whose free disk is wanted, by role; ``gpus``: from ggq.llamacpp.ggml, since this
     room does not know llama.cpp; ``limits``: for tests.
@@ -118,6 +120,11 @@ def instruction_sets() -> tuple[str, ...]:
 
 @functools.cache
 def _cpu() -> dict[str, Any]:
+    """Name and flags, as Linux on x86 has them at hand; elsewhere py-cpuinfo asks around for a second."""
+    with contextlib.suppress(OSError, KeyError):
+        pairs = (line.partition(":") for line in _CPUINFO.read_text(encoding="utf-8").splitlines())
+        said = {key.strip(): value.strip() for key, _, value in pairs}
+        return {"brand_raw": said["model name"], "flags": said["flags"].split()}
     import cpuinfo
 
     found: dict[str, Any] = cpuinfo.get_cpu_info()

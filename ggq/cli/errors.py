@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -17,11 +19,25 @@ EXIT_INTERRUPTED = 130
 
 
 class GgqGroup(click.Group):
-    """The top-level group: "did you mean", and one place where exceptions become messages."""
+    """The top-level group: verbs that are imported when called, "did you mean", and one place where
+    exceptions become messages.
+
+    ``verbs``: the main job first. The verb ``a-b`` is the function ``a_b`` of the module ``ggq.cli.a_b``.
+    """
+
+    def __init__(self, *arguments: Any, verbs: Sequence[str], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._verbs = verbs
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of their registration: the main job first."""
-        return list(self.commands)
+        return list(self._verbs)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._verbs:
+            return None
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f"ggq.cli.{name}"), name)
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

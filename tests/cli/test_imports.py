@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+import ggq
 from ggq import process
-from ggq.cli.main import cli
+from ggq.cli.main import VERBS
 
 HEAVY = {
     "torch",
@@ -32,10 +33,29 @@ finally:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--help"], ["--version"], *[[name, "-h"] for name in cli.commands], ["bench", "all", "-h"]],
+    [[], ["--help"], ["--version"], *[[name, "-h"] for name in VERBS], ["bench", "all", "-h"]],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = process.run([sys.executable, "-c", ASK, *arguments], check=False)
     loaded = set(done.stderr[-1].split())
     assert "click" in loaded, done.stderr
     assert loaded & HEAVY == set()
+
+
+def test_a_verb_imports_no_other() -> None:
+    loaded = set(process.run([sys.executable, "-c", ASK, "doctor", "-h"]).stderr[-1].split())
+    assert "ggq.cli.doctor" in loaded
+    assert loaded.isdisjoint({"ggq.pipeline", "ggq.measure", "ggq.foresee", "ggq.convert"})
+
+
+def test_public_names_stay_functions_whatever_was_imported_before() -> None:
+    check = (
+        "import ggq.plan.hollow, ggq.bench.speed, ggq.convert.view, ggq.quantize.recipe, ggq\n"
+        "assert all(getattr(ggq, name) for name in ggq.__all__)\n"
+        "assert all(callable(getattr(ggq, name)) for name in ('plan', 'bench', 'convert', 'quantize'))\n"
+    )
+    process.run([sys.executable, "-c", check])
+
+
+def test_every_public_name_has_a_home() -> None:
+    assert sorted(ggq.__all__) == sorted(ggq._HOMES)
