@@ -80,7 +80,7 @@ def run(models: list[str], settings: MemorySettings) -> list[MemoryResult]:
             print(
                 "context cache load " + "".join(f"{name:>10}" for name in names) + "   share   share       s"
             )
-            results.append(measure(model, settings, on_cell=show))
+            results.append(measure(model, settings, on_part=lambda part: show(part.cells[-1])))
     return results
 
 

@@ -1,7 +1,8 @@
 """``ggq bench``: quality, speed and memory of GGUF files, into the record beside them.
 
-Every finished measurement is in the record at once; those of a broken run are kept in a journal, so that the
-same call goes on where it stopped. One file's failure is noted, and the others are measured all the same.
+Every finished measurement is in the record at once. A journal keeps each batch of a run: where one was broken
+off, or could not write its record, the same call goes on. One file's failure is noted, and the others are
+measured all the same.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import files, gguf_file, gguf_names, hardware, pipeline, presets, reference
+from ggq import files, gguf_file, gguf_names, pipeline, presets, reference
 from ggq.bench import corpus, memory, quality, record, speed, subject
 from ggq.bench.journal import Journal
-from ggq.bench.memory import MemoryCell, MemoryResult, MemorySettings
+from ggq.bench.memory import MemoryResult, MemorySettings
 from ggq.bench.quality import QualityResult
 from ggq.bench.record import FILE_NAME, JOURNAL_NAME, Entry, Kind, Record
 from ggq.bench.settings import BenchSettings
@@ -163,8 +164,8 @@ class _Session:
         self._failures: list[Failure] = []
         self._errors: list[GgqError] = []
         self._quality: QualityResult | None = None
-        self._speed: list[tuple[Subject, SpeedResult]] = []
-        self._memory: list[tuple[Subject, MemoryResult]] = []
+        self._speed: dict[Subject, SpeedResult] = {}
+        self._memory: dict[Subject, MemoryResult] = {}
         self._reused = 0
         self._stack = ExitStack()
 
@@ -217,7 +218,7 @@ class _Session:
             with self._noting("memory", found.path.name):
                 self._measure_memory(found)
         ours = {(it.sha256, record.environment_id(self._environment)) for it in self._subjects}
-        if self._errors and not (self._quality or self._speed or self._memory or self._reused):
+        if self._errors and not self._has_measured:
             raise self._errors[0]
         if not self._failures:
             self._journal.close()
@@ -225,11 +226,15 @@ class _Session:
             record=self._target,
             entries=tuple(entry for entry in self._record.entries if entry.key in ours),
             quality=self._quality,
-            speed=tuple(self._speed),
-            memory=tuple(self._memory),
+            speed=tuple(self._speed.items()),
+            memory=tuple(self._memory.items()),
             failures=tuple(self._failures),
             seconds=time.monotonic() - started,
         )
+
+    @property
+    def _has_measured(self) -> bool:
+        return bool(self._quality or self._speed or self._memory or self._reused)
 
     @contextmanager
     def _noting(self, kind: Kind | Literal["file"], name: str | None) -> Iterator[None]:
@@ -239,8 +244,8 @@ class _Session:
         except GgqError as error:
             self._errors.append(error)
             self._failures.append(Failure(kind, name, error.what, error.why, error.next_step))
-            # A single measurement's error is told by whoever asked for it.
-            if len(self._paths) > 1 or len(self._settings.kinds) > 1:
+            # A single measurement's error that left nothing is raised, and told by whoever asked for it.
+            if len(self._paths) > 1 or len(self._settings.kinds) > 1 or self._has_measured:
                 self._listener(Notice(f"{kind} of {name}: {error}" if name else str(error), "warning"))
 
     def _measure_quality(self) -> None:
@@ -276,36 +281,39 @@ class _Session:
     def _measure_speed(self, found: Subject) -> None:
         settings = self._settings.for_model(found).speed
         key = self._key("speed", found, settings)
-        if not self._done_before(key, found):
-            result = speed.measure(found.path, settings, toolchain=self._toolchain, listener=self._listener)
-            self._speed.append((found, result))
-            for part in result.failures:
-                self._failures.append(Failure("speed", found.path.name, part.what, part.why, part.next_step))
-            self._keep(key, found, "speed", result, whole=not result.failures)
+        if self._done_before(key, found):
+            return
+
+        def keep(part: SpeedResult) -> None:
+            self._keep(found, "speed", part)
+            self._speed[found] = part
+
+        result = speed.measure(
+            found.path, settings,
+            toolchain=self._toolchain, journal=self._journal.about(key), listener=self._listener,
+            on_part=keep,
+        )  # fmt: skip
+        for part in result.failures:
+            self._failures.append(Failure("speed", found.path.name, part.what, part.why, part.next_step))
+        if not result.failures:
+            self._journal.put(key, True)
 
     def _measure_memory(self, found: Subject) -> None:
         settings = self._settings.for_model(found).memory
         key = self._key("memory", found, settings)
         if self._done_before(key, found):
             return
-        cells: list[MemoryCell] = []
-        try:
-            result = memory.measure(
-                found.path, settings,
-                toolchain=self._toolchain, listener=self._listener, on_cell=cells.append,
-            )  # fmt: skip
-        except BaseException:
-            # Also on Ctrl-C: what was measured is kept.
-            if cells:
-                threads = settings.threads or hardware.usable_cores()
-                part = MemoryResult(
-                    found.path.name, found.file_bytes, threads, settings.offload, tuple(cells)
-                )
-                self._memory.append((found, part))
-                self._keep(key, found, "memory", part, whole=False)
-            raise
-        self._memory.append((found, result))
-        self._keep(key, found, "memory", result)
+
+        def keep(part: MemoryResult) -> None:
+            self._keep(found, "memory", part)
+            self._memory[found] = part
+
+        memory.measure(
+            found.path, settings,
+            toolchain=self._toolchain, journal=self._journal.about(key), listener=self._listener,
+            on_part=keep,
+        )  # fmt: skip
+        self._journal.put(key, True)
 
     def _key(self, kind: Kind, found: Subject, settings: SpeedSettings | MemorySettings) -> dict[str, Any]:
         return {
@@ -319,7 +327,7 @@ class _Session:
         """Whether the run that was broken off had come so far, and the record still has it."""
         kept = {entry.key: entry for entry in self._record.entries}
         entry = kept.get((found.sha256, key["environment"]))
-        if self._journal.get(key) is None or entry is None or key["kind"] not in entry.measurements:
+        if self._journal.get(key, bool) is None or entry is None or key["kind"] not in entry.measurements:
             return False
         self._reused += 1
         self._listener(
@@ -327,20 +335,9 @@ class _Session:
         )
         return True
 
-    def _keep(
-        self,
-        key: Mapping[str, Any],
-        found: Subject,
-        kind: Kind,
-        result: SpeedResult | MemoryResult,
-        *,
-        whole: bool = True,
-    ) -> None:
-        """Into the record; what is not whole will be measured again by the same command."""
+    def _keep(self, found: Subject, kind: Kind, result: SpeedResult | MemoryResult) -> None:
         self._record.add(found, self._environment, kind, asdict(result))
         self._record.save()
-        if whole:
-            self._journal.put(key, True)
 
     def _base(self) -> Subject | None:
         """The model that others are held against: the widest type. None, with a word, where there is none."""

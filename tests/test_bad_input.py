@@ -11,16 +11,15 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from disks import tmpfs
 
 from ggq.cli.main import cli
 
@@ -496,21 +495,6 @@ def test_it_ends_with_words(place: Place, words: str, spoil: Spoil, monkeypatch:
 
 def test_there_are_at_least_forty_cases() -> None:
     assert len(CASES) + 2 >= 40
-
-
-@contextmanager
-def tmpfs(folder: Path, options: str) -> Iterator[Path]:
-    """A small file system of its own; skips where it may not be mounted (mount needs root)."""
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "ggq", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_is_refused_with_the_numbers(place: Place) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from ctrl_c import heed_ctrl_c
+from disks import tmpfs
 
 import ggq
 from ggq import measure, process
@@ -25,7 +26,9 @@ from ggq.bench.quality import QualitySettings
 from ggq.bench.rates import Precision
 from ggq.bench.settings import BenchSettings
 from ggq.bench.speed import SpeedSettings
-from ggq.errors import GgqError, OutputProblem, ToolFailed, UsageProblem
+from ggq.errors import DiskFull, GgqError, OutputProblem, ToolFailed, UsageProblem
+from ggq.llamacpp import bench as llama_bench
+from ggq.llamacpp import memory as llama_memory
 from ggq.llamacpp import perplexity
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import Settings
@@ -244,3 +247,66 @@ def test_ctrl_c_keeps_what_was_measured(folder: Path) -> None:
     assert child.returncode == 130 and b"resumes" in words
     assert len(record.Record(folder / "ggq-bench.json").entries) >= 1
     assert journals(folder)
+
+
+def test_ctrl_c_in_the_middle_of_a_file_keeps_its_batches(folder: Path) -> None:
+    model = folder / "tiny-llama-Q8_0.gguf"
+    command = [
+        sys.executable, "-m", "ggq", "bench", "speed", str(model), "--no-binding",
+        "-p", "16", "-n", "8", "--reps", "6",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c, env=os.environ) as child:
+        deadline = time.monotonic() + 120
+        while sum(len(batches(path)) for path in journals(folder)) < 2:
+            assert time.monotonic() < deadline and child.poll() is None
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        _, words = child.communicate(timeout=60)
+    assert child.returncode == 130 and b"resumes" in words
+    [journal] = journals(folder)
+    before = batches(journal)
+    assert not (folder / "ggq-bench.json").exists(), "the test came too late"
+    assert run(*command[4:]).returncode == 0
+    [entry] = record.Record(folder / "ggq-bench.json").entries
+    after = [tuple(figure["speed"]["samples_ns"]) for figure in entry.measurements["speed"]["figures"]]
+    assert len(after) == 2 and not journals(folder)
+    assert all(any(samples[: len(batch)] == batch for samples in after) for batch in before)
+
+
+def batches(journal: Path) -> list[tuple[int, ...]]:
+    """The samples of llama-bench that a journal has so far."""
+    lines = [line for line in journal.read_text().splitlines() if line.endswith("}")]
+    values = [json.loads(line)["value"] for line in lines]
+    return [tuple(value[0]["samples_ns"]) for value in values if value is not True]
+
+
+@pytest.mark.parametrize("kind", ["speed", "memory"])
+def test_a_disk_that_was_full_when_the_record_was_written(
+    folder: Path, tmp_path: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch, kind: record.Kind
+) -> None:
+    """The words promise that the same command resumes."""
+    settings = BenchSettings(kinds=(kind,), speed=QUICK.speed, memory=QUICK.memory)
+    model = folder / "tiny-llama-Q8_0.gguf"
+    with tmpfs(tmp_path / "small", "size=1m") as small:
+        target = small / "record.json"
+        # Another machine's entry, of which there is no room for a second copy, though for a journal.
+        there = record.Record(target)
+        [found] = measure.subject.identify([model])
+        there.add(found, {"cpu": "another"}, "speed", {"figures": [], "remarks": ["x" * 300_000]})
+        there.save()
+        (small / "ballast").write_bytes(bytes(500_000))
+
+        def once_more() -> measure.BenchResult:
+            return measure.bench([model], settings, output=target, toolchain=toolchain)
+
+        with pytest.raises(DiskFull, match="run the same command again: it resumes"):
+            once_more()
+        assert journals(small) and len(record.Record(target).entries) == 1
+        (small / "ballast").unlink()
+        with monkeypatch.context() as patch:
+            for module, name in ((llama_bench, "run"), (llama_memory, "fill_context")):
+                patch.setattr(module, name, lambda *arguments: pytest.fail("measured again"))
+            done = once_more()
+        assert not done.failures and not journals(small)
+        [entry] = done.entries
+        assert set(entry.measurements) == {kind} and len(record.Record(target).entries) == 2

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ggq import process
-from ggq.bench.rates import Rate, human_rate, rate
-from ggq.bench.workload import Point
-from ggq.llamacpp import binding, parse
+from ggq.bench.journal import Journal
+from ggq.bench.rates import Precision, Rate, human_rate, pooled_deviation, rate
+from ggq.bench.workload import Point, ThreadChoice, batches_wanted
+from ggq.errors import ToolchainProblem, ToolFailed
+from ggq.llamacpp import binding_bench
 from ggq.llamacpp.bench import BenchOptions
-from ggq.llamacpp.toolchain import SETUP_HINT, Toolchain
+from ggq.llamacpp.binding_bench import Task, Timing
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.progress import Listener, Step
 
 NOTABLE_GAP = 0.10
 _NOTABLE_PART = 0.05
-_CHILD = "ggq.bench.binding_child"
-_DEFAULT_BATCH = 512  # of Llama(n_batch=…)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One repetition: in all, and of that inside llama_decode and inside the sampler."""
-
-    total_ns: int
-    decode_ns: int
-    sample_ns: int
 
 
 @dataclass(frozen=True)
@@ -59,98 +49,141 @@ def binding_rate(tokens: int, batches: Sequence[Sequence[Timing]]) -> BindingRat
     )
 
 
-def impossible(options: BenchOptions) -> str:
-    """Why llama-cpp-python cannot run the model so, or an empty text."""
-    if binding.installed_version() is None:
-        return f"llama-cpp-python is not installed. {SETUP_HINT}"
-    offload = options.offload
-    for asked, what in (
-        (offload.n_gpu_layers and offload.rpc, "an RPC server"),
-        (offload.n_gpu_layers and offload.n_cpu_moe, "--n-cpu-moe"),
-        (options.load_mode == "dio", "direct I/O"),
-    ):
-        if asked:
-            return f"llama-cpp-python's Llama has no option for {what}."
-    return ""
+@dataclass(frozen=True)
+class BindingFigure:
+    """What a Python user gets with these ``options`` of ``Llama``. ``ratio``: to llama-bench's median;
+    ``matched``: with llama-bench's settings instead of the binding's defaults, where that was tried;
+    ``explanation``: of a gap over 10 %, else empty."""
+
+    speed: BindingRate
+    ratio: float
+    options: dict[str, Any]
+    matched: BindingRate | None
+    explanation: str
 
 
-def default_options(options: BenchOptions, threads: int, prompt_threads: int) -> dict[str, Any]:
-    """Keyword arguments of ``Llama`` for the same placement, cache and threads, and its own defaults else."""
-    # llama.cpp refuses a quantized V cache without flash attention.
-    needs_flash = options.type_v not in ("f32", "f16", "bf16")
-    chosen: dict[str, Any] = {
-        "n_threads": threads,
-        "n_threads_batch": prompt_threads,
-        "n_gpu_layers": options.offload.n_gpu_layers,
-        "use_mmap": options.load_mode not in ("none", "mlock"),
-        "use_mlock": "mlock" in options.load_mode,
-        "flash_attn": options.flash_attention == "on" or needs_flash,
-        "n_batch": _DEFAULT_BATCH,
-    }
-    if options.offload.n_gpu_layers == 0:
-        chosen["op_offload"] = False  # a GPU build would compute large batches there all the same
-    elif options.offload.tensor_split:
-        chosen["tensor_split"] = list(options.offload.tensor_split)
-    return chosen
+class BindingRounds:
+    """llama-cpp-python on one placement of a model: batches beside llama-bench's, then the comparison.
 
-
-def matching_options(
-    options: BenchOptions, default: dict[str, Any], points: Sequence[Point]
-) -> dict[str, Any]:
-    """The same with llama-bench's own settings where the binding's defaults differ from them, and where that
-    matters to ``points``: a batch holds no more than the longest prompt or depth."""
-    longest = max(length for point in points for length in (point.tokens, point.depth_tokens))
-    n_batch = max(_DEFAULT_BATCH, min(options.n_batch, longest))
-    return {**default, "flash_attn": options.flash_attention != "off", "n_batch": n_batch}
-
-
-def measure(
-    toolchain: Toolchain,
-    model: Path,
-    repetitions: Mapping[Point, int],
-    options: BenchOptions,
-    llama_options: dict[str, Any],
-) -> dict[Point, tuple[Timing, ...]]:
-    """Repeat each point so many times, in one child process that loads the model once.
-
-    ``llama_options``: keyword arguments of ``Llama``; of ``options`` the types of the cache count.
-
-    Raises ToolFailed when the child ends badly, ToolchainProblem when its output is not known.
+    ``options``, ``threads``: llama-bench's, possible here; ``listener`` hears of a gap that is looked into;
+    ``remark`` gets sentences that belong to the figures: a failure is one.
     """
-    job = {
-        "lib_dir": str(toolchain.lib_dir.absolute()),
-        "model": str(model.absolute()),
-        "options": llama_options,
-        "type_k": options.type_k,
-        "type_v": options.type_v,
-        "points": [
-            (point.test, point.tokens, point.depth_tokens, count) for point, count in repetitions.items()
-        ],
-    }
-    # In the libraries' folder: a module in the user's current one must not be taken for ours.
-    done = process.run([sys.executable, "-m", _CHILD], stdin=json.dumps(job), cwd=toolchain.lib_dir)
-    return read_events(done.stdout, repetitions)
 
+    def __init__(
+        self,
+        toolchain: Toolchain,
+        model: Path,
+        points: Sequence[Point],
+        options: BenchOptions,
+        threads: ThreadChoice,
+        precision: Precision,
+        *,
+        journal: Journal,
+        listener: Listener,
+        remark: Callable[[str], None],
+    ) -> None:
+        self._toolchain = toolchain
+        self._model = model
+        self._options = options
+        self._precision = precision
+        self._journal = journal
+        self._listener = listener
+        self._remark = remark
+        self._default = binding_bench.default_options(options, threads.generation, threads.prompt)
+        longest = max(length for point in points for length in (point.tokens, point.depth_tokens))
+        self._matching = binding_bench.matching_options(options, self._default, longest)
+        self._taken: dict[Point, list[tuple[Timing, ...]]] = {point: [] for point in points}
+        self._rounds = 0
+        self._works = True
 
-def read_events(lines: Sequence[str], repetitions: Mapping[Point, int]) -> dict[Point, tuple[Timing, ...]]:
-    """The timings in the child's events. Raises ToolchainProblem when one is not known or is missing."""
-    points = list(repetitions)
-    found: dict[Point, tuple[Timing, ...]] = dict.fromkeys(points, ())
-    finished = False
-    for line in lines:
+    @property
+    def done_count(self) -> int:
+        """Points that need no more."""
+        return len(self._taken) - len(self._wanted()) if self._works else 0
+
+    def take(self) -> bool:
+        """A batch of each point that is not settled. Returns whether there was any to take."""
+        wanted = self._wanted()
+        if not (self._works and wanted):
+            return False
         try:
-            event = json.loads(line)
-            if event["event"] == "sample":
-                timing = Timing(event["total_ns"], event["decode_ns"], event["sample_ns"])
-                if not 0 < timing.decode_ns + timing.sample_ns <= timing.total_ns:
-                    raise ValueError("the parts exceed the whole")
-                found[points[event["point"]]] += (timing,)
-            finished = finished or event["event"] == "done"
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise parse.unknown("The binding's child process", f"{line[:120]!r} ({error})") from error
-    if not finished or any(len(found[point]) != count for point, count in repetitions.items()):
-        raise parse.unknown("The binding's child process", "repetitions are missing")
-    return found
+            found = self._run(wanted, self._default, self._rounds)
+        except (ToolFailed, ToolchainProblem) as error:
+            # It is done without then: llama-bench's figures are worth having.
+            self._works = False
+            last = error.why.splitlines()[-1:] or [error.what]
+            self._remark(f"llama-cpp-python does not run the model: {last[0].strip().rstrip('.')}.")
+            return True
+        for point, timings in found.items():
+            self._taken[point].append(timings)
+        self._rounds += 1
+        return True
+
+    def figures(self, expected: Mapping[Point, Rate], *, explore: bool) -> dict[Point, BindingFigure]:
+        """What was found of each point of which llama-bench's rate is known. ``explore``: look into gaps by
+        llama-bench's settings."""
+        found = {
+            point: binding_rate(point.tokens, batches)
+            for point, batches in self._taken.items()
+            if batches and point in expected
+        }
+        doubtful = [point for point, own in found.items() if differs_inside(expected[point], own)]
+        matched = self._explore(doubtful) if explore and doubtful and self._matching != self._default else {}
+        noise = pooled_deviation(list(expected.values()))
+        return {
+            point: BindingFigure(
+                speed=own,
+                ratio=own.rate.median_tokens_per_s / expected[point].median_tokens_per_s,
+                options=self._default,
+                matched=matched.get(point),
+                explanation=explain(
+                    expected[point], own, self._default, matched.get(point), self._matching, noise
+                ),
+            )
+            for point, own in found.items()
+        }
+
+    def _wanted(self) -> dict[Point, int]:
+        return batches_wanted(
+            self._precision,
+            {
+                point: [[timing.total_ns for timing in batch] for batch in batches]
+                for point, batches in self._taken.items()
+            },
+        )
+
+    def _explore(self, points: Sequence[Point]) -> dict[Point, BindingRate]:
+        """The figures once more, with llama-bench's settings; a remark instead when that fails."""
+        name = f"the binding's gap, {self._model.name}"
+        batches = []
+        try:
+            for index in range(2):
+                self._listener(Step(name, index, 2, "runs"))
+                asked = dict.fromkeys(points, self._precision.batch)
+                batches.append(self._run(asked, self._matching, index))
+        except (ToolFailed, ToolchainProblem) as error:
+            self._remark(f"The gap could not be looked into: {error.what}")
+            return {}
+        self._listener(Step(name, 2, 2, "runs"))
+        return {point: binding_rate(point.tokens, [batch[point] for batch in batches]) for point in points}
+
+    def _run(
+        self, repetitions: Mapping[Point, int], llama_options: dict[str, Any], batch: int
+    ) -> dict[Point, tuple[Timing, ...]]:
+        tasks = [
+            Task(point.test, point.tokens, point.depth_tokens, count) for point, count in repetitions.items()
+        ]
+        found = self._journal.once(
+            {
+                "tasks": [asdict(task) for task in tasks],
+                "cache": [self._options.type_k, self._options.type_v],
+                "binding": llama_options,
+                "batch": batch,
+            },
+            tuple[tuple[Timing, ...], ...],
+            lambda: binding_bench.run(self._toolchain, self._model, tasks, self._options, llama_options),
+        )
+        return dict(zip(repetitions, found, strict=True))
 
 
 def is_gap(found: float, expected: float, threshold: float = NOTABLE_GAP) -> bool:

@@ -9,11 +9,13 @@ of which such a run needs one row (``batch_logits_bytes``).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ggq import gguf_file, hardware
+from ggq.bench.journal import Journal
 from ggq.errors import CannotServe, DoesNotFit, ToolFailed, UsageProblem
 from ggq.files import human_bytes
 from ggq.gguf_file import GgufFile
@@ -83,8 +85,8 @@ class MemoryResult:
     cells: tuple[MemoryCell, ...]
 
 
-def _ignore(cell: MemoryCell) -> None:
-    """Whoever waits for the result needs no news of its cells."""
+def _ignore(part: MemoryResult) -> None:
+    """Whoever waits for the result needs no parts of it."""
 
 
 def measure(
@@ -92,10 +94,14 @@ def measure(
     settings: MemorySettings | None = None,
     *,
     toolchain: Toolchain | None = None,
+    journal: Journal | None = None,
     listener: Listener = silent,
-    on_cell: Callable[[MemoryCell], None] = _ignore,
+    on_part: Callable[[MemoryResult], None] = _ignore,
 ) -> MemoryResult:
-    """Measure what the GGUF file ``model`` takes. ``on_cell`` gets each cell as it is done.
+    """Measure what the GGUF file ``model`` takes.
+
+    ``journal``: keeps each run of this model on this machine, and has those of a measurement that was broken
+    off; ``on_part`` gets the result so far after each cell, and so the whole one last.
 
     Raises UsageProblem for settings that no run can have, GgufProblem when the file is none or llama.cpp
     refuses it, DoesNotFit when a cell needs more memory than is free, or took it and was killed for it,
@@ -103,6 +109,7 @@ def measure(
     """
     settings = settings or MemorySettings()
     toolchain = toolchain or toolchains.find()
+    journal = journal or Journal()
     threads = settings.threads or hardware.usable_cores()
     gguf = gguf_file.read_all(model)
     loads = [
@@ -115,18 +122,23 @@ def measure(
     if not settings.force:
         to_run = _fitting(gguf, plans, to_run, listener)
     done, total = 0, len(to_run) * len(settings.load_modes)
-    cells = []
+    result = MemoryResult(gguf.path.name, gguf.file_bytes, threads, settings.offload, ())
     for load, predicted in plans:
         for load_mode in settings.load_modes:
             filled = None
             if load in to_run:
                 listener(Step(_STEP, done, total, "runs"))
-                filled = _run(toolchain, gguf, load, load_mode, predicted, threads)
+                filled = journal.once(
+                    {"load": asdict(load), "load_mode": load_mode, "threads": threads},
+                    FilledContext,
+                    functools.partial(_run, toolchain, gguf, load, load_mode, predicted, threads),
+                )
                 done += 1
-            cells.append(_cell(gguf, load, load_mode, predicted, filled))
-            on_cell(cells[-1])
+            cell = _cell(gguf, load, load_mode, predicted, filled)
+            result = replace(result, cells=(*result.cells, cell))
+            on_part(result)
     listener(Step(_STEP, done, total, "runs"))
-    return MemoryResult(gguf.path.name, gguf.file_bytes, threads, settings.offload, tuple(cells))
+    return result
 
 
 def _contexts(gguf: GgufFile, settings: MemorySettings) -> tuple[int, ...]:

@@ -255,6 +255,14 @@ def _vocabulary(gguf: GgufFile) -> Any:
     return list(tokens) if isinstance(tokens, Array) else None
 
 
+@dataclass(frozen=True)
+class _Ground:
+    """What a round's models have in common: the base's tokens, by chunk."""
+
+    scored_tokens: int
+    tokens: tuple[tuple[int, ...], ...]
+
+
 class _Rounds:
     """The rounds of one measurement: those that a broken run left in the journal, then fresh ones."""
 
@@ -311,29 +319,28 @@ class _Rounds:
         ]
 
     def _round(self, excerpt: Excerpt) -> Round:
-        found = {model.name: self._journal.get(self._key(excerpt, model.sha256)) for model in self._models}
-        ground = self._journal.get(self._key(excerpt, "ground"))
+        found = {
+            model.name: self._journal.get(self._key(excerpt, model.sha256), Divergence)
+            for model in self._models
+        }
+        ground = self._journal.get(self._key(excerpt, "ground"), _Ground)
         missing = [model for model in self._models if found[model.name] is None]
         self._progress.skip(excerpt, len(self._models) - len(missing))
         if missing or ground is None:
             with self._plan.logits(excerpt) as logits:
                 self._progress.advance(excerpt)
-                ground = {"scored_tokens": logits.scored_tokens, "tokens": logits.chunks()}
+                ground = _Ground(logits.scored_tokens, tuple(logits.chunks()))
                 for model in missing:
                     found[model.name] = self._measure(excerpt, model, logits)
             self._journal.put(self._key(excerpt, "ground"), ground)
-        return Round(
-            excerpt,
-            ground["scored_tokens"],
-            {name: _restored(value) for name, value in found.items() if value is not None},
-            tuple(tuple(chunk) for chunk in ground["tokens"]),
-        )
+        divergences = {name: value for name, value in found.items() if value is not None}
+        return Round(excerpt, ground.scored_tokens, divergences, ground.tokens)
 
-    def _measure(self, excerpt: Excerpt, model: Subject, logits: LogitsFile) -> dict[str, Any] | None:
+    def _measure(self, excerpt: Excerpt, model: Subject, logits: LogitsFile) -> Divergence | None:
         """A model's divergence; one that fails is left out from now on, and the others go on."""
         ground = self._ground
         try:
-            found = asdict(perplexity.divergence(ground.toolchain, model.path, logits, ground.how))
+            found = perplexity.divergence(ground.toolchain, model.path, logits, ground.how)
         except GgqError as error:
             self._models = [other for other in self._models if other is not model]
             if not self._models:
@@ -369,14 +376,6 @@ def _reference(
     chunks = [chunk for part in rounds for chunk in part.tokens]
     bos = tools.bos_token(ground.toolchain, ground.path)
     return reference.perplexity(checkpoint, chunks, bos=bos, threads=ground.how.threads, listener=listener)
-
-
-def _restored(value: Any) -> Divergence:
-    """A divergence as the journal keeps it."""
-    parts: dict[str, Any] = {
-        name: Estimate(**part) if isinstance(part, dict) else part for name, part in value.items()
-    }
-    return Divergence(**parts)
 
 
 def _ranking(rounds: Sequence[Round], settings: QualitySettings) -> tuple[Comparison, ...]:

@@ -69,7 +69,9 @@ class Record:
         """Put a measurement in, in the place of an older one of its kind, file and machine."""
         fresh = Entry(_model(subject), environment, environment_id(environment))
         known = self._entries.get(fresh.key)
-        stamped = {"measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **measurement}
+        # As the file holds it, where a tuple is a list: only so can it be compared with what is known.
+        found = json.loads(json.dumps(measurement))
+        stamped = {"measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **found}
         old = known.measurements.get(kind) if known else None
         merged = _merged(kind, old, stamped) if old else stamped
         measurements = {**(known.measurements if known else {}), kind: merged}

@@ -5,18 +5,19 @@ The figures are llama-bench's, repeated until their error is small; beside them 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ggq import gguf_file, gguf_names, hardware
-from ggq.bench import binding, workload
-from ggq.bench.binding import BindingRate, Timing, binding_rate
+from ggq.bench import workload
+from ggq.bench.binding import BindingFigure, BindingRounds
+from ggq.bench.journal import Journal
 from ggq.bench.rates import Precision, Rate, pooled_deviation, rate
 from ggq.bench.workload import Point, ThreadChoice
-from ggq.errors import GgqError
-from ggq.llamacpp import bench
+from ggq.errors import DiskFull, GgqError, OutputProblem
+from ggq.llamacpp import bench, binding_bench
 from ggq.llamacpp.bench import BenchOptions, BenchResult
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
@@ -53,19 +54,6 @@ class SpeedSettings:
     precision: Precision = field(default_factory=Precision)
     binding: bool = True
     quick: bool = False
-
-
-@dataclass(frozen=True)
-class BindingFigure:
-    """What a Python user gets with these ``options`` of ``Llama``. ``ratio``: to llama-bench's median;
-    ``matched``: with llama-bench's settings instead of the binding's defaults, where that was tried;
-    ``explanation``: of a gap over 10 %, else empty."""
-
-    speed: BindingRate
-    ratio: float
-    options: dict[str, Any]
-    matched: BindingRate | None
-    explanation: str
 
 
 @dataclass(frozen=True)
@@ -126,33 +114,48 @@ class SpeedResult:
     failures: tuple[Failure, ...]
 
 
+def _ignore(part: SpeedResult) -> None:
+    """Whoever waits for the result needs no parts of it."""
+
+
 def measure(
     model: Path,
     settings: SpeedSettings | None = None,
     *,
     toolchain: Toolchain,
+    journal: Journal | None = None,
     listener: Listener = silent,
+    on_part: Callable[[SpeedResult], None] = _ignore,
 ) -> SpeedResult:
     """Measure the speed of a GGUF file (of several shards: any one of them names it).
 
     A placement that fails (memory, a lost RPC server) ends up in ``failures`` and the others are measured.
+    ``journal``: keeps each batch of this model on this machine, and has those of a run that was broken off;
+    ``on_part`` gets the result so far after each placement, and so the whole one last.
 
     Raises GgufProblem for what is no model, UsageProblem for what cannot be asked of it or of this machine
     (a context beyond the model's, layers on a GPU that is not there), and when there is no figure at all the
     error of the first placement: see ggq.llamacpp.bench.run.
     """
-    return _Session(model, settings or SpeedSettings(), toolchain, listener).run()
+    session = _Session(model, settings or SpeedSettings(), toolchain, journal or Journal(), listener)
+    return session.run(on_part)
 
 
 class _Session:
     """One model being measured."""
 
     def __init__(
-        self, model: Path, settings: SpeedSettings, toolchain: Toolchain, listener: Listener
+        self,
+        model: Path,
+        settings: SpeedSettings,
+        toolchain: Toolchain,
+        journal: Journal,
+        listener: Listener,
     ) -> None:
         self._gguf = gguf_file.read_all(model)
         self._settings = settings
         self._toolchain = toolchain
+        self._journal = journal
         self._listener = listener
         self._points = workload.points(
             self._gguf,
@@ -180,18 +183,25 @@ class _Session:
     def _model(self) -> Path:
         return self._gguf.path
 
-    def run(self) -> SpeedResult:
+    def run(self, on_part: Callable[[SpeedResult], None]) -> SpeedResult:
         self._count(0)
         threads = self._choose_threads()
         figures: list[SpeedFigure] = []
+        result: SpeedResult | None = None
         for placement in self._placements:
             figures += self._measure_placement(placement, threads)
-        if not figures or self._last_result is None:
+            if self._last_result is not None:
+                result = self._result(figures, threads, self._last_result)
+                on_part(result)
+        if result is None:
             assert self._first_error is not None, "without an error there are figures"
             raise self._first_error
+        return result
+
+    def _result(
+        self, figures: Sequence[SpeedFigure], threads: ThreadChoice, seen: BenchResult
+    ) -> SpeedResult:
         noise = pooled_deviation([figure.speed for figure in figures])
-        self._remark_on_precision(figures, noise)
-        seen = self._last_result
         return SpeedResult(
             file=self._model.name,
             preset=gguf_names.parse_name(self._model.name).type or self._gguf.file_type,
@@ -209,7 +219,7 @@ class _Session:
             threads=threads,
             figures=tuple(figures),
             noise=noise,
-            remarks=tuple(self._remarks),
+            remarks=(*self._remarks, *self._remarks_on_precision(figures, noise)),
             failures=tuple(self._failures),
         )
 
@@ -236,7 +246,7 @@ class _Session:
             threads=candidates,
             repetitions=_TRIAL_REPETITIONS,
         )
-        found = bench.run(self._toolchain, self._model, options)
+        found = self._run(options, 0)
         self._count(1)
         return workload.choose_threads(found)
 
@@ -251,56 +261,68 @@ class _Session:
             load_mode=self._settings.load_mode,
         )
 
+    def _run(self, options: BenchOptions, batch: int) -> tuple[BenchResult, ...]:
+        """The batch of that number, of the journal where it has it."""
+        return self._journal.once(
+            {"llama-bench": asdict(options), "batch": batch},
+            tuple[BenchResult, ...],
+            lambda: bench.run(self._toolchain, self._model, options),
+        )
+
     def _measure_placement(self, placement: Offload, threads: ThreadChoice) -> list[SpeedFigure]:
         options = self._options(placement)
-        python = self._python_options(options, threads)
-        taken = _Taken(self._settings.precision, self._points)
+        python = self._binding(options, threads)
+        taken: dict[Point, list[tuple[int, ...]]] = {point: [] for point in self._points}
         failed = False
         try:
             self._measure_rounds(taken, options, threads, python)
+        except (DiskFull, OutputProblem):
+            raise  # the journal's: no placement is to blame
         except GgqError as error:
             failed = True
             self._first_error = self._first_error or error
             self._failures.append(Failure(placement.n_gpu_layers, error.what, error.why, error.next_step))
-        figures = [
-            self._figure(point, placement, threads, batches)
-            for point, batches in taken.bench.items()
-            if batches
+        speeds = {point: rate(point.tokens, batches) for point, batches in taken.items() if batches}
+        beside = python.figures(speeds, explore=not failed) if python else {}
+        return [
+            self._figure(point, speed, placement, threads, len(taken[point][0]), beside.get(point))
+            for point, speed in speeds.items()
         ]
-        return self._with_binding(figures, taken, options, python, explore=not failed)
 
     def _measure_rounds(
-        self, taken: _Taken, options: BenchOptions, threads: ThreadChoice, python: dict[str, Any] | None
+        self,
+        taken: dict[Point, list[tuple[int, ...]]],
+        options: BenchOptions,
+        threads: ThreadChoice,
+        python: BindingRounds | None,
     ) -> None:
         """A batch of each figure that is not settled, again and again: what slows the machine down for a
         while then falls on all of them, on the binding's too."""
         before = self._done
         while True:
-            wanted = taken.wanted()
+            wanted = workload.batches_wanted(self._settings.precision, taken)
             for point, count in wanted.items():
                 one = replace(_only(point, options, threads), repetitions=count)
-                (self._last_result,) = bench.run(self._toolchain, self._model, one)
-                taken.bench[point].append(self._last_result.samples_ns)
-            wanted_of_python = taken.wanted_of_python() if python is not None else {}
-            if python is not None and wanted_of_python:
-                try:
-                    found = binding.measure(self._toolchain, self._model, wanted_of_python, options, python)
-                except GgqError as error:
-                    python = None
-                    self._remark_on_binding(error)
-                else:
-                    for point, timings in found.items():
-                        taken.python[point].append(timings)
-            if not wanted and not wanted_of_python:
+                (self._last_result,) = self._run(one, len(taken[point]))
+                taken[point].append(self._last_result.samples_ns)
+            took_python = python is not None and python.take()
+            if not wanted and not took_python:
                 break
-            self._count(before + taken.settled_count(python is not None))
+            done = len(taken) - len(workload.batches_wanted(self._settings.precision, taken))
+            self._count(before + done + (python.done_count if python else 0))
         self._count(before + len(self._points) * self._each)
 
     def _figure(
-        self, point: Point, placement: Offload, threads: ThreadChoice, batches: Sequence[tuple[int, ...]]
+        self,
+        point: Point,
+        speed: Rate,
+        placement: Offload,
+        threads: ThreadChoice,
+        repetitions: int,
+        beside: BindingFigure | None,
     ) -> SpeedFigure:
+        """``repetitions``: of the first batch."""
         options = _only(point, self._options(placement), threads)
-        speed = rate(point.tokens, batches)
         return SpeedFigure(
             test=point.test,
             tokens=point.tokens,
@@ -310,106 +332,43 @@ class _Session:
             threads=options.threads[0],
             speed=speed,
             settled=self._settings.precision.settled(speed),
-            binding=None,
-            arguments=tuple(replace(options, repetitions=len(batches[0])).arguments()),
+            binding=beside,
+            arguments=tuple(replace(options, repetitions=repetitions).arguments()),
         )
 
-    # --- the binding ---------------------------------------------------------------------------------
-
-    def _python_options(self, options: BenchOptions, threads: ThreadChoice) -> dict[str, Any] | None:
-        """For ``Llama``; None when it cannot do the same, or is not asked to."""
+    def _binding(self, options: BenchOptions, threads: ThreadChoice) -> BindingRounds | None:
+        """None when the binding cannot do the same, or is not asked to."""
         if not self._settings.binding:
             return None
-        if why_not := binding.impossible(options):
+        if why_not := binding_bench.impossible(options):
             self._remark(why_not)
             return None
-        return binding.default_options(options, threads.generation, threads.prompt)
-
-    def _with_binding(
-        self,
-        figures: Sequence[SpeedFigure],
-        taken: _Taken,
-        options: BenchOptions,
-        python: dict[str, Any] | None,
-        *,
-        explore: bool,
-    ) -> list[SpeedFigure]:
-        """The figures with those of llama-cpp-python, as far as there are any."""
-        found = {
-            point: binding_rate(point.tokens, batches) for point, batches in taken.python.items() if batches
-        }
-        if python is None or not found:
-            return list(figures)
-        matching = binding.matching_options(options, python, self._points)
-        doubtful = [
-            figure.point
-            for figure in figures
-            if figure.point in found and binding.differs_inside(figure.speed, found[figure.point])
-        ]
-        matched: dict[Point, BindingRate] = {}
-        if explore and doubtful and matching != python:
-            matched = self._explore(doubtful, options, matching)
-        noise = pooled_deviation([figure.speed for figure in figures])
-        return [
-            replace(
-                figure,
-                binding=BindingFigure(
-                    speed=own,
-                    ratio=own.rate.median_tokens_per_s / figure.speed.median_tokens_per_s,
-                    options=python,
-                    matched=matched.get(figure.point),
-                    explanation=binding.explain(
-                        figure.speed, own, python, matched.get(figure.point), matching, noise
-                    ),
-                ),
-            )
-            if (own := found.get(figure.point))
-            else figure
-            for figure in figures
-        ]
-
-    def _explore(
-        self, points: Sequence[Point], options: BenchOptions, matching: dict[str, Any]
-    ) -> dict[Point, BindingRate]:
-        """The binding's figures once more, with llama-bench's settings; a remark instead when that fails."""
-        count = self._settings.precision.batch
-        name = f"the binding's gap, {self._model.name}"
-        batches: list[dict[Point, tuple[Timing, ...]]] = []
-        try:
-            for index in range(2):
-                self._listener(Step(name, index, 2, "runs"))
-                wanted = dict.fromkeys(points, count)
-                batches.append(binding.measure(self._toolchain, self._model, wanted, options, matching))
-        except GgqError as error:
-            self._remark(f"The gap could not be looked into: {error.what}")
-            return {}
-        self._listener(Step(name, 2, 2, "runs"))
-        return {point: binding_rate(point.tokens, [batch[point] for batch in batches]) for point in points}
+        return BindingRounds(
+            self._toolchain, self._model, self._points, options, threads, self._settings.precision,
+            journal=self._journal, listener=self._listener, remark=self._remark,
+        )  # fmt: skip
 
     # --- words ---------------------------------------------------------------------------------------
 
     def _remark(self, text: str) -> None:
-        if text and text not in self._remarks:
+        if text not in self._remarks:
             self._remarks.append(text)
 
-    def _remark_on_binding(self, error: GgqError) -> None:
-        """It is done without then: llama-bench's figures are worth having."""
-        last = error.why.splitlines()[-1:] or [error.what]
-        self._remark(f"llama-cpp-python does not run the model: {last[0].strip().rstrip('.')}.")
-
-    def _remark_on_precision(self, figures: Sequence[SpeedFigure], noise: float | None) -> None:
+    def _remarks_on_precision(self, figures: Sequence[SpeedFigure], noise: float | None) -> list[str]:
+        found = []
         if noise is not None and noise > NOISY:
-            self._remark(
+            found.append(
                 f"This machine is noisy: repetitions differ by {noise:.0%} (standard deviation)."
                 " Close other programs for sharper figures."
             )
         precision = self._settings.precision
         loose = sum(it.speed.relative_standard_error is not None and not it.settled for it in figures)
         if loose:
-            self._remark(
+            found.append(
                 f"The error of {loose} of {len(figures)} figures stayed above {precision.target:.0%} after"
                 f" {precision.most} repetitions or {precision.most_seconds:.0f} s of them."
             )
+        return found
 
     def _count(self, done: int) -> None:
         self._done = done
@@ -420,39 +379,6 @@ class _Session:
     def _each(self) -> int:
         """Figures for each point: llama-bench's, and the binding's."""
         return 2 if self._settings.binding else 1
-
-
-class _Taken:
-    """The repetitions of one placement so far: by point, in batches."""
-
-    def __init__(self, precision: Precision, points: Sequence[Point]) -> None:
-        self._precision = precision
-        self.bench: dict[Point, list[tuple[int, ...]]] = {point: [] for point in points}
-        self.python: dict[Point, list[tuple[Timing, ...]]] = {point: [] for point in points}
-
-    def wanted(self) -> dict[Point, int]:
-        """How many more repetitions of llama-bench each point needs; without those that need none."""
-        return self._wanted(self.bench)
-
-    def wanted_of_python(self) -> dict[Point, int]:
-        """The same of the binding."""
-        times = {
-            point: [tuple(timing.total_ns for timing in batch) for batch in batches]
-            for point, batches in self.python.items()
-        }
-        return self._wanted(times)
-
-    def settled_count(self, with_python: bool) -> int:
-        """Figures that need no more."""
-        done = len(self.bench) - len(self.wanted())
-        return done + (len(self.python) - len(self.wanted_of_python()) if with_python else 0)
-
-    def _wanted(self, times: Mapping[Point, Sequence[tuple[int, ...]]]) -> dict[Point, int]:
-        counts = {
-            point: self._precision.next_batch(rate(point.tokens, batches) if batches else None)
-            for point, batches in times.items()
-        }
-        return {point: count for point, count in counts.items() if count}
 
 
 def _only(point: Point, options: BenchOptions, threads: ThreadChoice) -> BenchOptions:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ggq.bench.rates import rate
+from ggq.bench.rates import Precision, rate
 from ggq.errors import CannotServe, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.llamacpp.bench import BenchResult, Device
@@ -97,6 +97,15 @@ def _require_room(gguf: GgufFile, tokens: int, what: str) -> None:
             f"That needs a context of {tokens:,} tokens; the model was trained for {context:,}.",
             "Ask for less with -p, -n and -d.",
         )
+
+
+def batches_wanted(precision: Precision, taken: Mapping[Point, Sequence[Sequence[int]]]) -> dict[Point, int]:
+    """How many more repetitions each point needs; without those that need none. ``taken``: in batches, ns."""
+    counts = {
+        point: precision.next_batch(rate(point.tokens, batches) if batches else None)
+        for point, batches in taken.items()
+    }
+    return {point: count for point, count in counts.items() if count}
 
 
 # --- placements ------------------------------------------------------------------------------------------

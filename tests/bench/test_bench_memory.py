@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 import ggq
 from ggq import hardware
 from ggq.bench import memory as bench_memory
+from ggq.bench.journal import Journal
 from ggq.bench.memory import MemorySettings, measure
 from ggq.cli.main import cli
 from ggq.errors import DoesNotFit, GgufProblem, ToolchainProblem, ToolFailed, UsageProblem
@@ -40,13 +42,13 @@ def bench(*arguments: str | Path) -> Result:
 
 @linux_only
 def test_the_buffers_explain_what_was_measured(quantized: Path, toolchain: Toolchain) -> None:
-    seen: list[bench_memory.MemoryCell] = []
+    parts: list[bench_memory.MemoryResult] = []
     settings = MemorySettings(contexts=(256,), cache_types=(("f16", "f16"), ("q8_0", "q8_0")))
-    result = measure(quantized, settings, toolchain=toolchain, on_cell=seen.append)
+    result = measure(quantized, settings, toolchain=toolchain, on_part=parts.append)
     assert [(cell.type_k, cell.load_mode) for cell in result.cells] == [
         ("f16", "mmap"), ("f16", "none"), ("q8_0", "mmap"), ("q8_0", "none"),
     ]  # fmt: skip
-    assert tuple(seen) == result.cells
+    assert [part.cells for part in parts] == [result.cells[: count + 1] for count in range(4)]
     for cell in result.cells:
         run = cell.measured
         assert run is not None
@@ -62,7 +64,9 @@ def test_the_buffers_explain_what_was_measured(quantized: Path, toolchain: Toolc
         # Weights are mapped, or in memory of the process.
         assert bool(run.buffers_bytes("file")) == (cell.load_mode == "mmap")
         assert run.gpus is None
-    caches = [next(it for it in cell.measured.buffers if it.use == "KV") for cell in seen if cell.measured]
+    caches = [
+        next(it for it in cell.measured.buffers if it.use == "KV") for cell in result.cells if cell.measured
+    ]
     assert caches[2].size_bytes < 0.6 * caches[0].size_bytes
     json.dumps(asdict(result))
 
@@ -91,7 +95,8 @@ def test_layers_on_another_device_are_told_apart(
     )
     (cell,) = measure(quantized, settings, toolchain=toolchain).cells
     (device,) = cell.predicted.devices
-    assert device.name == "RPC0"
+    assert device.name == "RPC0" and device.is_elsewhere
+    assert not any(row.is_elsewhere for row in cell.predicted.host)
     assert device.sum_bytes > 0
     assert device.device_free_bytes
     assert cell.measured is not None
@@ -144,6 +149,48 @@ def test_a_server_that_is_not_there(quantized: Path, toolchain: Toolchain) -> No
     settings = MemorySettings(offload=Offload(n_gpu_layers=-1, rpc=("127.0.0.1:9",)))
     with pytest.raises(ToolchainProblem, match=r"127\.0\.0\.1:9 cannot be reached"):
         measure(quantized, settings, toolchain=toolchain)
+
+
+def test_a_broken_measurement_goes_on_where_it_stopped(
+    quantized: Path, toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = MemorySettings(contexts=(64, 128), load_modes=("none",))
+    real, runs = llama_memory.fill_context, itertools.count()
+
+    def breaks(*arguments: object) -> llama_memory.FilledContext:
+        if next(runs) == 1:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(llama_memory, "fill_context", breaks)
+    parts: list[bench_memory.MemoryResult] = []
+
+    def again() -> bench_memory.MemoryResult:
+        journal = Journal(tmp_path / "journal")
+        return measure(quantized, settings, toolchain=toolchain, journal=journal, on_part=parts.append)
+
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    [before] = parts
+    result = again()
+    assert next(runs) == 3
+    assert result.cells[0].measured == before.cells[0].measured and result.cells[1].measured
+
+
+def test_one_that_fails_half_way_says_so(
+    quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, runs = llama_memory.fill_context, itertools.count()
+
+    def fails(*arguments: object) -> llama_memory.FilledContext:
+        if next(runs) == 1:
+            raise ToolFailed(["llama-bench"], -6, ["last words"])
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(llama_memory, "fill_context", fails)
+    result = bench(quantized, "-c", "64,128", "-lm", "none", "-o", tmp_path / "record.json")
+    assert result.exit_code == 1 and "64" in result.stdout
+    assert "SIGABRT" in result.stderr and "last words" in result.stderr
 
 
 def test_too_little_memory_is_refused_with_numbers_unless_forced(
@@ -202,6 +249,13 @@ def test_the_json_has_every_buffer(quantized: Path, rpc_server: str) -> None:
     (cell,) = model["cells"]
     assert {buffer["place"] for buffer in cell["measured"]["buffers"]} == {"own", "device"}
     assert [row["kind"] for row in cell["predicted"]["rows"]][:2] == ["device", "host"]
+
+
+def test_memory_that_is_elsewhere_is_said_to_be(quantized: Path, rpc_server: str) -> None:
+    for server, said in (([], False), (["--rpc", rpc_server], True)):
+        result = bench(quantized, "-c", "64", "-lm", "none", "-ngl", "all" if server else "0", *server)
+        assert result.exit_code == 0, result.output
+        assert ("not measured: it is elsewhere" in " ".join(result.stdout.split())) == said
 
 
 @pytest.mark.parametrize(

@@ -19,16 +19,18 @@ from killing import killing
 
 from ggq import gguf_file, hardware, process
 from ggq.bench import binding, speed, workload
-from ggq.bench.binding import Timing, binding_rate
+from ggq.bench.binding import binding_rate
+from ggq.bench.journal import Journal
 from ggq.bench.rates import Precision, human_rate, pooled_deviation, rate
 from ggq.bench.record import FILE_NAME, Record
 from ggq.bench.speed import SpeedSettings
 from ggq.bench.workload import ALL_LAYERS, Point
 from ggq.cli.main import cli
-from ggq.errors import ToolchainProblem, UsageProblem
+from ggq.errors import UsageProblem
 from ggq.gguf_file import GgufFile
-from ggq.llamacpp import bench, selftest
-from ggq.llamacpp.bench import BenchOptions, Device
+from ggq.llamacpp import bench, binding_bench, selftest
+from ggq.llamacpp.bench import Device
+from ggq.llamacpp.binding_bench import Timing
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Event, Step
@@ -210,40 +212,12 @@ def test_the_fewest_threads_that_are_as_fast() -> None:
 
 # --- the binding's words ---------------------------------------------------------------------------------
 
-PP, TG = Point("prompt", 100, 0), Point("generation", 10, 0)
 
-
-def event(point: int = 0, total: int = 100, decode: int = 80, sample: int = 5) -> str:
-    return json.dumps(
-        {"event": "sample", "point": point, "total_ns": total, "decode_ns": decode, "sample_ns": sample}
-    )
-
-
-def test_events_of_the_child() -> None:
-    lines = [event(), event(), event(1, 50, 40, 10), '{"event": "done"}']
-    found = binding.read_events(lines, {PP: 2, TG: 1})
-    assert found == {PP: (Timing(100, 80, 5),) * 2, TG: (Timing(50, 40, 10),)}
-    whole = binding_rate(100, [found[PP]])
-    assert whole.rate.median_tokens_per_s == pytest.approx(1e9)
-    assert (whole.decode_share, whole.sampling_share) == (0.8, 0.05)
-    assert whole.decode_tokens_per_s == pytest.approx(1.25e9) and whole.decode_samples_ns == (80, 80)
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        [],
-        [event(), '{"event": "done"}'],
-        [event(), event()],
-        [event(), event(7), '{"event": "done"}'],
-        [event(), event(total=10), '{"event": "done"}'],
-        [event(), "Segmentation fault", '{"event": "done"}'],
-        [event(), '{"point": 0}', '{"event": "done"}'],
-    ],
-)
-def test_other_events_are_refused(lines: list[str]) -> None:
-    with pytest.raises(ToolchainProblem, match="does not know"):
-        binding.read_events(lines, {PP: 2})
+def test_a_rate_of_the_binding() -> None:
+    found = binding_rate(100, [[Timing(100, 80, 5), Timing(100, 80, 5)]])
+    assert found.rate.median_tokens_per_s == pytest.approx(1e9)
+    assert (found.decode_share, found.sampling_share) == (0.8, 0.05)
+    assert found.decode_tokens_per_s == pytest.approx(1.25e9) and found.decode_samples_ns == (80, 80)
 
 
 DEFAULT: dict[str, Any] = {"flash_attn": False, "n_batch": 512}
@@ -304,25 +278,6 @@ def test_a_gap_is_explained(
 ) -> None:
     bench_rate = rate(100, [[1000, 1000]])
     assert binding.explain(bench_rate, found, DEFAULT, matched, MATCHING, noise) == expected
-
-
-def test_the_bindings_options() -> None:
-    options = BenchOptions(offload=Offload(2, tensor_split=(3, 1)), load_mode="mlock", flash_attention="on")
-    assert binding.default_options(options, 2, 4) == {
-        "n_threads": 2, "n_threads_batch": 4, "n_gpu_layers": 2, "use_mmap": False, "use_mlock": True,
-        "flash_attn": True, "n_batch": 512, "tensor_split": [3, 1],
-    }  # fmt: skip
-    on_cpu = binding.default_options(BenchOptions(), 1, 1)
-    assert on_cpu["op_offload"] is False and on_cpu["use_mmap"] is True and on_cpu["flash_attn"] is False
-    assert binding.default_options(BenchOptions(type_v="q8_0"), 1, 1)["flash_attn"] is True
-    matching = binding.matching_options(BenchOptions(), on_cpu, [Point("prompt", 16, 1000)])
-    assert (matching["flash_attn"], matching["n_batch"]) == (True, 1000)
-
-
-def test_what_the_binding_cannot_do() -> None:
-    assert "RPC" in binding.impossible(BenchOptions(offload=Offload(1, rpc=("a:1",))))
-    assert "--n-cpu-moe" in binding.impossible(BenchOptions(offload=Offload(1, n_cpu_moe=2)))
-    assert "direct I/O" in binding.impossible(BenchOptions(load_mode="dio"))
 
 
 # --- real runs -------------------------------------------------------------------------------------------
@@ -389,6 +344,58 @@ def test_a_server_lost_half_way_leaves_what_was_measured(
 
 
 @pytest.mark.tool
+def test_a_broken_sweep_loses_the_batch_in_flight_alone(
+    toolchain: Toolchain,
+    base_gguf: Path,
+    rpc_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = replace(
+        QUICK, threads="auto", n_gpu_layers=(0, ALL_LAYERS), rpc=(rpc_server,), binding=True,
+        precision=Precision(target=0, batch=2, most=4),
+    )  # fmt: skip
+    # The threads; two rounds of two points without the device, each with one of the binding; two with it.
+    all_runs = 1 + 2 * (2 + 1) + 2 * 2
+    runs: list[str] = []
+    breaks_at: int | None = all_runs - 1
+    for module in (bench, binding_bench):
+
+        def run(*arguments: Any, real: Any = module.run, name: str = module.__name__) -> Any:
+            if len(runs) == breaks_at:
+                raise KeyboardInterrupt
+            runs.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 2)
+    # Else a gap of the binding, which comes and goes, would be looked into.
+    monkeypatch.setattr(binding_bench, "matching_options", lambda options, default, longest: default)
+
+    def measured() -> list[speed.SpeedResult]:
+        parts: list[speed.SpeedResult] = []
+        result = speed.measure(
+            base_gguf, settings, toolchain=toolchain, journal=Journal(tmp_path / "journal"),
+            on_part=parts.append,
+        )  # fmt: skip
+        assert result == parts[-1]
+        return parts
+
+    with pytest.raises(KeyboardInterrupt):
+        measured()
+    assert len(runs) == all_runs - 1
+    runs, breaks_at = [], None
+    parts = measured()
+    assert runs == [bench.__name__]
+    assert [len(part.figures) for part in parts] == [2, 4]
+    for figure in parts[-1].figures:
+        assert figure.speed.batches == (2, 2)
+        assert (figure.binding is not None) == (figure.n_gpu_layers == 0)
+    runs = []
+    assert measured() == parts and not runs
+
+
+@pytest.mark.tool
 def test_threads_are_found(toolchain: Toolchain, base_gguf: Path) -> None:
     result = speed.measure(base_gguf, replace(QUICK, threads="auto"), toolchain=toolchain)
     usable = hardware.usable_cores()
@@ -413,7 +420,7 @@ def test_the_binding_that_fails_is_a_remark(
     toolchain: Toolchain, base_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        binding, "default_options", lambda options, threads, prompt_threads: {"flash_attn": False}
+        binding_bench, "default_options", lambda options, threads, prompt_threads: {"flash_attn": False}
     )
     result = speed.measure(base_gguf, replace(QUICK, binding=True, type_v="q4_0"), toolchain=toolchain)
     assert [figure.binding for figure in result.figures] == [None, None]

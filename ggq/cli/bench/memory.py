@@ -180,7 +180,7 @@ def _show_devices(out: Output, cells: Sequence[MemoryCell]) -> None:
             out.text(
                 f"{' '.join(_names(cell))}: {files.human_bytes(gpu.used_bytes)} of {gpu.name} {gpu.index}"
             )
-    if any(row.name.startswith("RPC") for _, row in devices):
+    if any(row.is_elsewhere for _, row in devices):
         out.paragraph("The memory of an RPC server's device is reckoned, not measured: it is elsewhere.")
 
 

@@ -11,27 +11,14 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ggq import ggml_types
 from ggq.llamacpp import binding
+from ggq.llamacpp.binding_bench import Job, Task, Timing
 from ggq.llamacpp.toolchain import Toolchain
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to time. ``options``: of ``Llama``; ``type_k``, ``type_v``: of the cache, by ggml's names;
-    ``points``: (test, tokens, depth in tokens, repetitions), where the test is ``prompt`` or
-    ``generation``."""
-
-    lib_dir: str
-    model: str
-    options: dict[str, Any]
-    type_k: str
-    type_v: str
-    points: Sequence[tuple[str, int, int, int]]
 
 
 class Stopwatch:
@@ -63,7 +50,7 @@ class Subject:
         lib = binding.load(toolchain)
         self.llama = lib.Llama(
             model_path=job.model,
-            n_ctx=max(tokens + depth for _, tokens, depth, _ in job.points) + 1,
+            n_ctx=max(task.tokens + task.depth_tokens for task in job.tasks) + 1,
             type_k=ggml_types.by_name()[job.type_k.upper()].number,
             type_v=ggml_types.by_name()[job.type_v.upper()].number,
             no_perf=True,
@@ -76,26 +63,27 @@ class Subject:
         context.decode = self.decoding.around(context.decode, lambda: lib.llama_synchronize(context.ctx))
         self.llama.sample = self.sampling.around(self.llama.sample)
 
-    def run(self, test: str, tokens: int, depth: int) -> tuple[int, int, int]:
-        """Nanoseconds of one repetition: in all, in llama_decode, in the sampler."""
+    def run(self, task: Task) -> Timing:
+        """One repetition."""
         vocabulary = self.llama.n_vocab()
+        is_prompt = task.test == "prompt"
         # Generation begins with what the context's last token says.
-        before = depth if test == "prompt" else max(depth - 1, 0)
-        given = tokens if test == "prompt" else 1
+        before = task.depth_tokens if is_prompt else max(task.depth_tokens - 1, 0)
+        given = task.tokens if is_prompt else 1
         ids = [random.randrange(vocabulary) for _ in range(before + given)]
         ids[0] = max(self.llama.token_bos(), 0)
         self._fill(ids[:before])
         steps = self.llama.generate(ids[before:], temp=0.0, reset=False)
         wanted = 1
-        if test == "generation":
+        if not is_prompt:
             next(steps)
-            wanted = tokens
+            wanted = task.tokens
         self.decoding.ns = self.sampling.ns = 0
         started = time.perf_counter_ns()
         for _ in range(wanted):
             next(steps)
         total = time.perf_counter_ns() - started
-        return total, self.decoding.ns, self.sampling.ns
+        return Timing(total, self.decoding.ns, self.sampling.ns)
 
     def _fill(self, ids: Sequence[int]) -> None:
         """Have so many tokens in the context, keeping what is there if it reaches far enough."""
@@ -108,14 +96,14 @@ class Subject:
 
 
 def main() -> int:
-    job = Job(**json.loads(sys.stdin.read()))
+    given = json.loads(sys.stdin.read())
+    job = Job(**{**given, "tasks": [Task(**task) for task in given["tasks"]]})
     random.seed(1)
     subject = Subject(job)
-    for index, (test, tokens, depth, repetitions) in enumerate(job.points):
-        subject.run(test, tokens, depth)  # warm-up
-        for _ in range(repetitions):
-            total, decode, sample = subject.run(test, tokens, depth)
-            _say("sample", point=index, total_ns=total, decode_ns=decode, sample_ns=sample)
+    for index, task in enumerate(job.tasks):
+        subject.run(task)  # warm-up
+        for _ in range(task.repetitions):
+            _say("sample", task=index, **asdict(subject.run(task)))
     _say("done")
     return 0
 
