@@ -28,6 +28,8 @@ GENERATED_TOKENS = 8
 SHORTEST_CONTEXT = 2 * GENERATED_TOKENS
 
 _MIB = 1 << 20
+# A row's three figures are whole MiB, each rounded down.
+ROUNDING_BYTES = 3 * _MIB
 # When ggml gives up it would call a debugger for a trace of its stack.
 _ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
 _BUFFER = re.compile(r"^\w+: +(?P<name>\S+) +(?P<use>\S.*?) buffer size = +(?P<mib>[\d.]+) MiB$")
@@ -47,6 +49,13 @@ class Load:
     offload: Offload = field(default_factory=Offload)
     n_batch: int = 2048
     n_ubatch: int = 512
+
+    def arguments(self) -> list[str]:
+        """For llama-fit-params' command line; those of the offload are its own."""
+        return [
+            "-c", str(self.context_tokens), "-ctk", self.type_k, "-ctv", self.type_v,
+            "-fa", self.flash_attention, "-b", str(self.n_batch), "-ub", str(self.n_ubatch),
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,15 @@ class BreakdownRow:
     def sum_bytes(self) -> int:
         return self.model_bytes + self.context_bytes + self.compute_bytes
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is an RPC server's device, whose memory cannot be seen from here."""
+        return self.kind == "device" and self.name.startswith("RPC")
+
 
 @dataclass(frozen=True)
 class Breakdown:
-    """What llama.cpp foretells. ``process_bytes``: what the foretelling process held of its own, which had
+    """What llama.cpp foretells. ``process_bytes``: RAM that the foretelling process took, which had
     everything but the buffers: program, vocabulary, graph. None where the system does not tell."""
 
     rows: tuple[BreakdownRow, ...]
@@ -136,9 +150,7 @@ def breakdown(toolchain: Toolchain, model: Path, load: Load) -> Breakdown:
     if load.offload.n_gpu_layers and load.offload.rpc:
         bench.devices(toolchain, load.offload.rpc)
     command: list[str | Path] = [
-        toolchain.tool(FIT_TOOL), "-m", model, "-c", str(load.context_tokens), "-ctk", load.type_k,
-        "-ctv", load.type_v, "-fa", load.flash_attention, "-b", str(load.n_batch), "-ub", str(load.n_ubatch),
-        *load.offload.arguments(), "--log-jsonl",
+        toolchain.tool(FIT_TOOL), "-m", model, *load.arguments(), *load.offload.arguments(), "--log-jsonl",
     ]  # fmt: skip
     with ProcessSampler() as memory:
         done = process.run([*command, "-fitp", "on"], env=_ENVIRONMENT, on_start=memory.watch, check=False)
@@ -152,7 +164,7 @@ def breakdown(toolchain: Toolchain, model: Path, load: Load) -> Breakdown:
             reason,
             "Change the setting that it names, or make the file anew.",
         )
-    return replace(parse_breakdown(done.stdout), process_bytes=memory.peaks.anonymous_bytes)
+    return replace(parse_breakdown(done.stdout), process_bytes=memory.peaks.resident_bytes or None)
 
 
 def parse_breakdown(lines: Iterable[str]) -> Breakdown:
