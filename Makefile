@@ -6,8 +6,8 @@ INSTALLED := .venv/.ggq-installed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test lint types tests demo bench bench-pipeline bench-quality bench-memory gpu-check docs \
-	clean distclean
+.PHONY: help setup test lint types tests demo bench bench-pipeline bench-quality bench-memory bench-foresight \
+	gpu-check docs clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,7 +49,10 @@ bench-quality: setup ## `--until ranked` against the whole text: the same order,
 bench-memory: setup ## Measured memory against the sum of llama.cpp's buffers
 	$(BIN)/python -m benchmarks.memory
 
-bench: bench-pipeline bench-quality bench-memory ## All benchmarks
+bench-foresight: setup ## Sizes, memory and speed foretold, against what is made and measured
+	$(BIN)/python -m benchmarks.foresight
+
+bench: bench-pipeline bench-quality bench-memory bench-foresight ## All benchmarks
 
 gpu-check: $(INSTALLED) ## A CUDA build where there is an NVIDIA GPU; offload and VRAM, predicted and measured
 	$(BIN)/ggq setup --backend auto

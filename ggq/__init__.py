@@ -1,7 +1,8 @@
 """ggq: from a Hugging Face checkpoint to a quantized GGUF that runs on this machine.
 
-The names in ``__all__`` are what the commands call. ``ggq.convert``, ``ggq.quantize``, ``ggq.plan`` and
-``ggq.bench`` are functions; the rooms of the same names are reached by ``from ggq.convert import …``.
+The names in ``__all__`` are what the commands call. ``ggq.convert``, ``ggq.quantize``, ``ggq.plan``,
+``ggq.bench`` and ``ggq.recommend`` are functions; the rooms of the same names are reached by
+``from ggq.convert import …``.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ _HOMES = {
     "BenchSettings": "ggq.bench.settings",
     "Conversion": "ggq.convert",
     "GgqError": "ggq.errors",
+    "Limits": "ggq.recommend",
     "PipelineResult": "ggq.pipeline",
     "Plan": "ggq.foresee",
     "PlanSettings": "ggq.foresee",
     "QuantizedFile": "ggq.pipeline",
+    "Recommendation": "ggq.recommend",
     "Settings": "ggq.pipeline",
     "bench": "ggq.measure",
     "convert": "ggq.convert",
     "convert_and_quantize": "ggq.pipeline",
     "plan": "ggq.foresee",
     "quantize": "ggq.pipeline",
+    "recommend": "ggq.recommend",
 }
 
 if TYPE_CHECKING:
@@ -37,22 +41,26 @@ if TYPE_CHECKING:
     from ggq.foresee import Plan, PlanSettings, plan
     from ggq.measure import BenchResult, bench
     from ggq.pipeline import PipelineResult, QuantizedFile, Settings, convert_and_quantize, quantize
+    from ggq.recommend import Limits, Recommendation, recommend
 
 __all__ = [
     "BenchResult",
     "BenchSettings",
     "Conversion",
     "GgqError",
+    "Limits",
     "PipelineResult",
     "Plan",
     "PlanSettings",
     "QuantizedFile",
+    "Recommendation",
     "Settings",
     "bench",
     "convert",
     "convert_and_quantize",
     "plan",
     "quantize",
+    "recommend",
 ]
 
 

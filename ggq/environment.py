@@ -20,7 +20,7 @@ def environment(toolchain: Toolchain) -> dict[str, Any]:
         "instruction_sets": list(machine.instruction_sets),
         "usable_cores": machine.usable_cores,
         "ram_total_bytes": machine.ram_total_bytes,
-        "gpus": [] if backends is not None and set(backends) <= {"cpu", "rpc"} else _gpus(toolchain),
+        "gpus": _gpus(toolchain) if toolchain.may_see_gpus else [],
         "nvidia_driver": memory_sampler.nvidia_driver(),
         "system": machine.system,
         "python": platform.python_version(),

@@ -21,6 +21,8 @@ _INSTRUCTION_SETS = (
     "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
 )  # fmt: skip
 _CPUINFO = Path("/proc/cpuinfo")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def describe(
     return Machine(
         system=f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
-        cpu=_cpu()["brand_raw"],
+        cpu=cpu_name(),
         instruction_sets=instruction_sets(),
         physical_cores=psutil.cpu_count(logical=False),
         logical_cores=psutil.cpu_count() or 1,
@@ -102,6 +104,13 @@ def available_ram_bytes(limits: cgroup.Limits | None = None) -> int:
     return _least(int(psutil.virtual_memory().available), limits.memory_available_bytes)
 
 
+def total_ram_bytes(limits: cgroup.Limits | None = None) -> int:
+    """What programs may take in all, under control-group limits."""
+    import psutil
+
+    return _least(int(psutil.virtual_memory().total), (limits or cgroup.limits()).memory_bytes)
+
+
 def usable_cores(limits: cgroup.Limits | None = None) -> int:
     """How many threads can run at once: the affinity mask under the control group's quota, at least 1.
 
@@ -110,6 +119,31 @@ def usable_cores(limits: cgroup.Limits | None = None) -> int:
     limits = limits or cgroup.limits()
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return allowed if limits.cpu_cores is None else max(1, min(allowed, math.floor(limits.cpu_cores)))
+
+
+def last_cache_bytes() -> int | None:
+    """Size of the CPU's largest cache, or None where the system does not tell."""
+    sizes = []
+    for file in _CACHES.glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(files.parse_bytes(file.read_text(encoding="ascii").strip() + "iB"))
+    return max(sizes, default=None)
+
+
+def power_state() -> str:
+    """``mains`` (also without a battery) or ``battery``, and the governor of the CPU's clock if any."""
+    import psutil
+
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    words = ["battery" if battery is not None and battery.power_plugged is False else "mains"]
+    with contextlib.suppress(OSError):
+        words.append(_GOVERNOR.read_text(encoding="ascii").strip())
+    return " ".join(words)
+
+
+def cpu_name() -> str:
+    """The processor's name, as its maker has it."""
+    return str(_cpu()["brand_raw"])
 
 
 def instruction_sets() -> tuple[str, ...]:

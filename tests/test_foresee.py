@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,44 +11,53 @@ from click.testing import CliRunner
 from hubserver import HubServer
 
 import ggq
-from ggq import foresee
+from ggq import foresee, process
 from ggq.cli.main import cli
-from ggq.errors import CannotServe, CheckpointProblem
+from ggq.errors import CannotServe, CheckpointProblem, UsageProblem
 from ggq.foresee import PlanSettings
 from ggq.llamacpp import memory as llama_memory
-from ggq.llamacpp.memory import Load
+from ggq.llamacpp.memory import ROUNDING_BYTES, Load
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import Settings
+from ggq.plan import calibration
 
 pytestmark = pytest.mark.tool
+
+QUIET = PlanSettings(speed_budget_s=0)
 
 
 def test_the_plan_is_what_is_made(example: Path, toolchain: Toolchain, tmp_path: Path) -> None:
     names = ["Q2_K", "Q4_K_M", "Q8_0"]
-    settings = PlanSettings(contexts=(128, 512), cache_types=(("f16", "f16"), ("q8_0", "q8_0")))
+    settings = PlanSettings(
+        contexts=(128, 512), cache_types=(("f16", "f16"), ("q8_0", "q8_0")), speed_budget_s=0
+    )
     planned = foresee.plan(example, names, settings, toolchain=toolchain)
     made = ggq.convert_and_quantize(
         str(example), names, tmp_path / "out", Settings(threads=2, verify="off")
     ).files
-    assert [it.file_bytes for it in planned.presets] == [file.file_bytes for file in made]
+    assert [it.size.file_bytes for it in planned.presets] == [file.file_bytes for file in made]
     assert [it.preset for it in planned.presets] == names
     for preset, file in zip(planned.presets, made, strict=True):
         assert preset.prior is not None
-        assert [it.context_tokens for it in preset.memory] == [128, 128, 512, 512]
-        for cell in preset.memory:
-            load = Load(cell.context_tokens, cell.type_k, cell.type_v)
+        assert [it.memory.context_tokens for it in preset.loads] == [128, 128, 512, 512]
+        for cell in preset.loads:
+            memory = cell.memory
+            load = Load(memory.context_tokens, memory.type_k, memory.type_v)
             real = llama_memory.breakdown(toolchain, file.paths[0], load)
-            assert cell.buffers_bytes == real.host_bytes - (real.process_bytes or 0)
-            assert cell.missing_bytes == 0 < cell.process_bytes
+            buffers = real.host_bytes - (real.process_bytes or 0)
+            assert buffers <= memory.buffers_bytes <= buffers + len(real.host) * ROUNDING_BYTES
+            assert cell.fits and memory.process_bytes > 0 and cell.speed is None
 
 
 def test_a_machine_that_is_too_small_is_said(
     example: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ggq.hardware.available_ram_bytes", lambda: 1_000_000)
-    found = foresee.plan(example, ["Q8_0"], toolchain=toolchain)
-    [cell] = found.presets[0].memory
-    assert cell.missing_bytes == cell.ram_bytes - 1_000_000 > 0
+    found = foresee.plan(example, ["Q8_0"], QUIET, toolchain=toolchain)
+    [cell] = found.presets[0].loads
+    # A margin of a tenth of all RAM, or 1 GiB, is more than there is.
+    assert found.room.ram_bytes == 0 and not cell.fits
+    assert cell.memory.missing_bytes == cell.memory.ram_bytes
 
 
 @pytest.mark.hub
@@ -55,14 +65,14 @@ def test_nothing_of_the_weights_is_downloaded(
     hub: HubServer, example: Path, toolchain: Toolchain, tmp_path: Path
 ) -> None:
     hub.add_repo("org/tiny", {path.name: path.read_bytes() for path in example.iterdir()})
-    shown = CliRunner().invoke(cli, ["plan", "org/tiny", "--preset", "q4_k_m", "--json"])
+    shown = CliRunner().invoke(cli, ["plan", "org/tiny", "--preset", "q4_k_m", "--json", "--no-speed"])
     assert shown.exit_code == 0, shown.stderr
     found = json.loads(shown.stdout)
     weights = (example / "model.safetensors").stat().st_size
     assert 0 < hub.bytes_sent("model.safetensors") < weights / 50
     # The file that is made afterwards has that size, with the repository in its metadata.
     made = ggq.convert_and_quantize("org/tiny", ["q4_k_m"], tmp_path / "out", Settings(verify="off"))
-    assert made.files[0].file_bytes == found["presets"][0]["file_bytes"]
+    assert made.files[0].file_bytes == found["presets"][0]["size"]["file_bytes"]
 
 
 def test_what_cannot_be_planned_is_refused(example: Path, toolchain: Toolchain, tmp_path: Path) -> None:
@@ -71,3 +81,53 @@ def test_what_cannot_be_planned_is_refused(example: Path, toolchain: Toolchain, 
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointProblem):
         foresee.plan(tmp_path / "empty", ["Q8_0"], toolchain=toolchain)
+
+
+def test_a_second_plan_asks_nobody(
+    example: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = PlanSettings(contexts=(128,), speed_budget_s=1e-9, threads=1)
+    monkeypatch.setattr(calibration, "probe_s", lambda: 1.0)  # this machine may be busy just now
+    first = foresee.plan(example, ["Q4_K_M"], settings, toolchain=toolchain)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a tool was run")
+
+    monkeypatch.setattr(process, "run", refuse)
+    second = foresee.plan(example, ["Q4_K_M"], settings, toolchain=toolchain)
+    assert first.presets[0].size == second.presets[0].size
+    [before], [after] = first.presets[0].loads, second.presets[0].loads
+    assert before.speed == after.speed is not None
+    assert before.memory.ram_bytes == after.memory.ram_bytes
+
+
+def test_another_machine(example: Path, toolchain: Toolchain) -> None:
+    """Its GPU is played by an RPC device; what is left out of the answer is the device's address."""
+    whole = PlanSettings(ram_bytes=10**9, vram_bytes=10**9, speed_budget_s=0)
+    found = foresee.plan(example, ["Q8_0"], whole, toolchain=toolchain)
+    [cell] = found.presets[0].loads
+    assert cell.offload.n_gpu_layers == found.layer_count == 3 and cell.offload.rpc == ()
+    assert cell.fits and cell.memory.devices[0].needed_bytes > 0
+    assert found.room.ram_bytes == 9 * 10**8 and list(found.room.vram_bytes.values()) == [9 * 10**8]
+    few = replace(whole, vram_bytes=2 * 10**6, reserve_vram_bytes=0)
+    [cell] = foresee.plan(example, ["Q8_0"], few, toolchain=toolchain).presets[0].loads
+    assert cell.offload.n_gpu_layers == 0 and cell.fits
+
+
+def test_layers_are_as_many_as_fit_a_device(example: Path, toolchain: Toolchain, rpc_server: str) -> None:
+    settings = PlanSettings(rpc=(rpc_server,), contexts=(128,), speed_budget_s=60, threads=1)
+    [cell] = foresee.plan(example, ["Q8_0"], settings, toolchain=toolchain).presets[0].loads
+    assert cell.offload.n_gpu_layers == 3 and cell.speed is not None and cell.speed.layers == (1, 2)
+    fixed = replace(settings, n_gpu_layers=2, speed_budget_s=0)
+    [cell] = foresee.plan(example, ["Q8_0"], fixed, toolchain=toolchain).presets[0].loads
+    assert cell.offload.n_gpu_layers == 2
+    with pytest.raises(UsageProblem, match="no GPU"):
+        foresee.plan(example, ["Q8_0"], PlanSettings(n_gpu_layers=1), toolchain=toolchain)
+
+
+def test_the_table_tells_speed_with_its_error(example: Path, toolchain: Toolchain) -> None:
+    arguments = ["plan", str(example), "--preset", "q4_k_m,q8_0", "--budget", "1s", "-t", "1"]
+    shown = CliRunner().invoke(cli, arguments)
+    assert shown.exit_code == 0, shown.stderr
+    assert "tg t/s" in shown.stdout and "±" in shown.stdout
+    assert "RAM may be used" in " ".join(shown.stdout.split())

@@ -8,8 +8,8 @@ from ggq import __version__
 from ggq.cli.errors import GgqGroup
 
 VERBS = (
-    "convert-and-quantize", "plan", "bench", "download", "convert", "quantize", "run", "inspect", "presets",
-    "setup", "doctor",
+    "convert-and-quantize", "plan", "recommend", "bench", "download", "convert", "quantize", "run", "inspect",
+    "presets", "setup", "doctor",
 )  # fmt: skip
 CONTEXT = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "GGQ", "max_content_width": 100}
 
@@ -21,6 +21,7 @@ def cli() -> None:
 
     \b
     ggq plan Qwen/Qwen3-0.6B
+    ggq recommend Qwen/Qwen3-0.6B
     ggq convert-and-quantize Qwen/Qwen3-0.6B
     ggq convert-and-quantize ./my-checkpoint --preset k-quants --keep-base
     ggq bench my-checkpoint

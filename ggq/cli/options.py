@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from ggq import process
+from ggq import files, process
 from ggq.cli.errors import set_current_output
 from ggq.cli.output import Output
 
@@ -30,6 +31,27 @@ class Listed(click.ParamType[tuple[Any, ...]]):
         if isinstance(value, tuple):  # a default
             return value
         return tuple(self._kind.convert(part.strip(), param, ctx) for part in value.split(","))
+
+
+class Size(click.ParamType[int]):
+    """Bytes: ``500M``, ``16G`` or ``4GiB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return value if isinstance(value, int) else files.parse_bytes(value)
+
+
+class Seconds(click.ParamType[float]):
+    """A span of time: ``90``, ``90s`` or ``1.5m`` -> seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min)?", str(value).strip())
+        if found is None:
+            self.fail(f"{value!r} is not a time; write it as 90s or 2m.", param, ctx)
+        return float(found[1]) * (60 if (found[2] or "s").startswith("m") else 1)
 
 
 def output_options(function: F) -> F:

@@ -1,63 +1,132 @@
-"""``ggq plan``: what the presets of a model weigh and need, from its headers alone."""
+"""``ggq plan``: what the presets of a model weigh, need and do, from its headers alone."""
 
 from __future__ import annotations
 
+import functools
+import math
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from ggq import files, foresee, presets
-from ggq.bench.settings import offload_for
-from ggq.cli.bench.options import layers_option
-from ggq.cli.options import Listed, hub_options, output_options, preset_options
+from ggq.bench.workload import ALL_LAYERS
+from ggq.cli.bench.options import Layers, rpc_option
+from ggq.cli.options import (
+    Listed,
+    Seconds,
+    Size,
+    hub_options,
+    output_options,
+    preset_options,
+    threads_option,
+)
 from ggq.cli.output import Output, human_seconds
-from ggq.foresee import Plan, PlanSettings, PresetPlan
+from ggq.foresee import LoadPlan, Plan, PlanSettings, PresetPlan
 from ggq.llamacpp import bench as llama_bench
-from ggq.llamacpp import toolchain
+from ggq.plan.speed import RateForecast
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-@click.command(short_help="What presets weigh and need, before a download.")
+def plan_options(function: F) -> F:
+    """``-c --kv -ngl --rpc -t --budget --ram --vram …``; the command gets ``settings: PlanSettings``."""
+
+    @click.option(
+        "-c", "--ctx", "contexts", type=Listed(click.IntRange(min=16)), default=(),
+        help="Contexts in tokens, as 4096,32768. Default: 4096, or what the model has.",
+    )  # fmt: skip
+    @click.option(
+        "--kv", "cache_types", type=Listed(click.Choice(llama_bench.CACHE_TYPES)), default="f16",
+        show_default=True, help="Types of the cache, as f16,q8_0.",
+    )  # fmt: skip
+    @click.option(
+        "-ngl", "--n-gpu-layers", type=Layers(),
+        help="Layers on GPUs, the output layer counted. Default: as many as fit.",
+    )  # fmt: skip
+    @rpc_option
+    @threads_option
+    @click.option(
+        "--budget", "budget_s", type=Seconds(), default=f"{foresee.DEFAULT_BUDGET_S:.0f}s",
+        show_default=True, help="How long hollow models may run to foretell the speed.",
+    )  # fmt: skip
+    @click.option("--no-speed", is_flag=True, help="Foretell no speed.")
+    @click.option("--ram", "ram_bytes", type=Size(), help="For another machine: its RAM, as 16G.")
+    @click.option("--vram", "vram_bytes", type=Size(), help="For another machine: a GPU's memory; 0: none.")
+    @click.option(
+        "--gpu-count", type=click.IntRange(min=1), default=1, show_default=True,
+        help="For another machine: how many such GPUs.",
+    )  # fmt: skip
+    @click.option(
+        "--reserve-ram", "reserve_ram_bytes", type=Size(),
+        help="RAM to leave to others. Default: a tenth, at most 1 GiB.",
+    )  # fmt: skip
+    @click.option(
+        "--reserve-vram", "reserve_vram_bytes", type=Size(),
+        help="The same on each GPU.",
+    )  # fmt: skip
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any,
+        contexts: tuple[int, ...],
+        cache_types: tuple[str, ...],
+        n_gpu_layers: int | None,
+        rpc: tuple[str, ...],
+        threads: int | None,
+        budget_s: float,
+        no_speed: bool,
+        ram_bytes: int | None,
+        vram_bytes: int | None,
+        gpu_count: int,
+        reserve_ram_bytes: int | None,
+        reserve_vram_bytes: int | None,
+        **kwargs: Any,
+    ) -> Any:
+        settings = PlanSettings(
+            contexts=contexts,
+            cache_types=tuple((kind, kind) for kind in cache_types),
+            n_gpu_layers=n_gpu_layers,
+            rpc=rpc,
+            speed_budget_s=0 if no_speed else budget_s,
+            threads=threads,
+            ram_bytes=ram_bytes,
+            vram_bytes=vram_bytes,
+            gpu_count=gpu_count,
+            reserve_ram_bytes=reserve_ram_bytes,
+            reserve_vram_bytes=reserve_vram_bytes,
+        )
+        return function(*args, settings=settings, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+@click.command(short_help="What presets weigh, need and do, before a download.")
 @click.argument("model")
 @preset_options
-@click.option(
-    "-c", "--ctx", "contexts", type=Listed(click.IntRange(min=16)), default=(),
-    help="Contexts in tokens, as 4096,32768. Default: 4096, or what the model has.",
-)  # fmt: skip
-@click.option(
-    "--kv", "cache_types", type=Listed(click.Choice(llama_bench.CACHE_TYPES)), default="f16",
-    show_default=True, help="Types of the cache, as f16,q8_0.",
-)  # fmt: skip
-@layers_option
+@plan_options
 @hub_options
 @output_options
 def plan(
     model: str,
     preset_names: tuple[str, ...],
     presets_file: Path | None,
-    contexts: tuple[int, ...],
-    cache_types: tuple[str, ...],
-    n_gpu_layers: int | None,
+    settings: PlanSettings,
     revision: str | None,
     offline: bool,
     out: Output,
 ) -> None:
-    """Say what each preset of MODEL will weigh, to the byte, and need in memory on this machine.
+    """Say what each preset of MODEL will weigh, to the byte, need in memory, and do on this machine.
 
     Of a model on the Hub only its config, its tokenizer and the headers of its weights are read; llama.cpp is
-    then asked about a file with the right header and holes for weights. Speed is not foretold yet.
+    then asked about, and runs, files with the right header and holes for weights.
 
     \b
     ggq plan Qwen/Qwen3-0.6B
     ggq plan Qwen/Qwen3-8B --preset q4_k_m,q6_k --ctx 4096,32768 --kv f16,q8_0
-    ggq plan ./my-checkpoint --json
+    ggq plan ./my-checkpoint --no-speed --json
     """
-    tools = toolchain.find()
-    settings = PlanSettings(
-        contexts=contexts,
-        cache_types=tuple((kind, kind) for kind in cache_types),
-        offload=offload_for(tools, n_gpu_layers, ()),
-    )
     with out.progress() as listener:
         found = foresee.plan(
             model,
@@ -66,7 +135,6 @@ def plan(
             revision=revision,
             offline=offline,
             catalogue=presets.load(presets_file),
-            toolchain=tools,
             listener=listener,
         )
     show(out, found)
@@ -78,43 +146,79 @@ def show(out: Output, found: Plan) -> None:
     """A table for each context and type of cache; its words below."""
     own = f", context {found.context_length:,}" if found.context_length else ""
     out.text(f"{found.model}: {found.parameter_count:,} parameters{own}")
-    for index, memory in enumerate(found.presets[0].memory):
+    for index, cell in enumerate(found.presets[0].loads):
+        memory = cell.memory
         cache = memory.type_k if memory.type_k == memory.type_v else f"{memory.type_k}/{memory.type_v}"
         out.text(f"\ncontext {memory.context_tokens:,}, cache {cache}:")
         devices = [device.name for device in memory.devices]
+        placed = ["ngl"] if found.devices else []
+        speeds = ["pp t/s", "tg t/s"] if any(it.loads[index].speed for it in found.presets) else []
         out.table(
-            ["preset", "file", "bytes", "bpw", "RAM", *devices, "fits", "KLD prior"],
-            [_row(preset, index) for preset in found.presets],
-            right=range(1, 5 + len(devices)),
+            ["preset", "file bytes", "bpw", "RAM", *devices, *placed, *speeds, "KLD prior", "fits"],
+            [_row(it, index, found, bool(speeds)) for it in found.presets],
+            right=range(1, 5 + len(devices) + len(placed) + len(speeds)),
             compact=True,
         )
-    free = files.human_bytes(found.presets[0].memory[0].ram_free_bytes)
+    _explain(out, found)
+
+
+def _explain(out: Output, found: Plan) -> None:
+    """What the columns are, and how sure they are."""
+    free = files.human_bytes(found.presets[0].loads[0].memory.ram_free_bytes)
     out.paragraph(
-        f"Sizes are exact. RAM is llama.cpp's own account, with the context filled; {free} are available now."
+        f"Sizes are exact. Memory is llama.cpp's own account, with the context filled; {free} of RAM may be"
+        " used."
     )
-    priors = {preset.prior.model: preset.prior.source for preset in found.presets if preset.prior}
+    speeds = [cell.speed for it in found.presets for cell in it.loads if cell.speed]
+    if speeds:
+        out.paragraph(
+            f"pp, tg: prompt and generation in an empty context, {found.threads} threads, from runs of the"
+            " file without its weights, ± a standard error."
+        )
+        missing = [it.preset for it in found.presets if it.loads[0].speed is None]
+        if missing:
+            out.paragraph(f"No speed of {', '.join(missing)}: the time was spent (--budget).")
+    priors = {it.prior.model: it.prior.source for it in found.presets if it.prior}
     for name, source in priors.items():
         out.paragraph(f"KLD prior: published for {name} ({source}), not measured on this model.")
-    if any(preset.needs_imatrix for preset in found.presets):
+    if any(it.size.needs_imatrix for it in found.presets):
         out.paragraph("*: cannot be made without an importance matrix (--imatrix).")
     read = f", {files.human_bytes(found.network_bytes)} read from the Hub" if found.network_bytes else ""
     out.info(f"Planned in {human_seconds(found.seconds)}{read}; no weights were read.")
 
 
-def _row(preset: PresetPlan, index: int) -> list[str]:
-    memory = preset.memory[index]
-    missing = memory.missing_bytes
+def _row(preset: PresetPlan, index: int, found: Plan, with_speed: bool) -> list[str]:
+    cell = preset.loads[index]
     prior = preset.prior.mean_kld if preset.prior else None
     return [
-        preset.preset + "*" * preset.needs_imatrix,
-        files.human_bytes(preset.file_bytes),
-        f"{preset.file_bytes:,}",
-        f"{preset.bits_per_weight:.2f}",
-        files.human_bytes(memory.ram_bytes),
-        *(files.human_bytes(device.needed_bytes) for device in memory.devices),
-        f"no: {files.human_bytes(missing)} short" if missing else "yes",
+        preset.preset + "*" * preset.size.needs_imatrix,
+        f"{preset.size.file_bytes:,}",
+        f"{preset.size.bits_per_weight:.2f}",
+        files.human_bytes(cell.memory.ram_bytes),
+        *(files.human_bytes(device.needed_bytes) for device in cell.memory.devices),
+        *([layers(cell)] if found.devices else []),
+        *(_rates(cell) if with_speed else []),
         "-" if prior is None else f"{prior:.4f}",
+        "yes" if cell.fits else f"no: {files.human_bytes(cell.memory.missing_bytes)} short",
     ]
+
+
+def _rates(cell: LoadPlan) -> list[str]:
+    return [rate(cell.speed.prompt), rate(cell.speed.generation)] if cell.speed else ["-", "-"]
+
+
+def layers(cell: LoadPlan) -> str:
+    """The layers on devices, as one would type them."""
+    count = cell.offload.n_gpu_layers
+    experts = f"-{cell.offload.n_cpu_moe}e" if cell.offload.n_cpu_moe else ""
+    return ("all" if count == ALL_LAYERS else str(count)) + experts
+
+
+def rate(forecast: RateForecast) -> str:
+    """``5.3 ±0.2``: as many digits as the error is worth."""
+    error = forecast.tokens_per_s * forecast.relative_error
+    digits = max(0, -math.floor(math.log10(error)))
+    return f"{forecast.tokens_per_s:.{digits}f} ±{error:.{digits}f}"
 
 
 def _usual(found: Plan) -> str:

@@ -131,6 +131,8 @@ def devices(toolchain: Toolchain, rpc: tuple[str, ...] = ()) -> tuple[Device, ..
     Raises UsageProblem for an address that is none, ToolchainProblem when a server cannot be reached, and
     ToolFailed when a driver takes the tool with it.
     """
+    if not rpc and not toolchain.may_see_gpus:
+        return ()
     servers = ["--rpc", ",".join(rpc)] if rpc else []
     done = process.run(
         [toolchain.tool(TOOL), *servers, "--list-devices"],

@@ -98,6 +98,11 @@ class Toolchain:
         return self.source_dir / CONVERTER
 
     @property
+    def may_see_gpus(self) -> bool:
+        """False for a build that has code for none."""
+        return self.build is None or not set(self.build.backends) <= {"cpu", "rpc"}
+
+    @property
     def caveats(self) -> tuple[str, ...]:
         """Sentences that a person should read before trusting these tools; none for ggq's own build."""
         found = []

@@ -72,6 +72,19 @@ class HollowModel:
         """What the preset makes of the base. Raises as ``quantize.recipe.ask`` does."""
         return ask(self.toolchain, gguf_file.read_all(self.base), preset, QuantizeOptions())
 
+    def key(self, preset: Preset) -> str:
+        """What tells the preset's files from those of others, of the same name, too."""
+        own = json.dumps([preset.ftype, dict(preset.tensor_types)]).encode()
+        return f"{preset.name}-{hashlib.sha256(own).hexdigest()[:8]}"
+
+    def release(self, preset: Preset) -> None:
+        """Remove the preset's hollow file, if there is one."""
+        self._path(preset, None, False).unlink(missing_ok=True)
+
+    def _path(self, preset: Preset, layers: int | None, routed: bool) -> Path:
+        words = [self.key(preset), *([f"{layers}-layers"] if layers is not None else [])]
+        return self.folder / f"{'-'.join(words + ['routed'] * routed)}.gguf"
+
     def quantized(self, preset: Preset, *, layers: int | None = None, routed: bool = False) -> Path:
         """The hollow GGUF of a preset; its whole size is the real file's to the byte.
 
@@ -80,17 +93,13 @@ class HollowModel:
         random routers and embeddings, so that experts are chosen at random as a real model chooses them;
         that file takes the disk that those tensors take.
 
-        It takes as much disk as its vocabulary (7 MB for 128,000 tokens), and may be removed after use: it is
-        made again in a moment.
+        It takes as much disk as its vocabulary (7 MB for 128,000 tokens), and may be removed after use (see
+        ``release``): it is made again in a moment.
 
         Raises GgufProblem (a base that is quantized already), UsageProblem (``layers`` out of range),
         ToolFailed, ToolchainProblem, OutputProblem, DiskFull.
         """
-        own = json.dumps([preset.ftype, dict(preset.tensor_types)]).encode()
-        words = [preset.name, hashlib.sha256(own).hexdigest()[:8]]
-        words += [f"{layers}-layers"] if layers is not None else []
-        words += ["routed"] if routed else []
-        target = self.folder / f"{'-'.join(words)}.gguf"
+        target = self._path(preset, layers, routed)
         if target.is_file():
             return target
         base = gguf_file.read_all(self.base)

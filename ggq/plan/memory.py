@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ggq import hardware
 from ggq.llamacpp import memory as llama_memory
-from ggq.llamacpp.memory import Load
+from ggq.llamacpp.memory import ROUNDING_BYTES, Load
 from ggq.llamacpp.toolchain import Toolchain
 
 
@@ -24,15 +24,17 @@ class DeviceForecast:
 class MemoryForecast:
     """Memory at one context and type of cache, with that context filled.
 
-    ``buffers_bytes``: weights, cache and buffers of the CPU; with mmap the system can take the weights' part
-    back, at the price of reading them again. ``process_bytes``: the process itself. ``ram_free_bytes``:
-    available now. ``devices``: the part on GPUs.
+    ``buffers_bytes``: weights, cache and buffers of the CPU, from above (a few MiB); with mmap the system can
+    take the weights' part back, at the price of reading them again. ``repacked_bytes`` of them are weights in
+    another order: with mmap these are in memory a second time, as pages of the file. ``process_bytes``: the
+    process itself. ``ram_free_bytes``: available now. ``devices``: the part on GPUs.
     """
 
     context_tokens: int
     type_k: str
     type_v: str
     buffers_bytes: int
+    repacked_bytes: int
     process_bytes: int
     ram_free_bytes: int
     devices: tuple[DeviceForecast, ...]
@@ -59,7 +61,8 @@ def forecast(toolchain: Toolchain, model: Path, load: Load) -> MemoryForecast:
         context_tokens=load.context_tokens,
         type_k=load.type_k,
         type_v=load.type_v,
-        buffers_bytes=found.host_bytes - (found.process_bytes or 0),
+        buffers_bytes=sum(row.sum_bytes + ROUNDING_BYTES for row in found.host if row.sum_bytes),
+        repacked_bytes=sum(row.model_bytes for row in found.host if row.kind == "buffer_type"),
         process_bytes=found.process_bytes or 0,
         ram_free_bytes=hardware.available_ram_bytes(),
         devices=tuple(

@@ -53,7 +53,7 @@ def text_options(function: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
-class _Layers(click.ParamType[int]):
+class Layers(click.ParamType[int]):
     """A number of layers, or ``all``."""
 
     name = "n|all"
@@ -65,7 +65,7 @@ class _Layers(click.ParamType[int]):
 
 
 layers_option = click.option(
-    "-ngl", "--n-gpu-layers", type=_Layers(),
+    "-ngl", "--n-gpu-layers", type=Layers(),
     help="Layers on GPUs, the output layer counted. Default: all, if any GPU.",
 )  # fmt: skip
 rpc_option = click.option(

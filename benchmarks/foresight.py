@@ -1,0 +1,300 @@
+"""Foretold against measured, in one run: bytes of files, memory and speed.
+
+Models of random weights are made on the spot (dense, a mixture of experts, a sliding window, tied embeddings
+with a vocabulary of 128 K), the two trained ones beside the project are taken where they are there. Of each
+the plan is asked first, from its header alone; then the presets are made, loaded with a filled context, and
+run. Last, a hollow 8 B is foretold from a few of its layers and run whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ggq
+from benchmarks import headers
+from benchmarks.common import EXAMPLE, RESULTS, ROOT, Bar, finish, random_llama
+from ggq import gguf_file, hardware, presets
+from ggq.bench.memory import MemorySettings
+from ggq.bench.memory import measure as measure_memory
+from ggq.errors import GgufProblem
+from ggq.llamacpp import bench, rpc, toolchain
+from ggq.llamacpp.bench import BenchOptions
+from ggq.llamacpp.memory import Load
+from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.plan.account import Account
+from ggq.plan.calibration import Calibration
+from ggq.plan.hollow import HollowModel, hollow_model
+from ggq.plan.speed import SpeedMeter, forecast
+from ggq.presets import Preset
+
+PRESETS = ("Q2_K", "Q4_K_M", "Q6_K", "Q8_0")
+DEEP_PRESET = "Q4_K_M"  # in which the longer contexts and the devices are tried
+PROMPT_TOKENS, GENERATED_TOKENS, REPETITIONS = 512, 48, 3
+_MIB = 1 << 20
+_SHARED = ROOT.parent / "shared" / "models"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure before and after. ``what``: size, memory, prompt or generation, in bytes or tokens/s."""
+
+    what: str
+    model: str
+    preset: str
+    setting: str
+    foretold: float
+    measured: float
+    relative_error: float | None = None
+
+    @property
+    def error(self) -> float:
+        return self.foretold / self.measured - 1
+
+    def __str__(self) -> str:
+        unit = _MIB if self.what in ("size", "memory") else 1
+        return (
+            f"{self.model:<14} {self.preset:<7} {self.what:<10} {self.setting:<28}"
+            f" {self.foretold / unit:>10.2f} {self.measured / unit:>10.2f} {100 * self.error:>+7.1f} %"
+        )
+
+
+# --- models ----------------------------------------------------------------------------------------------
+
+
+def _dense(width: int, ffn: int, layers: int, heads: int) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        random_llama(folder, width=width, ffn=ffn, layers=layers, heads=heads, context=16384)
+
+    return make
+
+
+def _from_config(name: str, **config: Any) -> Callable[[Path], None]:
+    """A model of transformers, with random weights and the example's tokenizer."""
+
+    def make(folder: Path) -> None:
+        import torch
+        import transformers
+
+        torch.manual_seed(1)
+        given = getattr(transformers, f"{name}Config")(max_position_embeddings=16384, **config)
+        made = getattr(transformers, f"{name}ForCausalLM")(given).to(torch.bfloat16)
+        made.save_pretrained(folder)
+        for file in ("tokenizer.model", "tokenizer_config.json"):
+            shutil.copy(EXAMPLE / file, folder / file)
+
+    return make
+
+
+_VOCABULARY = json.loads((EXAMPLE / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+MODELS: Mapping[str, Callable[[Path], None]] = {
+    "dense-100m": _dense(768, 3072, 10, 12),
+    "dense-500m": _dense(1024, 4096, 30, 16),
+    "experts": _from_config(
+        "Mixtral", hidden_size=512, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8,
+        num_key_value_heads=4, num_local_experts=8, vocab_size=_VOCABULARY, sliding_window=None,
+    ),
+    "window": _from_config(
+        "Gemma2", hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=96, vocab_size=_VOCABULARY, sliding_window=1024,
+    ),
+    "tied-128k": _from_config(
+        "Llama", hidden_size=768, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=12,
+        num_key_value_heads=4, vocab_size=128256, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+
+
+# --- cells -----------------------------------------------------------------------------------------------
+
+
+class Foresight:
+    """One model: first all that is foretold, then all that is measured."""
+
+    def __init__(
+        self, name: str, checkpoint: Path, work: Path, tools: Toolchain, server: str, contexts: Sequence[int]
+    ) -> None:
+        self._name = name
+        self._checkpoint = checkpoint
+        self._work = work
+        self._tools = tools
+        self._server = server
+        self._hollow = hollow_model(checkpoint, toolchain=tools)
+        self._account = Account(self._hollow)
+        self._facts = self._account.facts()
+        own = self._facts.context_length or max(contexts)
+        self._contexts = sorted({min(context, own) for context in contexts})
+        self._presets = presets.load().resolve(PRESETS)
+        self._small_cache = "q8_0"
+        try:
+            self._account.memory(self._presets[0], Load(self._contexts[0], "q8_0", "q8_0"))
+        except GgufProblem:  # heads narrower than a block
+            self._small_cache = "f16"
+
+    def cells(self) -> Iterator[Cell]:
+        sizes = {preset.name: self._account.size(preset).file_bytes for preset in self._presets}
+        threads = hardware.usable_cores()
+        meter = SpeedMeter(
+            self._hollow, self._facts, sizes, Load(512), threads,
+            Calibration(self._work / "speed.json", self._tools),
+        )  # fmt: skip
+        loads = {preset.name: list(self._loads(preset)) for preset in self._presets}
+        memory = {
+            preset.name: [self._account.memory(preset, load) for load, _ in loads[preset.name]]
+            for preset in self._presets
+        }
+        made = ggq.convert_and_quantize(
+            str(self._checkpoint), PRESETS, self._work / "made", ggq.Settings(verify="off")
+        )
+        for preset, file in zip(self._presets, made.files, strict=True):
+            yield Cell("size", self._name, preset.name, "", sizes[preset.name], file.file_bytes)
+            for (load, mode), foretold in zip(loads[preset.name], memory[preset.name], strict=True):
+                # Weights in another order are in memory beside the file's pages.
+                twice = foretold.repacked_bytes if mode == "mmap" else 0
+                measured = self._resident(file.paths[0], load, mode)
+                words = f"{load.context_tokens} {load.type_k} {mode} ngl {load.offload.n_gpu_layers}"
+                total = foretold.ram_bytes + twice
+                yield Cell("memory", self._name, preset.name, words, total, measured)
+            # The two within the same minute: this machine's speed is not the same all day.
+            costs = meter.measure([preset], ["cpu"], 60)[preset.name]
+            yield from _speeds(
+                self._name, preset, forecast(costs, Offload(), self._facts.block_count, 512, threads),
+                run(self._tools, file.paths[0], threads, self._contexts[-1]),
+            )  # fmt: skip
+
+    def _loads(self, preset: Preset) -> Iterator[tuple[Load, str]]:
+        yield Load(self._contexts[0], "f16", "f16"), "mmap"
+        yield Load(self._contexts[0], self._small_cache, self._small_cache), "none"
+        if preset.name != DEEP_PRESET:
+            return
+        for context in self._contexts[1:]:
+            yield Load(context, "f16", "f16"), "none"
+            yield Load(context, self._small_cache, self._small_cache), "mmap"
+        layers = self._facts.block_count + 1
+        for count in sorted({1, layers // 2, layers}):
+            offload = Offload(n_gpu_layers=count, rpc=(self._server,))
+            yield Load(self._contexts[0], "f16", "f16", offload=offload), "none"
+
+    def _resident(self, file: Path, load: Load, mode: str) -> int:
+        settings = MemorySettings(
+            contexts=(load.context_tokens,),
+            cache_types=((load.type_k, load.type_v),),
+            load_modes=(mode,),
+            offload=load.offload,
+        )
+        (cell,) = measure_memory(file, settings, toolchain=self._tools).cells
+        assert cell.measured is not None, "it did not fit"
+        return cell.measured.peaks.resident_bytes
+
+
+def run(tools: Toolchain, file: Path, threads: int, room: int) -> Mapping[str, float]:
+    """llama-bench: median tokens/s of a prompt and of generation."""
+    prompt_tokens = min(PROMPT_TOKENS, room)
+    options = BenchOptions(
+        prompt_tokens=(prompt_tokens,),
+        generated_tokens=(min(GENERATED_TOKENS, room),),
+        threads=(threads,),
+        repetitions=REPETITIONS,
+    )
+    prompt, generation = bench.run(tools, file, options)
+    return {
+        "prompt": statistics.median(prompt.samples_tokens_per_s),
+        "generation": statistics.median(generation.samples_tokens_per_s),
+    }
+
+
+def _speeds(name: str, preset: Preset, foretold: Any, measured: Mapping[str, float]) -> Iterator[Cell]:
+    assert foretold is not None, "the CPU's speed was measured"
+    for what, value in measured.items():
+        rate = getattr(foretold, what)
+        setting = f"layers {','.join(map(str, foretold.layers))}"
+        yield Cell(what, name, preset.name, setting, rate.tokens_per_s, value, rate.relative_error)
+
+
+def hollow_8b(work: Path, tools: Toolchain) -> Iterator[Cell]:
+    """From a few layers against the whole, both without weights."""
+    shape = replace(headers.LLAMA_8B, vocabulary=_VOCABULARY)
+    hollow: HollowModel = hollow_model(headers.write(work / "hollow-8b", shape, EXAMPLE), toolchain=tools)
+    account, threads = Account(hollow), hardware.usable_cores()
+    (preset,) = presets.load().resolve([DEEP_PRESET])
+    sizes = {preset.name: account.size(preset).file_bytes}
+    kept = Calibration(work / "speed-8b.json", tools)
+    meter = SpeedMeter(hollow, account.facts(), sizes, Load(512), threads, kept)
+    costs = meter.measure([preset], ["cpu"], 60)[preset.name]
+    whole = hollow.quantized(preset)
+    blocks = gguf_file.read(whole).block_count or 0
+    found = forecast(costs, Offload(), blocks, 512, threads)
+    yield from _speeds("hollow-8b", preset, found, run(tools, whole, threads, 128))
+
+
+# --- the table -------------------------------------------------------------------------------------------
+
+
+def bars(cells: Sequence[Cell]) -> Iterator[Bar]:
+    """The promises: bytes exact; memory never below what was measured and little above; speed near."""
+    size = [abs(cell.foretold - cell.measured) for cell in cells if cell.what == "size"]
+    yield Bar("size-bytes-off", max(size), 0)
+    memory = [cell for cell in cells if cell.what == "memory"]
+    yield Bar("memory-below-measured", sum(cell.foretold < cell.measured for cell in memory), 0)
+    # An error counts as a share of what is allowed: of the measured bytes, or a fixed number where more.
+    median = [abs(it.foretold - it.measured) / max(0.03 * it.measured, 24 * _MIB) for it in memory]
+    yield Bar("memory-median-of-allowed", statistics.median(median), 1)
+    worst = [abs(it.foretold - it.measured) / max(0.08 * it.measured, 48 * _MIB) for it in memory]
+    yield Bar("memory-worst-of-allowed", max(worst), 1)
+    speed = sorted(abs(cell.error) for cell in cells if cell.what in ("prompt", "generation"))
+    yield Bar("speed-median-error", statistics.median(speed), 0.10)
+    yield Bar("speed-worst-error", speed[-1], 0.25)
+
+
+def summary(cells: Sequence[Cell]) -> Iterator[str]:
+    for what in ("size", "memory", "prompt", "generation"):
+        errors = sorted(abs(cell.error) for cell in cells if cell.what == what)
+        if errors:
+            high = errors[min(len(errors) - 1, round(0.95 * (len(errors) - 1)))]
+            median = statistics.median(errors)
+            yield (
+                f"{what:<10} {len(errors):>3} cells, error: median {median:.1%}, 95 % {high:.1%},"
+                f" worst {errors[-1]:.1%}"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = [*MODELS, *(path.name for path in sorted(_SHARED.glob("*")) if path.is_dir()), "hollow-8b"]
+    parser.add_argument("--models", nargs="+", choices=names, default=names)
+    parser.add_argument("--contexts", nargs="+", type=int, default=[512, 4096], help="16384 takes long")
+    options = parser.parse_args()
+    tools = toolchain.find()
+    RESULTS.mkdir(exist_ok=True)
+    cells: list[Cell] = []
+    print(f"{'':<62} {'foretold':>10} {'measured':>10}   (MiB, tokens/s)")
+    with ExitStack() as stack:
+        server = stack.enter_context(rpc.loopback_device(tools))
+        for name in options.models:
+            with tempfile.TemporaryDirectory(dir=RESULTS) as folder:
+                work = Path(folder)
+                if name == "hollow-8b":
+                    found: Iterator[Cell] = hollow_8b(work, tools)
+                else:
+                    checkpoint = _SHARED / name if name not in MODELS else work / name
+                    if name in MODELS:
+                        MODELS[name](checkpoint)
+                    found = Foresight(name, checkpoint, work, tools, server, options.contexts).cells()
+                for cell in found:
+                    print(cell, flush=True)
+                    cells.append(cell)
+    print(*summary(cells), sep="\n")
+    finish("foresight", {"cells": [asdict(cell) for cell in cells]}, list(bars(cells)))
+
+
+if __name__ == "__main__":
+    main()

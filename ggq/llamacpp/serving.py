@@ -1,0 +1,55 @@
+"""How to run a model as it was planned: llama-server's command line, keyword arguments of ``Llama``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggq import ggml_types
+from ggq.llamacpp.bench import BenchOptions
+from ggq.llamacpp.binding_bench import default_options, impossible
+from ggq.llamacpp.memory import Load
+
+SERVER = "llama-server"
+
+
+@dataclass(frozen=True)
+class Serving:
+    """``load``: context, cache and placement; ``load_mode``: a word of bench.LOAD_MODES; ``threads`` of
+    generation, ``prompt_threads`` of prompts."""
+
+    load: Load
+    load_mode: str
+    threads: int
+    prompt_threads: int
+
+    def server_command(self, model: Path) -> list[str]:
+        """A command line for a shell; the server listens on 127.0.0.1, its own default."""
+        load = self.load
+        return [
+            SERVER, "-m", str(model), "-c", str(load.context_tokens), *load.offload.arguments(),
+            "-t", str(self.threads), "-tb", str(self.prompt_threads), "-fa", load.flash_attention,
+            "-ctk", load.type_k, "-ctv", load.type_v, "-lm", self.load_mode, "-fit", "off", "-np", "1",
+        ]  # fmt: skip
+
+    def binding_options(self) -> Mapping[str, Any] | None:
+        """Keyword arguments of ``llama_cpp.Llama`` but for the path; None: it has none for this placement."""
+        load = self.load
+        options = BenchOptions(
+            offload=load.offload,
+            type_k=load.type_k,
+            type_v=load.type_v,
+            flash_attention=load.flash_attention,
+            load_mode=self.load_mode,
+        )
+        if impossible(options):
+            return None
+        known = ggml_types.by_name()
+        return {
+            "n_ctx": load.context_tokens,
+            **default_options(options, self.threads, self.prompt_threads),
+            "type_k": known[load.type_k.upper()].number,
+            "type_v": known[load.type_v.upper()].number,
+        }

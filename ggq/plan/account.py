@@ -1,0 +1,107 @@
+"""What llama.cpp says of a model's presets before they are made: sizes and memory, asked once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ggq import gguf_file, hardware
+from ggq.llamacpp.memory import Load
+from ggq.plan.calibration import build_and_cpu
+from ggq.plan.hollow import HollowModel
+from ggq.plan.memo import Memo
+from ggq.plan.memory import MemoryForecast, forecast
+from ggq.plan.placement import Placement, Room, most_layers
+from ggq.presets import Preset
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model's header says. ``block_count``: the output layer is one more."""
+
+    parameter_count: int
+    context_length: int | None
+    block_count: int
+    expert_count: int
+    sliding_window_tokens: int | None
+
+
+@dataclass(frozen=True)
+class PresetSize:
+    """``file_bytes`` is exact; ``bits_per_weight`` counts tensor data; ``fallback_count`` of
+    ``quantized_count`` tensors get another type than the preset wants; ``needs_imatrix``: it cannot be made
+    without an importance matrix."""
+
+    file_bytes: int
+    bits_per_weight: float
+    fallback_count: int
+    quantized_count: int
+    needs_imatrix: bool
+
+
+class Account:
+    """Answers about the presets of one model, kept beside its hollow files."""
+
+    def __init__(self, hollow: HollowModel) -> None:
+        self._hollow = hollow
+        self._memo = Memo(hollow.folder / "account.json", build_and_cpu(hollow.toolchain))
+
+    def facts(self) -> ModelFacts:
+        return ModelFacts(**self._memo.get("model", self._facts))
+
+    def size(self, preset: Preset) -> PresetSize:
+        """Raises as ``quantize.recipe.ask`` does."""
+        return PresetSize(**self._memo.get(f"{self._hollow.key(preset)} size", lambda: self._size(preset)))
+
+    def memory(self, preset: Preset, load: Load) -> MemoryForecast:
+        """With what is free now. Raises as ``plan.memory.forecast`` does."""
+        if load.offload.n_gpu_layers:
+            # Devices come and go, and what is free on them changes.
+            return self.with_process(self._memory(preset, load))
+        question = f"{self._hollow.key(preset)} {load}"
+        kept = MemoryForecast(**self._memo.get(question, lambda: asdict(self._memory(preset, load))))
+        return self.with_process(replace(kept, devices=(), ram_free_bytes=hardware.available_ram_bytes()))
+
+    def with_process(self, memory: MemoryForecast) -> MemoryForecast:
+        """The process itself is the same for all presets and loads; what was first seen of it, with or
+        without devices, stands for all."""
+        kind = "devices" if memory.devices else "CPU"
+        process_bytes = self._memo.get(f"process with {kind}", lambda: memory.process_bytes)
+        return replace(memory, process_bytes=process_bytes)
+
+    def place(self, preset: Preset, load: Load, room: Room) -> Placement:
+        """Raises as ``plan.placement.most_layers`` does."""
+        found = most_layers(self._hollow.toolchain, self._hollow.quantized(preset), load, room)
+        return replace(found, memory=self.with_process(found.memory))
+
+    def save(self) -> None:
+        """Raises OutputProblem, DiskFull."""
+        self._memo.save()
+
+    def _facts(self) -> dict[str, Any]:
+        base = gguf_file.read_all(self._hollow.base)
+        window = base.integer(f"{base.architecture}.attention.sliding_window")
+        return asdict(
+            ModelFacts(
+                parameter_count=base.parameter_count,
+                context_length=base.context_length,
+                block_count=base.block_count or 0,
+                expert_count=base.expert_count or 0,
+                sliding_window_tokens=window or None,
+            )
+        )
+
+    def _size(self, preset: Preset) -> dict[str, Any]:
+        recipe = self._hollow.recipe(preset)
+        return asdict(
+            PresetSize(
+                file_bytes=recipe.file_bytes,
+                bits_per_weight=recipe.bits_per_weight,
+                fallback_count=len(recipe.fallbacks),
+                quantized_count=recipe.quantized_count,
+                needs_imatrix=recipe.needs_imatrix,
+            )
+        )
+
+    def _memory(self, preset: Preset, load: Load) -> MemoryForecast:
+        return forecast(self._hollow.toolchain, self._hollow.quantized(preset), load)

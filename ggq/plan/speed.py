@@ -1,0 +1,348 @@
+"""Tokens per second of a preset that is not there yet: its hollow file, or some of its layers, run for real.
+
+llama.cpp runs a file with holes for weights as fast as the real one, since the same number of bytes goes
+through the same kernels. Where the whole would take long, or more memory than there is, two cuts of different
+depth are run: the time of a token is a straight line over the number of layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ggq import hardware
+from ggq.bench.workload import ALL_LAYERS
+from ggq.errors import DoesNotFit
+from ggq.llamacpp import bench
+from ggq.llamacpp.bench import BenchOptions
+from ggq.llamacpp.memory import Load
+from ggq.llamacpp.offload import Offload
+from ggq.plan.account import ModelFacts
+from ggq.plan.calibration import Calibration, Timings
+from ggq.plan.hollow import HollowModel
+from ggq.presets import Preset
+from ggq.progress import Listener, Step, silent
+
+STEP = "foresee speed"
+PROMPT_TOKENS, GENERATED_TOKENS = 256, 24
+DEPTH_TOKENS = 1024
+# A first short prompt reads the file and wakes the threads; its time is thrown away.
+_WARM_UP_TOKENS = 16
+# A model up to this size is run whole: two cuts of it would not be quicker.
+_WHOLE_BYTES = 700 << 20
+_MORE_LAYERS = 3
+# Sliding-window layers come in patterns of up to six (Gemma 3: five of them, one of full attention).
+_PATTERN = 6
+_CACHE_BYTES = 64 << 20  # of a CPU that does not tell
+_REPETITIONS, _MOST_ROUNDS, _GOOD_ERROR = 2, 3, 0.04
+# Runs of the same file on a quiet machine differ by about so much, whatever a few repetitions say.
+_LEAST_ERROR = 0.03
+
+Kind = Literal["cpu", "device", "experts"]
+
+
+@dataclass(frozen=True)
+class RateForecast:
+    """``relative_error``: one standard error of the forecast, as a share of it."""
+
+    tokens_per_s: float
+    relative_error: float
+
+
+@dataclass(frozen=True)
+class SpeedForecast:
+    """Of a prompt and of generation in an empty context, and of generation at the end of a full one
+    (``context_tokens``). ``layers``: the blocks of the hollow models that were run for it."""
+
+    prompt: RateForecast
+    generation: RateForecast
+    full_context: RateForecast
+    context_tokens: int
+    threads: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds of a token over the number of blocks, through what one or two cuts took (``points``: blocks ->
+    seconds); ``error``: the relative standard error of each point."""
+
+    points: tuple[tuple[int, float], ...]
+    error: float
+
+    def at(self, layers: int) -> tuple[float, float]:
+        """Seconds of a token with so many blocks, and their standard error."""
+        (first, low), (last, high) = self.points[0], self.points[-1]
+        if layers == last or low >= high:
+            # Of one point, or where noise is greater than the layers' time, all time is the layers'.
+            share = layers / last
+            return share * high, self.error * share * high * (1 if layers == last else 2)
+        weight = (layers - first) / (last - first)
+        return (
+            weight * high + (1 - weight) * low,
+            self.error * math.hypot(weight * high, (1 - weight) * low),
+        )
+
+    def of_layers(self, layers: int) -> tuple[float, float]:
+        """The part of so many blocks alone, without what is spent once per token."""
+        (first, low), (last, high) = self.points[0], self.points[-1]
+        if low >= high:
+            return self.at(layers)
+        each = layers / (last - first)
+        return each * (high - low), each * self.error * math.hypot(high, low)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What tokens cost where the blocks lie in one place. ``depth_s``: seconds that each token of context
+    adds to a generated one, per block."""
+
+    prompt: Line
+    generation: Line
+    depth_s: float
+
+
+def forecast(
+    costs: Mapping[Kind, Costs], placement: Offload, block_count: int, context_tokens: int, threads: int
+) -> SpeedForecast | None:
+    """The speed of a model of ``block_count`` blocks, placed so; None where a place was not measured.
+
+    The output layer goes to the devices first, as llama.cpp has it, so that of n layers n - 1 are blocks.
+    """
+    placed = blocks(placement, block_count)
+    if not set(placed) <= set(costs):
+        return None
+    depth_s = sum(count * costs[kind].depth_s for kind, count in placed.items())
+
+    def rate(lines: Mapping[Kind, Line], more_s: float = 0) -> RateForecast:
+        # What is spent once per token is spent where the output layer is.
+        (home, count), *others = placed.items()
+        parts = [lines[home].at(count), *(lines[kind].of_layers(number) for kind, number in others)]
+        seconds = sum(part for part, _ in parts) + more_s
+        return RateForecast(1 / seconds, math.hypot(*(error for _, error in parts)) / seconds)
+
+    generation = {kind: costs[kind].generation for kind in placed}
+    return SpeedForecast(
+        prompt=rate({kind: costs[kind].prompt for kind in placed}),
+        generation=rate(generation),
+        full_context=rate(generation, depth_s * context_tokens),
+        context_tokens=context_tokens,
+        threads=threads,
+        layers=tuple(count for count, _ in next(iter(generation.values())).points),
+    )
+
+
+def blocks(placement: Offload, block_count: int) -> dict[Kind, int]:
+    """Where the blocks lie: place -> how many, the output layer's place first."""
+    asked = placement.n_gpu_layers
+    on_device = block_count if asked == ALL_LAYERS else min(max(0, asked - 1), block_count)
+    if asked == 0:
+        return {"cpu": block_count}
+    # The experts that stay are those of the model's first layers, which are the last to be offloaded.
+    kept = max(0, min(placement.n_cpu_moe, block_count) - (block_count - on_device))
+    counts: dict[Kind, int] = {
+        "device": on_device - kept,
+        "experts": kept,
+        "cpu": block_count - on_device,
+    }
+    home: Kind = "device" if on_device - kept or not kept else "experts"
+    return {home: counts[home]} | {kind: count for kind, count in counts.items() if count and kind != home}
+
+
+class SpeedMeter:
+    """Runs hollow files of a model on this machine and remembers what they took."""
+
+    def __init__(
+        self,
+        hollow: HollowModel,
+        facts: ModelFacts,
+        file_bytes: Mapping[str, int],
+        load: Load,
+        threads: int,
+        calibration: Calibration,
+    ) -> None:
+        """``file_bytes``: preset name -> size of its file; ``load``: type of cache and devices."""
+        self._hollow = hollow
+        self._facts = facts
+        self._file_bytes = file_bytes
+        self._load = load
+        self._threads = threads
+        self._calibration = calibration
+        self._layer_count = facts.block_count or 1
+
+    def measure(
+        self,
+        wanted: Sequence[Preset],
+        kinds: Sequence[Kind],
+        budget_s: float,
+        listener: Listener = silent,
+    ) -> dict[str, dict[Kind, Costs]]:
+        """Preset name -> its costs in each place, of as many presets as ``budget_s`` seconds allow; the
+        first always. What was measured before is not measured again.
+
+        Raises ToolFailed, ToolchainProblem, OutputProblem, DiskFull.
+        """
+        started = time.monotonic()
+        new = [
+            (preset, kind) for preset in _spread(wanted) for kind in kinds if not self._known(preset, kind)
+        ]
+        todo, longest_s = new, 0.0
+        for turn in range(_MOST_ROUNDS):
+            again = []
+            for done, (preset, kind) in enumerate(todo):
+                begun = time.monotonic()
+                if (turn or done) and begun - started + longest_s > budget_s:
+                    break
+                if turn == 0:
+                    listener(Step(STEP, done, len(new), "presets"))
+                # A file for which there is no memory has no speed.
+                with contextlib.suppress(DoesNotFit):
+                    self._run(preset, kind)
+                    again += [(preset, kind)] * (self._error(preset, kind) > _GOOD_ERROR)
+                longest_s = max(longest_s, time.monotonic() - begun)
+            todo = again
+        if new:
+            self._calibration.save()
+            listener(Step(STEP, len(new), len(new), "presets"))
+        depths = {kind: self._depth_s(wanted, kind) for kind in kinds}
+        return {
+            preset.name: {
+                kind: self._costs(preset, kind, depths[kind]) for kind in kinds if self._known(preset, kind)
+            }
+            for preset in wanted
+        }
+
+    # --- cuts ------------------------------------------------------------------------------------------
+
+    def cuts(self, preset: Preset, kind: Kind) -> tuple[int, ...]:
+        """The numbers of blocks to run: all, or two that reach beyond the CPU's cache."""
+        layers = self._layer_count
+        size = self._file_bytes[preset.name]
+        each = max(1, size // (layers + 1))
+        least = math.ceil(2 * (hardware.last_cache_bytes() or _CACHE_BYTES) / each)
+        if self._facts.sliding_window_tokens:
+            least = math.ceil(max(1, least) / _PATTERN) * _PATTERN
+        few = max(1, least)
+        more = few + max(_MORE_LAYERS, few)
+        fits = size < hardware.available_ram_bytes() // 2
+        if fits and (size <= _WHOLE_BYTES or 2 * more >= layers):
+            # Of a model that may lie in two places the line is wanted, and not only its end.
+            return (layers,) if kind == "cpu" and not self._load.offload.rpc else _pair(layers)
+        return (few, min(more, layers)) if more < layers else _pair(layers)
+
+    def _known(self, preset: Preset, kind: Kind) -> bool:
+        return all(self._key(preset, kind, layers) in self._calibration for layers in self.cuts(preset, kind))
+
+    def _key(self, preset: Preset, kind: Kind, layers: int) -> str:
+        own = self._hollow.key(preset)
+        cache = f"{self._load.type_k}/{self._load.type_v}/{self._load.flash_attention}"
+        return f"{own} {kind} {layers} layers, cache {cache}, {self._threads} threads"
+
+    # --- runs ------------------------------------------------------------------------------------------
+
+    def _run(self, preset: Preset, kind: Kind) -> None:
+        """A few repetitions of each cut."""
+        options = BenchOptions(
+            prompt_tokens=(_WARM_UP_TOKENS, PROMPT_TOKENS),
+            generated_tokens=(GENERATED_TOKENS,),
+            warm_up=False,
+            repetitions=_REPETITIONS,
+        )
+        for layers in self.cuts(preset, kind):
+            _, prompt, generation = self._bench(preset, kind, layers, options)
+            self._calibration.add(
+                self._key(preset, kind, layers),
+                Timings(
+                    prompt_s=tuple(ns / 1e9 / PROMPT_TOKENS for ns in prompt.samples_ns),
+                    generation_s=tuple(ns / 1e9 / GENERATED_TOKENS for ns in generation.samples_ns),
+                ),
+            )
+
+    def _bench(
+        self, preset: Preset, kind: Kind, layers: int, options: BenchOptions
+    ) -> tuple[bench.BenchResult, ...]:
+        whole = layers == self._layer_count
+        file = self._hollow.quantized(preset, layers=None if whole else layers, routed=True)
+        try:
+            return bench.run(
+                self._hollow.toolchain,
+                file,
+                replace(
+                    options,
+                    threads=(self._threads,),
+                    offload=self._offload(kind),
+                    type_k=self._load.type_k,
+                    type_v=self._load.type_v,
+                    flash_attention=self._load.flash_attention,
+                ),
+            )
+        finally:
+            file.unlink(missing_ok=True)
+
+    def _offload(self, kind: Kind) -> Offload:
+        if kind == "cpu":
+            return Offload()
+        given = self._load.offload
+        moe = self._layer_count if kind == "experts" else 0
+        return replace(given, n_gpu_layers=ALL_LAYERS, n_cpu_moe=moe)
+
+    def _depth_s(self, wanted: Sequence[Preset], kind: Kind) -> float:
+        """Attention looks at the cache and not at weights, so that one preset stands for all."""
+        measured = [preset for preset in wanted if self._known(preset, kind)]
+        depth = min(DEPTH_TOKENS, (self._facts.context_length or DEPTH_TOKENS) - GENERATED_TOKENS)
+        if not measured or depth <= 0:
+            return 0.0
+        preset = min(measured, key=lambda it: self._file_bytes[it.name])
+        layers = self.cuts(preset, kind)[0]
+        key = f"{self._key(preset, kind, layers)}, depth {depth}"
+        if key not in self._calibration:
+            options = BenchOptions(
+                generated_tokens=(GENERATED_TOKENS,), depths=(depth,), warm_up=False, repetitions=1
+            )
+            (found,) = self._bench(preset, kind, layers, options)
+            seconds = found.samples_ns[0] / 1e9 / GENERATED_TOKENS
+            self._calibration.add(key, Timings(generation_s=(seconds,)))
+            self._calibration.save()
+        deep = statistics.median(self._calibration[key].generation_s)
+        flat = statistics.median(self._calibration[self._key(preset, kind, layers)].generation_s)
+        return max(0.0, deep - flat) / layers / depth
+
+    def _error(self, preset: Preset, kind: Kind) -> float:
+        costs = self._costs(preset, kind, 0.0)
+        return max(costs.prompt.error, costs.generation.error)
+
+    def _costs(self, preset: Preset, kind: Kind, depth_s: float) -> Costs:
+        timings = {
+            layers: self._calibration[self._key(preset, kind, layers)] for layers in self.cuts(preset, kind)
+        }
+        return Costs(
+            prompt=_line({layers: it.prompt_s for layers, it in timings.items()}),
+            generation=_line({layers: it.generation_s for layers, it in timings.items()}),
+            depth_s=depth_s,
+        )
+
+
+def _line(samples: Mapping[int, Sequence[float]]) -> Line:
+    errors = [
+        statistics.stdev(values) / math.sqrt(len(values)) / statistics.fmean(values)
+        for values in samples.values()
+        if len(values) > 1
+    ]
+    points = tuple((layers, statistics.median(values)) for layers, values in sorted(samples.items()))
+    return Line(points, max(_LEAST_ERROR, *errors, 0))
+
+
+def _pair(layers: int) -> tuple[int, ...]:
+    return (layers // 2, layers) if layers > 1 else (layers,)
+
+
+def _spread(presets: Iterable[Preset]) -> list[Preset]:
+    """Those that people ask for first, so that a short budget is spent on them."""
+    order = ("Q4_K_M", "Q8_0", "Q2_K", "Q6_K", "Q5_K_M", "Q3_K_M")
+    rank = {name: index for index, name in enumerate(order)}
+    return sorted(presets, key=lambda preset: rank.get(preset.name, len(rank)))

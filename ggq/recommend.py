@@ -1,0 +1,282 @@
+"""``ggq recommend``: of all presets of a model the one for this machine, why, and the commands to type."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ggq import files, gguf_names, presets
+from ggq.bench.record import Record, rows
+from ggq.errors import DoesNotFit
+from ggq.foresee import DEFAULT_PRESETS, LoadPlan, Plan, PlanSettings, PresetPlan, plan
+from ggq.llamacpp import toolchain as toolchains
+from ggq.llamacpp.memory import Load
+from ggq.llamacpp.serving import Serving
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.progress import Listener, silent
+
+Preference = Literal["quality", "balanced", "speed"]
+PREFERENCES: tuple[Preference, ...] = ("quality", "balanced", "speed")
+_SMALL_CACHE = ("q8_0", "q8_0")
+_SHORTEST_CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class Taste:
+    """How speed and loss are weighed: a choice's score is ``log2(min(t/s, enough)) - weight * KLD``.
+
+    ``enough``: generated tokens per second beyond which more is worth nothing; ``weight``: halvings of speed
+    that one nat of mean KL divergence is worth.
+    """
+
+    enough: float
+    weight: float
+
+    def score(self, tokens_per_s: float | None, mean_kld: float) -> float:
+        speed = math.log2(min(tokens_per_s, self.enough)) if tokens_per_s else 0.0
+        return speed - self.weight * mean_kld
+
+
+# Silent reading goes at about 240 words a minute (Brysbaert 2019, doi 10.1016/j.jml.2019.104047), some 6
+# tokens/s. The weights are a judgement: with 10, Q4_K_M is preferred to Q5_K_M where that is over 13 % slower
+# (published KLDs), and Q3_K_M to Q4_K_M only where it is over 60 % faster.
+TASTES: Mapping[Preference, Taste] = {
+    "quality": Taste(enough=6, weight=30),
+    "balanced": Taste(enough=30, weight=10),
+    "speed": Taste(enough=math.inf, weight=4),
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a choice must keep. ``min_tokens_per_s``: of generation; ``max_loss``: mean KLD in nats per
+    token."""
+
+    min_tokens_per_s: float | None = None
+    max_loss: float | None = None
+    prefer: Preference = "balanced"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A preset in one placement. ``mean_kld`` in nats per token, ``measured`` on this model or published for
+    another; ``score``: by the taste, higher is better."""
+
+    preset: str
+    file_bytes: int
+    load: LoadPlan
+    mean_kld: float
+    measured: bool
+    score: float
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return self.load.speed.generation.tokens_per_s if self.load.speed else None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """``chosen``, with ``reasons`` in words; ``others``, best first, and ``trades``: what each would gain and
+    cost. ``commands``: to make it and to serve it; ``llama``: keyword arguments for llama-cpp-python
+    (None: it cannot do this)."""
+
+    plan: Plan
+    chosen: Candidate
+    reasons: tuple[str, ...]
+    others: tuple[Candidate, ...]
+    trades: tuple[str, ...]
+    serving: Serving
+    commands: Mapping[str, tuple[str, ...]]
+    llama: Mapping[str, Any] | None
+    limits: Limits = field(default_factory=Limits)
+
+
+def recommend(
+    model: str | Path,
+    preset_names: Iterable[str] = DEFAULT_PRESETS,
+    limits: Limits | None = None,
+    settings: PlanSettings | None = None,
+    *,
+    records: Sequence[Path] = (),
+    revision: str | None = None,
+    offline: bool = False,
+    catalogue: presets.Catalogue | None = None,
+    toolchain: Toolchain | None = None,
+    listener: Listener = silent,
+) -> Recommendation:
+    """Choose a preset and its placement for this machine (or the one of ``settings``).
+
+    Of ``settings`` the first context and type of cache count. Where nothing fits with it, a cache of q8_0 is
+    tried. ``records``: of ``ggq bench``, whose measured KLD of this model takes the published one's place.
+
+    Raises DoesNotFit with the nearest that does, and what ``foresee.plan`` raises.
+    """
+    limits, settings = limits or Limits(), settings or PlanSettings()
+    toolchain = toolchain or toolchains.find()
+    names = tuple(preset_names)
+    measured = _measured(records)
+
+    def planned(with_settings: PlanSettings) -> Plan:
+        return plan(
+            model, names, with_settings, revision=revision, offline=offline, catalogue=catalogue,
+            toolchain=toolchain, listener=listener,
+        )  # fmt: skip
+
+    found = planned(settings)
+    candidates = list(_candidates(found, limits, measured))
+    if not candidates and settings.cache_types[0] != _SMALL_CACHE:
+        found = planned(replace(settings, cache_types=(_SMALL_CACHE,)))
+        candidates = list(_candidates(found, limits, measured))
+    if not candidates:
+        raise _nothing_fits(found, settings, planned)
+    within = [it for it in candidates if _keeps(it, limits)]
+    if not within:
+        raise _nothing_keeps(candidates, limits)
+    chosen, *others = sorted(within, key=lambda it: it.score, reverse=True)
+    memory = chosen.load.memory
+    serving = Serving(
+        Load(memory.context_tokens, memory.type_k, memory.type_v, offload=chosen.load.offload),
+        # Weights in another order are a second copy beside the mapped file.
+        "none" if memory.repacked_bytes else "mmap",
+        found.threads,
+        found.threads,
+    )
+    file = Path(found.model) / gguf_names.output_name(found.model, chosen.preset)
+    return Recommendation(
+        plan=found,
+        chosen=chosen,
+        reasons=tuple(_reasons(chosen, candidates, found)),
+        others=tuple(others),
+        trades=tuple(_trade(it, chosen) for it in others),
+        serving=serving,
+        commands={
+            "make": ("ggq", "convert-and-quantize", str(model), "--preset", chosen.preset),
+            "serve": tuple(serving.server_command(file)),
+        },
+        llama=serving.binding_options(),
+        limits=limits,
+    )
+
+
+def _candidates(found: Plan, limits: Limits, measured: Mapping[str, float]) -> Iterator[Candidate]:
+    """Every preset that fits, can be made as it is, and of whose loss something is known."""
+    taste = TASTES[limits.prefer]
+    for preset in found.presets:
+        load = preset.loads[0]
+        loss = measured.get(preset.preset, _published(preset))
+        if not load.fits or preset.size.needs_imatrix or loss is None:
+            continue
+        speed = load.speed.generation.tokens_per_s if load.speed else None
+        yield Candidate(
+            preset=preset.preset,
+            file_bytes=preset.size.file_bytes,
+            load=load,
+            mean_kld=loss,
+            measured=preset.preset in measured,
+            score=taste.score(speed, loss),
+        )
+
+
+def _published(preset: PresetPlan) -> float | None:
+    return preset.prior.mean_kld if preset.prior else None
+
+
+def _measured(records: Sequence[Path]) -> dict[str, float]:
+    """Preset -> mean KLD, of ggq's own records."""
+    found: dict[str, float] = {}
+    for path in records:
+        for row in rows(Record(path).entries):
+            preset = gguf_names.parse_name(row.file_name).type
+            if preset and row.mean_kld is not None:
+                found[preset] = row.mean_kld.value
+    return found
+
+
+def _keeps(candidate: Candidate, limits: Limits) -> bool:
+    if limits.max_loss is not None and candidate.mean_kld > limits.max_loss:
+        return False
+    speed = candidate.tokens_per_s
+    return limits.min_tokens_per_s is None or (speed is not None and speed >= limits.min_tokens_per_s)
+
+
+# --- words -----------------------------------------------------------------------------------------------
+
+
+def _reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) -> Iterator[str]:
+    """Why this one: memory, speed, loss."""
+    memory = chosen.load.memory
+    parts = [f"{files.human_bytes(memory.ram_bytes)} of RAM, {files.human_bytes(memory.ram_free_bytes)} may"]
+    for device in memory.devices:
+        if device.needed_bytes and device.free_bytes is not None:
+            needed, free = files.human_bytes(device.needed_bytes), files.human_bytes(device.free_bytes)
+            parts.append(f"{needed} on {device.name}, {free} may")
+    layers = chosen.load.offload.n_gpu_layers
+    placed = f", {layers} of {found.layer_count} layers on {' and '.join(found.devices)}" if layers else ""
+    yield f"It fits: {'; '.join(parts)} be used{placed}, with {memory.context_tokens:,} tokens of context."
+    if chosen.load.speed is None:
+        yield "No speed was foretold: what loses least is preferred."
+    else:
+        prompt, generation = chosen.load.speed.prompt, chosen.load.speed.generation
+        yield (
+            f"It generates {generation.tokens_per_s:.3g} tokens/s (± {generation.relative_error:.0%}) and"
+            f" reads {prompt.tokens_per_s:.3g}."
+        )
+    whose = "measured" if chosen.measured else "published for another model"
+    better = [it for it in candidates if it.mean_kld < chosen.mean_kld]
+    text = f"Its mean KLD is {chosen.mean_kld:.4f} ({whose})"
+    if better:
+        nearest = max(better, key=lambda it: it.mean_kld)
+        yield f"{text}; {nearest.preset} would have {_trade(nearest, chosen)}."
+    else:
+        yield f"{text}, the least of all that fit."
+
+
+def _trade(other: Candidate, chosen: Candidate) -> str:
+    """What another choice gains and costs."""
+    words = [f"KLD {other.mean_kld:.4f}"]
+    if other.tokens_per_s and chosen.tokens_per_s:
+        ratio = other.tokens_per_s / chosen.tokens_per_s - 1
+        words.append(f"{abs(ratio):.0%} {'faster' if ratio > 0 else 'slower'}")
+    more = other.file_bytes - chosen.file_bytes
+    words.append(f"{files.human_bytes(abs(more))} {'larger' if more > 0 else 'smaller'}")
+    return ", ".join(words)
+
+
+def _nothing_keeps(candidates: Sequence[Candidate], limits: Limits) -> DoesNotFit:
+    """Something fits the machine, and nothing the limits."""
+    speeds = [it for it in candidates if it.tokens_per_s]
+    nearest = []
+    if limits.min_tokens_per_s is not None and speeds:
+        fastest = max(speeds, key=lambda it: it.tokens_per_s or 0)
+        nearest.append(f"the fastest, {fastest.preset}, makes {fastest.tokens_per_s:.3g} tokens/s")
+    if limits.max_loss is not None:
+        best = min(candidates, key=lambda it: it.mean_kld)
+        nearest.append(f"{best.preset} loses least: a KLD of {best.mean_kld:.4f}")
+    why = "; ".join(nearest) or "no speed was foretold"
+    return DoesNotFit("No preset keeps these limits.", f"{why[:1].upper()}{why[1:]}.", "Ask for less.")
+
+
+def _nothing_fits(found: Plan, settings: PlanSettings, planned: Callable[[PlanSettings], Plan]) -> DoesNotFit:
+    """With the nearest that does: the smallest preset in a shorter context, with a smaller cache."""
+    smallest = min(found.presets, key=lambda it: it.loads[0].memory.missing_bytes)
+    memory = smallest.loads[0].memory
+    what = f"No preset of {found.model} fits."
+    why = (
+        f"The nearest, {smallest.preset}, needs {files.human_bytes(memory.ram_bytes)} of RAM and"
+        f" {files.human_bytes(memory.missing_bytes)} of it are not there."
+    )
+    context = memory.context_tokens // 2
+    while context >= _SHORTEST_CONTEXT:
+        shorter = replace(
+            settings, contexts=(context,), cache_types=((memory.type_k, memory.type_v),), speed_budget_s=0
+        )
+        fitting = [it.preset for it in planned(shorter).presets if it.loads[0].fits]
+        if fitting:
+            return DoesNotFit(
+                what, why, f"{fitting[-1]} fits with --ctx {context} --kv {memory.type_k}: ask for that."
+            )
+        context //= 2
+    return DoesNotFit(what, why, "Close other programs, or choose a smaller model.")
