@@ -158,12 +158,9 @@ class Foresight:
         for preset, file in zip(self._presets, made.files, strict=True):
             yield Cell("size", self._name, preset.name, "", sizes[preset.name], file.file_bytes)
             for (load, mode), foretold in zip(loads[preset.name], memory[preset.name], strict=True):
-                # Weights in another order are in memory beside the file's pages.
-                twice = foretold.repacked_bytes if mode == "mmap" else 0
                 measured = self._resident(file.paths[0], load, mode)
                 words = f"{load.context_tokens} {load.type_k} {mode} ngl {load.offload.n_gpu_layers}"
-                total = foretold.ram_bytes + twice
-                yield Cell("memory", self._name, preset.name, words, total, measured)
+                yield Cell("memory", self._name, preset.name, words, foretold.resident_bytes(mode), measured)
             # The two within the same minute: this machine's speed is not the same all day.
             costs = meter.measure([preset], ["cpu"], 60)[preset.name]
             yield from _speeds(

@@ -45,7 +45,9 @@ class Place:
         return self.folder / "out"
 
     def main_job(self, model: Path | str | None = None, *more: str) -> list[str]:
-        return ["convert-and-quantize", str(model or self.model), "--outdir", str(self.out), *more]
+        preset = () if "--preset" in more else ("--preset", "q4_k_m")
+        model = model or self.model
+        return ["convert-and-quantize", str(model), *preset, "--outdir", str(self.out), *more]
 
     def quantize(self, *more: str) -> list[str]:
         return ["quantize", str(self.base), "--outdir", str(self.out), "--preset", "q4_k_m", *more]
@@ -439,7 +441,7 @@ def an_output_folder_that_is_a_file(place: Place) -> list[str]:
 
 @case("cannot be written")
 def an_output_folder_below_a_file(place: Place) -> list[str]:
-    return ["convert-and-quantize", str(place.model), "--outdir", str(place.base / "below")]
+    return place.main_job(None, "--outdir", str(place.base / "below"))
 
 
 @case("exists already")
@@ -499,10 +501,18 @@ def test_there_are_at_least_forty_cases() -> None:
 
 def test_a_full_disk_is_refused_with_the_numbers(place: Place) -> None:
     with tmpfs(place.folder / "small", "size=2m") as small:
-        check(place, ["convert-and-quantize", str(place.model), "--outdir", str(small / "out")], "disk")
+        check(
+            place,
+            place.main_job(None, "--outdir", str(small / "out")),
+            "disk",
+        )
         check(place, ["quantize", str(place.base), "--preset", "q8_0", "--outdir", str(small)], "free")
 
 
 def test_a_read_only_folder_is_met_with_words(place: Place) -> None:
     with tmpfs(place.folder / "frozen", "size=20m,ro") as frozen:
-        check(place, ["convert-and-quantize", str(place.model), "--outdir", str(frozen)], "cannot be written")
+        check(
+            place,
+            place.main_job(None, "--outdir", str(frozen)),
+            "cannot be written",
+        )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from ggq import files, pipeline, presets
+from ggq import automatic, files, pipeline, presets
+from ggq.automatic import Outcome
 from ggq.cli.options import (
     dry_run_option,
     force_option,
@@ -19,11 +21,12 @@ from ggq.cli.options import (
     threads_option,
     verify_option,
 )
-from ggq.cli.output import Output
+from ggq.cli.output import Output, plain
 from ggq.cli.quantize import show_files
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.pipeline import PipelineResult, Settings
 from ggq.pipeline_plan import PipelinePlan, plan_convert_and_quantize
+from ggq.recommend import Recommendation
 
 
 @click.command("convert-and-quantize", short_help="Download, convert, check and quantize a model.")
@@ -59,8 +62,9 @@ def convert_and_quantize(
 ) -> None:
     """Download MODEL, convert it, check the conversion, and quantize it.
 
-    MODEL is org/name[@revision] on the Hub, a checkpoint folder, or a 16-bit GGUF file. Stop it at any
-    moment: the same command goes on where it was.
+    MODEL is org/name[@revision] on the Hub, a checkpoint folder, or a 16-bit GGUF file. Without --preset
+    (or with `auto`) the one that `ggq recommend` names is made, and what was foretold of it is measured. Stop
+    it at any moment: the same command goes on where it was.
 
     \b
     ggq convert-and-quantize Qwen/Qwen3-0.6B
@@ -68,10 +72,18 @@ def convert_and_quantize(
     ggq convert-and-quantize ./my-checkpoint --preset q4_k_m,q8_0 --keep-base
     """
     catalogue = presets.load(presets_file)
-    names = preset_names or pipeline.DEFAULT_PRESETS
     settings = Settings(
         outtype=outtype, options=options, threads=threads, verify=verify, keep_base=keep_base, force=force
     )
+    chosen = None
+    names = preset_names or (automatic.WORD,)
+    if [name.lower() for name in names] == [automatic.WORD]:
+        with out.progress() as listener:
+            chosen = automatic.foretell(
+                model, revision=revision, offline=offline, catalogue=catalogue, listener=listener
+            )
+        show_choice(out, chosen)
+        names = (chosen.chosen.preset,)
     if dry_run:
         plan = plan_convert_and_quantize(
             model, names, outdir, settings, revision=revision, offline=offline, catalogue=catalogue
@@ -79,13 +91,58 @@ def convert_and_quantize(
         show_plan(out, plan)
         return
     with out.progress() as listener:
-        result = pipeline.convert_and_quantize(
-            model, names, outdir, settings, revision=revision, offline=offline, catalogue=catalogue,
-            listener=listener,
-        )  # fmt: skip
+        if chosen is None:
+            result = pipeline.convert_and_quantize(
+                model, names, outdir, settings, revision=revision, offline=offline, catalogue=catalogue,
+                listener=listener,
+            )  # fmt: skip
+            outcomes: tuple[Outcome, ...] = ()
+        else:
+            made = automatic.make(
+                model, chosen, outdir, settings, revision=revision, offline=offline, catalogue=catalogue,
+                listener=listener,
+            )  # fmt: skip
+            result, outcomes = made.result, made.outcomes
     show_files(out, result.files)
+    show_outcomes(out, outcomes)
     show_end(out, result)
-    out.result(result)
+    out.result(result if chosen is None else {**plain(result), "outcomes": outcomes})
+
+
+def show_choice(out: Output, chosen: Recommendation) -> None:
+    """Which preset is made, and why."""
+    out.text(f"{chosen.chosen.preset} is recommended for this machine (--preset chooses another):")
+    for reason in chosen.reasons:
+        out.paragraph(f"- {reason}")
+    out.text()
+
+
+def show_outcomes(out: Output, outcomes: Sequence[Outcome]) -> None:
+    """What was foretold, and what it came to."""
+    if outcomes:
+        out.text()
+        out.table(
+            ["", "foretold", "measured", "off by", ""],
+            [
+                [
+                    it.what,
+                    _figure(it, it.foretold),
+                    _figure(it, it.measured),
+                    "-" if it.foretold is None else f"{it.foretold / it.measured - 1:+.1%}",
+                    it.setting,
+                ]
+                for it in outcomes
+            ],
+            right=(1, 2, 3),
+        )
+
+
+def _figure(outcome: Outcome, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if outcome.what == "file":
+        return f"{value:,.0f} B"
+    return files.human_bytes(int(value)) if outcome.what == "RAM" else f"{value:.3g} t/s"
 
 
 def show_plan(out: Output, plan: PipelinePlan) -> None:

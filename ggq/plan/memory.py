@@ -43,6 +43,10 @@ class MemoryForecast:
     def ram_bytes(self) -> int:
         return self.buffers_bytes + self.process_bytes
 
+    def resident_bytes(self, load_mode: str) -> int:
+        """RAM that the process is seen to hold, pages of the mapped file included."""
+        return self.ram_bytes + (self.repacked_bytes if load_mode == "mmap" else 0)
+
     @property
     def missing_bytes(self) -> int:
         """How much is missing where most is; 0: it fits."""

@@ -11,8 +11,9 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from ggq import hardware
@@ -22,6 +23,7 @@ from ggq.llamacpp import bench
 from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.toolchain import Toolchain
 from ggq.plan.account import ModelFacts
 from ggq.plan.calibration import Calibration, Timings
 from ggq.plan.hollow import HollowModel
@@ -154,6 +156,28 @@ def blocks(placement: Offload, block_count: int) -> dict[Kind, int]:
     return {home: counts[home]} | {kind: count for kind, count in counts.items() if count and kind != home}
 
 
+def timed(
+    toolchain: Toolchain, model: Path, load: Load, offload: Offload, threads: int, repetitions: int
+) -> Timings:
+    """A short run of a prompt and of generation in an empty context. Raises as ``bench.run`` does."""
+    options = BenchOptions(
+        prompt_tokens=(_WARM_UP_TOKENS, PROMPT_TOKENS),
+        generated_tokens=(GENERATED_TOKENS,),
+        threads=(threads,),
+        offload=offload,
+        type_k=load.type_k,
+        type_v=load.type_v,
+        flash_attention=load.flash_attention,
+        repetitions=repetitions,
+        warm_up=False,
+    )
+    _, prompt, generation = bench.run(toolchain, model, options)
+    return Timings(
+        prompt_s=tuple(ns / 1e9 / PROMPT_TOKENS for ns in prompt.samples_ns),
+        generation_s=tuple(ns / 1e9 / GENERATED_TOKENS for ns in generation.samples_ns),
+    )
+
+
 class SpeedMeter:
     """Runs hollow files of a model on this machine and remembers what they took."""
 
@@ -247,40 +271,19 @@ class SpeedMeter:
 
     def _run(self, preset: Preset, kind: Kind) -> None:
         """A few repetitions of each cut."""
-        options = BenchOptions(
-            prompt_tokens=(_WARM_UP_TOKENS, PROMPT_TOKENS),
-            generated_tokens=(GENERATED_TOKENS,),
-            warm_up=False,
-            repetitions=_REPETITIONS,
-        )
         for layers in self.cuts(preset, kind):
-            _, prompt, generation = self._bench(preset, kind, layers, options)
-            self._calibration.add(
-                self._key(preset, kind, layers),
-                Timings(
-                    prompt_s=tuple(ns / 1e9 / PROMPT_TOKENS for ns in prompt.samples_ns),
-                    generation_s=tuple(ns / 1e9 / GENERATED_TOKENS for ns in generation.samples_ns),
-                ),
-            )
+            with self._file(preset, layers) as file:
+                taken = timed(
+                    self._hollow.toolchain, file, self._load, self._offload(kind), self._threads, _REPETITIONS
+                )
+            self._calibration.add(self._key(preset, kind, layers), taken)
 
-    def _bench(
-        self, preset: Preset, kind: Kind, layers: int, options: BenchOptions
-    ) -> tuple[bench.BenchResult, ...]:
+    @contextlib.contextmanager
+    def _file(self, preset: Preset, layers: int) -> Iterator[Path]:
         whole = layers == self._layer_count
         file = self._hollow.quantized(preset, layers=None if whole else layers, routed=True)
         try:
-            return bench.run(
-                self._hollow.toolchain,
-                file,
-                replace(
-                    options,
-                    threads=(self._threads,),
-                    offload=self._offload(kind),
-                    type_k=self._load.type_k,
-                    type_v=self._load.type_v,
-                    flash_attention=self._load.flash_attention,
-                ),
-            )
+            yield file
         finally:
             file.unlink(missing_ok=True)
 
@@ -302,9 +305,18 @@ class SpeedMeter:
         key = f"{self._key(preset, kind, layers)}, depth {depth}"
         if key not in self._calibration:
             options = BenchOptions(
-                generated_tokens=(GENERATED_TOKENS,), depths=(depth,), warm_up=False, repetitions=1
+                generated_tokens=(GENERATED_TOKENS,),
+                depths=(depth,),
+                threads=(self._threads,),
+                offload=self._offload(kind),
+                type_k=self._load.type_k,
+                type_v=self._load.type_v,
+                flash_attention=self._load.flash_attention,
+                repetitions=1,
+                warm_up=False,
             )
-            (found,) = self._bench(preset, kind, layers, options)
+            with self._file(preset, layers) as file:
+                (found,) = bench.run(self._hollow.toolchain, file, options)
             seconds = found.samples_ns[0] / 1e9 / GENERATED_TOKENS
             self._calibration.add(key, Timings(generation_s=(seconds,)))
             self._calibration.save()
