@@ -3,12 +3,14 @@
 Models of random weights are made on the spot (dense, a mixture of experts, a sliding window, tied embeddings
 with a vocabulary of 128 K), the two trained ones beside the project are taken where they are there. Of each
 the plan is asked first, from its header alone; then the presets are made, loaded with a filled context, and
-run. Last, a hollow 8 B is foretold from a few of its layers and run whole.
+run. Of one of them every choice is run, and the recommended one held against the best of all. Last, a hollow
+8 B is foretold from a few of its layers and run whole.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -36,10 +38,14 @@ from ggq.plan.calibration import Calibration
 from ggq.plan.hollow import HollowModel, hollow_model
 from ggq.plan.speed import SpeedMeter, forecast
 from ggq.presets import Preset
+from ggq.recommend import Limits, recommend
 
 PRESETS = ("Q2_K", "Q4_K_M", "Q6_K", "Q8_0")
 DEEP_PRESET = "Q4_K_M"  # in which the longer contexts and the devices are tried
 PROMPT_TOKENS, GENERATED_TOKENS, REPETITIONS = 512, 48, 3
+_MOST_LOSS = 0.05  # mean KLD in nats per token: Q4_K_M and better, by the published table
+_BUDGET_S = 60.0
+_REGRET_MODEL = "dense-500m"
 _MIB = 1 << 20
 _SHARED = ROOT.parent / "shared" / "models"
 
@@ -134,6 +140,7 @@ class Foresight:
         own = self._facts.context_length or max(contexts)
         self._contexts = sorted({min(context, own) for context in contexts})
         self._presets = presets.load().resolve(PRESETS)
+        self.files: dict[str, Path] = {}
         self._small_cache = "q8_0"
         try:
             self._account.memory(self._presets[0], Load(self._contexts[0], "q8_0", "q8_0"))
@@ -142,11 +149,9 @@ class Foresight:
 
     def cells(self) -> Iterator[Cell]:
         sizes = {preset.name: self._account.size(preset).file_bytes for preset in self._presets}
-        threads = hardware.usable_cores()
         meter = SpeedMeter(
-            self._hollow, self._facts, sizes, Load(512), threads,
-            Calibration(self._work / "speed.json", self._tools),
-        )  # fmt: skip
+            self._hollow, self._facts, sizes, Load(512), Calibration(self._work / "speed.json", self._tools)
+        )
         loads = {preset.name: list(self._loads(preset)) for preset in self._presets}
         memory = {
             preset.name: [self._account.memory(preset, load) for load, _ in loads[preset.name]]
@@ -155,6 +160,7 @@ class Foresight:
         made = ggq.convert_and_quantize(
             str(self._checkpoint), PRESETS, self._work / "made", ggq.Settings(verify="off")
         )
+        self.files = {file.preset: file.paths[0] for file in made.files}
         for preset, file in zip(self._presets, made.files, strict=True):
             yield Cell("size", self._name, preset.name, "", sizes[preset.name], file.file_bytes)
             for (load, mode), foretold in zip(loads[preset.name], memory[preset.name], strict=True):
@@ -162,10 +168,10 @@ class Foresight:
                 words = f"{load.context_tokens} {load.type_k} {mode} ngl {load.offload.n_gpu_layers}"
                 yield Cell("memory", self._name, preset.name, words, foretold.resident_bytes(mode), measured)
             # The two within the same minute: this machine's speed is not the same all day.
-            costs = meter.measure([preset], ["cpu"], 60)[preset.name]
+            costs = meter.measure([preset], ["cpu"], _BUDGET_S)[preset.name]
             yield from _speeds(
-                self._name, preset, forecast(costs, Offload(), self._facts.block_count, 512, threads),
-                run(self._tools, file.paths[0], threads, self._contexts[-1]),
+                self._name, preset, forecast(costs, Offload(), self._facts.block_count, 512, meter.threads),
+                run(self._tools, file.paths[0], self._contexts[-1]),
             )  # fmt: skip
 
     def _loads(self, preset: Preset) -> Iterator[tuple[Load, str]]:
@@ -193,13 +199,13 @@ class Foresight:
         return cell.measured.peaks.resident_bytes
 
 
-def run(tools: Toolchain, file: Path, threads: int, room: int) -> Mapping[str, float]:
+def run(tools: Toolchain, file: Path, room: int) -> Mapping[str, float]:
     """llama-bench: median tokens/s of a prompt and of generation."""
     prompt_tokens = min(PROMPT_TOKENS, room)
     options = BenchOptions(
         prompt_tokens=(prompt_tokens,),
         generated_tokens=(min(GENERATED_TOKENS, room),),
-        threads=(threads,),
+        threads=(hardware.usable_cores(),),
         repetitions=REPETITIONS,
     )
     prompt, generation = bench.run(tools, file, options)
@@ -217,20 +223,43 @@ def _speeds(name: str, preset: Preset, foretold: Any, measured: Mapping[str, flo
         yield Cell(what, name, preset.name, setting, rate.tokens_per_s, value, rate.relative_error)
 
 
+def regret(checkpoint: Path, files: Mapping[str, Path], tools: Toolchain) -> tuple[str, float]:
+    """How much slower the recommended choice is than the best of all that keep the limit on loss, and what it
+    is. Every choice is run in turn, twice."""
+    limits = Limits(max_loss=_MOST_LOSS, prefer="speed")
+    found = recommend(checkpoint, PRESETS, limits, toolchain=tools)
+    allowed = [found.chosen.preset, *(it.preset for it in found.others)]
+    choices = list(itertools.product(allowed, (1, hardware.usable_cores()), ("mmap", "none")))
+    seconds: dict[tuple[str, int, str], list[float]] = {choice: [] for choice in choices}
+    for preset, threads, mode in [*choices, *choices]:
+        options = BenchOptions(
+            generated_tokens=(GENERATED_TOKENS,), threads=(threads,), load_mode=mode, repetitions=2
+        )
+        (result,) = bench.run(tools, files[preset], options)
+        seconds[preset, threads, mode] += [1 / it for it in result.samples_tokens_per_s]
+    medians = {choice: statistics.median(values) for choice, values in seconds.items()}
+    ours = (found.chosen.preset, found.serving.threads, found.serving.load_mode)
+    best = min(medians, key=medians.__getitem__)
+    for choice, value in sorted(medians.items(), key=lambda it: it[1]):
+        mark = " <- recommended" if choice == ours else ""
+        print(f"{choice[0]:<7} {choice[1]} threads, {choice[2]:<4} {1 / value:>8.2f} tokens/s{mark}")
+    return f"{ours} against {best}", 1 - medians[best] / medians[ours]
+
+
 def hollow_8b(work: Path, tools: Toolchain) -> Iterator[Cell]:
     """From a few layers against the whole, both without weights."""
     shape = replace(headers.LLAMA_8B, vocabulary=_VOCABULARY)
     hollow: HollowModel = hollow_model(headers.write(work / "hollow-8b", shape, EXAMPLE), toolchain=tools)
-    account, threads = Account(hollow), hardware.usable_cores()
+    account = Account(hollow)
     (preset,) = presets.load().resolve([DEEP_PRESET])
     sizes = {preset.name: account.size(preset).file_bytes}
     kept = Calibration(work / "speed-8b.json", tools)
-    meter = SpeedMeter(hollow, account.facts(), sizes, Load(512), threads, kept)
-    costs = meter.measure([preset], ["cpu"], 60)[preset.name]
+    meter = SpeedMeter(hollow, account.facts(), sizes, Load(512), kept)
+    costs = meter.measure([preset], ["cpu"], _BUDGET_S)[preset.name]
     whole = hollow.quantized(preset)
     blocks = gguf_file.read(whole).block_count or 0
-    found = forecast(costs, Offload(), blocks, 512, threads)
-    yield from _speeds("hollow-8b", preset, found, run(tools, whole, threads, 128))
+    found = forecast(costs, Offload(), blocks, 512, meter.threads)
+    yield from _speeds("hollow-8b", preset, found, run(tools, whole, 128))
 
 
 # --- the table -------------------------------------------------------------------------------------------
@@ -274,23 +303,34 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     cells: list[Cell] = []
     print(f"{'':<62} {'foretold':>10} {'measured':>10}   (MiB, tokens/s)")
+    regrets: dict[str, float] = {}
     with ExitStack() as stack:
         server = stack.enter_context(rpc.loopback_device(tools))
         for name in options.models:
             with tempfile.TemporaryDirectory(dir=RESULTS) as folder:
                 work = Path(folder)
                 if name == "hollow-8b":
-                    found: Iterator[Cell] = hollow_8b(work, tools)
-                else:
-                    checkpoint = _SHARED / name if name not in MODELS else work / name
-                    if name in MODELS:
-                        MODELS[name](checkpoint)
-                    found = Foresight(name, checkpoint, work, tools, server, options.contexts).cells()
-                for cell in found:
-                    print(cell, flush=True)
-                    cells.append(cell)
+                    cells += map(_printed, hollow_8b(work, tools))
+                    continue
+                checkpoint = _SHARED / name if name not in MODELS else work / name
+                if name in MODELS:
+                    MODELS[name](checkpoint)
+                model = Foresight(name, checkpoint, work, tools, server, options.contexts)
+                cells += map(_printed, model.cells())
+                if name == _REGRET_MODEL:
+                    what, regrets[name] = regret(checkpoint, model.files, tools)
+                    print(f"regret: {regrets[name]:.1%}, {what}")
     print(*summary(cells), sep="\n")
-    finish("foresight", {"cells": [asdict(cell) for cell in cells]}, list(bars(cells)))
+    finish(
+        "foresight",
+        {"cells": [asdict(cell) for cell in cells], "regrets": regrets},
+        [*bars(cells), *(Bar(f"regret-{name}", value, 0.05) for name, value in regrets.items())],
+    )
+
+
+def _printed(cell: Cell) -> Cell:
+    print(cell, flush=True)
+    return cell
 
 
 if __name__ == "__main__":

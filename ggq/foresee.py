@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggq import hardware, presets, reference
+from ggq.bench.workload import ALL_LAYERS, ThreadChoice
 from ggq.errors import CannotServe, UsageProblem
 from ggq.llamacpp import bench as llama_bench
 from ggq.llamacpp import toolchain as toolchains
@@ -20,9 +21,9 @@ from ggq.llamacpp.rpc import loopback_device
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.plan.account import Account, PresetSize
 from ggq.plan.calibration import Calibration
-from ggq.plan.hollow import hollow_model
+from ggq.plan.hollow import HollowModel, hollow_model
 from ggq.plan.memory import MemoryForecast
-from ggq.plan.placement import Room
+from ggq.plan.placement import Room, most_layers, projector_room
 from ggq.plan.speed import Costs, Kind, SpeedForecast, SpeedMeter, blocks, forecast
 from ggq.presets import LossPrior, Preset
 from ggq.progress import Listener, Step, silent
@@ -40,11 +41,14 @@ class PlanSettings:
 
     ``n_gpu_layers``: None: as many as fit on the devices that llama.cpp sees; ``rpc``: servers whose devices
     count as well. ``speed_budget_s``: seconds that running hollow models may take, 0 for no speed;
-    ``threads``: None: all cores that one may use.
+    ``threads``: None: as many as are best for prompts and for generation, each.
+
+    ``draft``, ``projector``: GGUF files that are to be loaded beside the model (a draft model for speculative
+    decoding, an mmproj); what they take is taken off what may be used.
 
     ``ram_bytes``, ``vram_bytes`` (of each of ``gpu_count`` GPUs): of another machine than this one, where all
     of it is free; None: what is free here. Its GPUs are played by llama.cpp's RPC devices, whose buffers for
-    computing can differ from a real GPU's by some percent, and their speed is not foretold.
+    computing can differ from a real GPU's by some percent. Its speed is not foretold.
     ``reserve_ram_bytes``, ``reserve_vram_bytes`` (of each device): what is left to others; None: a tenth of
     all, at most 1 GiB, which is the margin that llama.cpp's own fit leaves.
     """
@@ -55,11 +59,18 @@ class PlanSettings:
     rpc: tuple[str, ...] = ()
     speed_budget_s: float = DEFAULT_BUDGET_S
     threads: int | None = None
+    draft: Path | None = None
+    projector: Path | None = None
     ram_bytes: int | None = None
     vram_bytes: int | None = None
     gpu_count: int = 1
     reserve_ram_bytes: int | None = None
     reserve_vram_bytes: int | None = None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another machine than this one is asked about."""
+        return self.ram_bytes is not None or self.vram_bytes is not None
 
 
 @dataclass(frozen=True)
@@ -88,10 +99,23 @@ class PresetPlan:
 
 
 @dataclass(frozen=True)
+class Companions:
+    """A draft model and a projector beside the model. ``draft_layers`` of the draft are on the devices;
+    ``projector_on_cpu``: the devices have no room for it. ``taken``: by both."""
+
+    draft: Path | None
+    draft_layers: int
+    projector: Path | None
+    projector_on_cpu: bool
+    taken: Room
+
+
+@dataclass(frozen=True)
 class Plan:
     """``network_bytes`` were received for it; ``commit``: of a Hub model; ``layer_count``: the output layer
     counted, as in n_gpu_layers; ``devices``: that may hold layers; ``room``: memory that may be used;
-    ``threads``: of the forecast speed."""
+    ``companions``: what is loaded beside it, taken off the room; ``threads``: that the speed was foretold
+    with; ``is_elsewhere``: it is of another machine."""
 
     model: str
     repo_id: str | None
@@ -102,7 +126,9 @@ class Plan:
     layer_count: int
     devices: tuple[str, ...]
     room: Room
-    threads: int
+    companions: Companions
+    threads: ThreadChoice
+    is_elsewhere: bool
     presets: tuple[PresetPlan, ...]
     network_bytes: int
     seconds: float
@@ -139,14 +165,21 @@ def plan(
             played = [stack.enter_context(loopback_device(toolchain)) for _ in range(settings.gpu_count)]
             rpc = tuple(played)
         devices = () if settings.vram_bytes == 0 else llama_bench.devices(toolchain, rpc)
+        where = Offload(rpc=rpc)
+        if settings.vram_bytes:
+            # Those of servers come first; this machine's own play no part.
+            devices = devices[: settings.gpu_count]
+            where = replace(where, devices=tuple(device.name for device in devices))
         if settings.n_gpu_layers and not devices:
             raise UsageProblem(
                 "There is no GPU to put layers on.",
                 "llama.cpp lists no device but the CPU.",
                 "Leave --n-gpu-layers away, or see `ggq doctor`.",
             )
+        loads = [replace(load, offload=where) for load in loads]
         room = _room(settings, devices)
-        loads = [replace(load, offload=Offload(rpc=rpc)) for load in loads]
+        companions = _companions(toolchain, settings, loads, room)
+        room = room.less(companions.taken)
         planned = []
         for done, preset in enumerate(chosen):
             listener(Step(STEP, done, len(chosen), "presets"))
@@ -155,14 +188,12 @@ def plan(
             hollow.release(preset)
     account.save()
     listener(Step(STEP, len(chosen), len(chosen), "presets"))
-    threads = settings.threads or hardware.usable_cores()
-    if settings.speed_budget_s > 0:
-        sizes = {it.preset: it.size.file_bytes for it in planned}
-        calibration = Calibration(hollow.folder / "speed.json", toolchain)
-        meter = SpeedMeter(hollow, facts, sizes, loads[0], threads, calibration)
-        kinds = _kinds(planned, facts.block_count, with_devices=settings.vram_bytes is None)
-        costs = meter.measure(chosen, kinds, settings.speed_budget_s, listener)
-        planned = [_timed(it, costs[it.preset], facts.block_count, threads) for it in planned]
+    usable = settings.threads or hardware.usable_cores()
+    threads = ThreadChoice(usable, usable)
+    if settings.speed_budget_s > 0 and not settings.is_elsewhere:
+        speeds = _Speeds(hollow, account, chosen, planned, settings)
+        names = [f"{device} {device.memory_total_bytes}" for device in devices]
+        planned, threads = speeds.foretold(loads, names, listener)
     return Plan(
         model=hollow.name,
         repo_id=hollow.repo_id,
@@ -173,7 +204,9 @@ def plan(
         layer_count=facts.block_count + 1,
         devices=tuple(device.name for device in devices),
         room=room,
+        companions=companions,
         threads=threads,
+        is_elsewhere=settings.is_elsewhere,
         presets=tuple(planned),
         network_bytes=hollow.network_bytes,
         seconds=time.monotonic() - started,
@@ -196,6 +229,24 @@ def _room(settings: PlanSettings, devices: Sequence[llama_bench.Device]) -> Room
     return Room(max(0, ram_bytes), vram_bytes)
 
 
+def _companions(
+    toolchain: Toolchain, settings: PlanSettings, loads: Sequence[Load], room: Room
+) -> Companions:
+    """What is loaded beside the model goes first: it is small, and each token passes through it."""
+    layers, on_cpu = 0, False
+    left = room
+    if settings.draft is not None:
+        longest = max(loads, key=lambda load: load.context_tokens)
+        first = replace(longest.offload, devices=tuple(room.vram_bytes)[:1])
+        own = replace(longest, type_k="f16", type_v="f16", offload=first)
+        placed = most_layers(toolchain, settings.draft, own, left)
+        layers, left = placed.offload.n_gpu_layers, left.less(placed.taken)
+    if settings.projector is not None:
+        taken = projector_room(toolchain, settings.projector, left, loads[0].offload.rpc)
+        on_cpu, left = not taken.vram_bytes, left.less(taken)
+    return Companions(settings.draft, layers, settings.projector, on_cpu, taken=room.less(left))
+
+
 def _margin(asked: int | None, total: int) -> int:
     return min(_MOST_MARGIN_BYTES, total // 10) if asked is None else asked
 
@@ -207,28 +258,77 @@ def _placed(account: Account, preset: Preset, load: Load, settings: PlanSettings
         placement = account.place(preset, load, room)
         offload, memory = placement.offload, placement.memory
     else:
+        most = account.facts().block_count + 1
+        layers = most if layers == ALL_LAYERS else min(layers or 0, most)
         offload = replace(load.offload, n_gpu_layers=layers) if layers else Offload()
         memory = account.memory(preset, replace(load, offload=offload))
+    if not offload.n_gpu_layers:
+        offload = Offload()
     if settings.vram_bytes:
-        offload = replace(offload, rpc=())  # of servers that are gone when somebody reads this
+        offload = replace(offload, rpc=(), devices=())  # of servers that are gone when somebody reads this
     devices = [replace(it, free_bytes=room.vram_bytes.get(it.name)) for it in memory.devices]
     return LoadPlan(offload, replace(memory, ram_free_bytes=room.ram_bytes, devices=tuple(devices)), None)
 
 
-def _timed(planned: PresetPlan, costs: Mapping[Kind, Costs], block_count: int, threads: int) -> PresetPlan:
-    """With the speed of each load, where what it needs for that was measured."""
-    loads = []
-    for cell in planned.loads:
-        context = cell.memory.context_tokens
-        loads.append(replace(cell, speed=forecast(costs, cell.offload, block_count, context, threads)))
-    return replace(planned, loads=tuple(loads))
+class _Speeds:
+    """The speeds of a plan's loads: a meter for each type of cache, within one budget."""
 
+    def __init__(
+        self,
+        hollow: HollowModel,
+        account: Account,
+        chosen: Sequence[Preset],
+        planned: Sequence[PresetPlan],
+        settings: PlanSettings,
+    ) -> None:
+        self._hollow = hollow
+        self._facts = account.facts()
+        self._chosen = chosen
+        self._planned = planned
+        self._settings = settings
 
-def _kinds(planned: Sequence[PresetPlan], block_count: int, *, with_devices: bool) -> list[Kind]:
-    """The places whose speed the placements hang on."""
-    placements = {cell.offload for it in planned for cell in it.loads}
-    needed = {kind for it in placements for kind in blocks(it, block_count)}
-    return sorted(kind for kind in needed if with_devices or kind == "cpu")
+    def foretold(
+        self, loads: Sequence[Load], devices: Sequence[str], listener: Listener
+    ) -> tuple[list[PresetPlan], ThreadChoice]:
+        """The presets with the speed of each load, where what that needs was measured; and the threads."""
+        started = time.monotonic()
+        sizes = {it.preset: it.size.file_bytes for it in self._planned}
+        calibration = Calibration(self._hollow.folder / "speed.json", self._hollow.toolchain)
+        placements = {cell.offload for it in self._planned for cell in it.loads}
+        kinds = sorted({kind for it in placements for kind in blocks(it, self._facts.block_count)})
+        threads: ThreadChoice | None = None
+        if self._settings.threads:
+            threads = ThreadChoice(self._settings.threads, self._settings.threads)
+        found: dict[tuple[str, str], dict[str, dict[Kind, Costs]]] = {}
+        for load in loads:
+            cache = (load.type_k, load.type_v)
+            if cache in found:
+                continue
+            meter = SpeedMeter(
+                self._hollow, self._facts, sizes, load, calibration, devices=devices, listener=listener
+            )
+            if threads is None:
+                meter.choose_threads(self._chosen)
+                threads = meter.threads
+            meter.threads = threads
+            left_s = self._settings.speed_budget_s - (time.monotonic() - started)
+            found[cache] = meter.measure(self._chosen, kinds, left_s)
+        assert threads is not None, "there is a load"
+        return [self._timed(it, found, threads) for it in self._planned], threads
+
+    def _timed(
+        self,
+        planned: PresetPlan,
+        costs: Mapping[tuple[str, str], Mapping[str, Mapping[Kind, Costs]]],
+        threads: ThreadChoice,
+    ) -> PresetPlan:
+        loads = []
+        for cell in planned.loads:
+            memory = cell.memory
+            of_preset = costs[memory.type_k, memory.type_v][planned.preset]
+            speed = forecast(of_preset, cell.offload, self._facts.block_count, memory.context_tokens, threads)
+            loads.append(replace(cell, speed=speed))
+        return replace(planned, loads=tuple(loads))
 
 
 def _loads(settings: PlanSettings, own_context: int | None, name: str) -> list[Load]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import files, gguf_names, presets
+from ggq import files, gguf_names, presets, reference
 from ggq.bench.record import Record, rows
-from ggq.errors import DoesNotFit
+from ggq.errors import CannotServe, DoesNotFit, GgufProblem
 from ggq.foresee import DEFAULT_PRESETS, LoadPlan, Plan, PlanSettings, PresetPlan, plan
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.memory import Load
@@ -20,7 +21,7 @@ from ggq.progress import Listener, silent
 
 Preference = Literal["quality", "balanced", "speed"]
 PREFERENCES: tuple[Preference, ...] = ("quality", "balanced", "speed")
-_SMALL_CACHE = ("q8_0", "q8_0")
+_USUAL_CACHE, _SMALL_CACHE = ("f16", "f16"), ("q8_0", "q8_0")
 _SHORTEST_CONTEXT = 512
 
 
@@ -42,7 +43,7 @@ class Taste:
 
 # Silent reading goes at about 240 words a minute (Brysbaert 2019, doi 10.1016/j.jml.2019.104047), some 6
 # tokens/s. The weights are a judgement: with 10, Q4_K_M is preferred to Q5_K_M where that is over 13 % slower
-# (published KLDs), and Q3_K_M to Q4_K_M only where it is over 60 % faster.
+# (published KLDs), and Q3_K_M to Q4_K_M only where it is over 63 % faster.
 TASTES: Mapping[Preference, Taste] = {
     "quality": Taste(enough=6, weight=30),
     "balanced": Taste(enough=30, weight=10),
@@ -52,8 +53,8 @@ TASTES: Mapping[Preference, Taste] = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a choice must keep. ``min_tokens_per_s``: of generation; ``max_loss``: mean KLD in nats per
-    token."""
+    """What a choice must keep. ``min_tokens_per_s``: of generation, still with a full context; ``max_loss``:
+    mean KLD in nats per token."""
 
     min_tokens_per_s: float | None = None
     max_loss: float | None = None
@@ -63,7 +64,7 @@ class Limits:
 @dataclass(frozen=True)
 class Candidate:
     """A preset in one placement. ``mean_kld`` in nats per token, ``measured`` on this model or published for
-    another; ``score``: by the taste, higher is better."""
+    another; ``score``: by the taste, higher is better; ``rank``: by which they are sorted, the score last."""
 
     preset: str
     file_bytes: int
@@ -71,10 +72,16 @@ class Candidate:
     mean_kld: float
     measured: bool
     score: float
+    rank: tuple[bool, bool, float]
 
     @property
     def tokens_per_s(self) -> float | None:
         return self.load.speed.generation.tokens_per_s if self.load.speed else None
+
+    @property
+    def slowest_tokens_per_s(self) -> float | None:
+        """At the end of a full context."""
+        return self.load.speed.full_context.tokens_per_s if self.load.speed else None
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,6 @@ def recommend(
     limits, settings = limits or Limits(), settings or PlanSettings()
     toolchain = toolchain or toolchains.find()
     names = tuple(preset_names)
-    measured = _measured(records)
 
     def planned(with_settings: PlanSettings) -> Plan:
         return plan(
@@ -126,25 +132,36 @@ def recommend(
         )  # fmt: skip
 
     found = planned(settings)
-    candidates = list(_candidates(found, limits, measured))
-    if not candidates and settings.cache_types[0] != _SMALL_CACHE:
-        found = planned(replace(settings, cache_types=(_SMALL_CACHE,)))
-        candidates = list(_candidates(found, limits, measured))
+    measured = _measured(records, found)
+    _require_known(found, measured)
+    candidates = _candidates(found, limits, measured)
+    if not candidates and settings.cache_types[0] == _USUAL_CACHE:
+        # A model whose heads are narrower than a block cannot have the smaller cache.
+        with contextlib.suppress(GgufProblem):
+            smaller = planned(replace(settings, cache_types=(_SMALL_CACHE,)))
+            candidates = _candidates(smaller, limits, measured)
+            found = smaller if candidates else found
     if not candidates:
         raise _nothing_fits(found, settings, planned)
     within = [it for it in candidates if _keeps(it, limits)]
     if not within:
         raise _nothing_keeps(candidates, limits)
-    chosen, *others = sorted(within, key=lambda it: it.score, reverse=True)
+    chosen, *others = sorted(within, key=lambda it: it.rank, reverse=True)
     memory = chosen.load.memory
     serving = Serving(
         Load(memory.context_tokens, memory.type_k, memory.type_v, offload=chosen.load.offload),
         # Weights in another order are a second copy beside the mapped file.
         "none" if memory.repacked_bytes else "mmap",
-        found.threads,
-        found.threads,
+        threads=found.threads.generation,
+        prompt_threads=found.threads.prompt,
+        draft=found.companions.draft,
+        draft_layers=found.companions.draft_layers,
+        projector=found.companions.projector,
+        projector_on_cpu=found.companions.projector_on_cpu,
     )
-    file = Path(found.model) / gguf_names.output_name(found.model, chosen.preset)
+    ref = reference.parse_reference(str(model), revision)
+    folder = ref.path.parent if ref.kind == "gguf" and ref.path else Path(found.model)
+    make = ["ggq", "convert-and-quantize", str(model), "--preset", chosen.preset]
     return Recommendation(
         plan=found,
         chosen=chosen,
@@ -153,52 +170,87 @@ def recommend(
         trades=tuple(_trade(it, chosen) for it in others),
         serving=serving,
         commands={
-            "make": ("ggq", "convert-and-quantize", str(model), "--preset", chosen.preset),
-            "serve": tuple(serving.server_command(file)),
+            "make": (*make, *(["--revision", revision] if revision else [])),
+            "serve": tuple(
+                serving.server_command(folder / gguf_names.output_name(found.model, chosen.preset))
+            ),
         },
         llama=serving.binding_options(),
         limits=limits,
     )
 
 
-def _candidates(found: Plan, limits: Limits, measured: Mapping[str, float]) -> Iterator[Candidate]:
+def _candidates(found: Plan, limits: Limits, measured: Mapping[str, float]) -> list[Candidate]:
     """Every preset that fits, can be made as it is, and of whose loss something is known."""
     taste = TASTES[limits.prefer]
+    made = []
     for preset in found.presets:
-        load = preset.loads[0]
-        loss = measured.get(preset.preset, _published(preset))
+        load, loss = preset.loads[0], _loss(preset, measured)
         if not load.fits or preset.size.needs_imatrix or loss is None:
             continue
         speed = load.speed.generation.tokens_per_s if load.speed else None
-        yield Candidate(
-            preset=preset.preset,
-            file_bytes=preset.size.file_bytes,
-            load=load,
-            mean_kld=loss,
-            measured=preset.preset in measured,
-            score=taste.score(speed, loss),
+        is_whole = not found.devices or load.offload.n_gpu_layers == found.layer_count
+        made.append(
+            Candidate(
+                preset=preset.preset,
+                file_bytes=preset.size.file_bytes,
+                load=load,
+                mean_kld=loss,
+                measured=preset.preset in measured,
+                score=taste.score(speed, loss),
+                # What has no speed comes after what has one. Where nothing has, a model that is whole on the
+                # GPUs is the quicker one.
+                rank=(speed is not None, is_whole or speed is not None, taste.score(speed, loss)),
+            )
         )
+    return made
 
 
-def _published(preset: PresetPlan) -> float | None:
+def _require_known(found: Plan, measured: Mapping[str, float]) -> None:
+    """Raises CannotServe when nothing is known of the loss of any preset, or none can be made."""
+    if any(not it.size.needs_imatrix and _loss(it, measured) is not None for it in found.presets):
+        return
+    names = ", ".join(it.preset for it in found.presets)
+    raise CannotServe(
+        f"{names}: nothing to choose from.",
+        "These need an importance matrix, or nobody published what they lose.",
+        "Ask for k-quants, or see `ggq plan` for their sizes.",
+    )
+
+
+def _loss(preset: PresetPlan, measured: Mapping[str, float]) -> float | None:
+    """Mean KLD: measured on this model where anything was (the losses of two models are not alike), else
+    published."""
+    if measured:
+        return measured.get(preset.preset)
     return preset.prior.mean_kld if preset.prior else None
 
 
-def _measured(records: Sequence[Path]) -> dict[str, float]:
-    """Preset -> mean KLD, of ggq's own records."""
-    found: dict[str, float] = {}
+def _measured(records: Sequence[Path], found: Plan) -> dict[str, float]:
+    """Preset -> mean KLD, of ggq's own records of this model.
+
+    Raises OutputProblem for a file that is no record, CannotServe for one of another model.
+    """
+    made: dict[str, float] = {}
     for path in records:
-        for row in rows(Record(path).entries):
+        own = [it for it in Record(path).entries if it.model["parameter_count"] == found.parameter_count]
+        for row in rows(own):
             preset = gguf_names.parse_name(row.file_name).type
             if preset and row.mean_kld is not None:
-                found[preset] = row.mean_kld.value
-    return found
+                made[preset] = row.mean_kld.value
+    if records and not made:
+        raise CannotServe(
+            f"The records have no measured loss of {found.model}.",
+            f"It has {found.parameter_count:,} parameters, and nothing of that size was measured there.",
+            "Measure it with `ggq bench quality`, or leave --record out.",
+        )
+    return made
 
 
 def _keeps(candidate: Candidate, limits: Limits) -> bool:
     if limits.max_loss is not None and candidate.mean_kld > limits.max_loss:
         return False
-    speed = candidate.tokens_per_s
+    speed = candidate.slowest_tokens_per_s
     return limits.min_tokens_per_s is None or (speed is not None and speed >= limits.min_tokens_per_s)
 
 
@@ -215,9 +267,11 @@ def _reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) ->
             parts.append(f"{needed} on {device.name}, {free} may")
     layers = chosen.load.offload.n_gpu_layers
     placed = f", {layers} of {found.layer_count} layers on {' and '.join(found.devices)}" if layers else ""
-    yield f"It fits: {'; '.join(parts)} be used{placed}, with {memory.context_tokens:,} tokens of context."
+    fits = f"It fits: {'; '.join(parts)} be used{placed}, with {memory.context_tokens:,} tokens of context"
+    yield f"{fits}, cache {memory.type_k}."
     if chosen.load.speed is None:
-        yield "No speed was foretold: what loses least is preferred."
+        whole = " of those that fit whole on the GPU" if found.devices else ""
+        yield f"No speed was foretold: what loses least{whole} is preferred."
     else:
         prompt, generation = chosen.load.speed.prompt, chosen.load.speed.generation
         yield (
@@ -247,11 +301,12 @@ def _trade(other: Candidate, chosen: Candidate) -> str:
 
 def _nothing_keeps(candidates: Sequence[Candidate], limits: Limits) -> DoesNotFit:
     """Something fits the machine, and nothing the limits."""
-    speeds = [it for it in candidates if it.tokens_per_s]
+    speeds = [it for it in candidates if it.slowest_tokens_per_s]
     nearest = []
     if limits.min_tokens_per_s is not None and speeds:
-        fastest = max(speeds, key=lambda it: it.tokens_per_s or 0)
-        nearest.append(f"the fastest, {fastest.preset}, makes {fastest.tokens_per_s:.3g} tokens/s")
+        fastest = max(speeds, key=lambda it: it.slowest_tokens_per_s or 0)
+        speed = fastest.slowest_tokens_per_s
+        nearest.append(f"the fastest, {fastest.preset}, makes {speed:.3g} tokens/s with a full context")
     if limits.max_loss is not None:
         best = min(candidates, key=lambda it: it.mean_kld)
         nearest.append(f"{best.preset} loses least: a KLD of {best.mean_kld:.4f}")
@@ -265,18 +320,17 @@ def _nothing_fits(found: Plan, settings: PlanSettings, planned: Callable[[PlanSe
     memory = smallest.loads[0].memory
     what = f"No preset of {found.model} fits."
     why = (
-        f"The nearest, {smallest.preset}, needs {files.human_bytes(memory.ram_bytes)} of RAM and"
-        f" {files.human_bytes(memory.missing_bytes)} of it are not there."
+        f"The nearest, {smallest.preset}, takes {files.human_bytes(memory.ram_bytes)} of RAM and is"
+        f" {files.human_bytes(memory.missing_bytes)} short."
     )
     context = memory.context_tokens // 2
     while context >= _SHORTEST_CONTEXT:
-        shorter = replace(
-            settings, contexts=(context,), cache_types=((memory.type_k, memory.type_v),), speed_budget_s=0
-        )
-        fitting = [it.preset for it in planned(shorter).presets if it.loads[0].fits]
-        if fitting:
-            return DoesNotFit(
-                what, why, f"{fitting[-1]} fits with --ctx {context} --kv {memory.type_k}: ask for that."
-            )
+        for cache in dict.fromkeys((settings.cache_types[0], _SMALL_CACHE)):
+            shorter = replace(settings, contexts=(context,), cache_types=(cache,), speed_budget_s=0)
+            with contextlib.suppress(GgufProblem):
+                fitting = [it.preset for it in planned(shorter).presets if it.loads[0].fits]
+                if fitting:
+                    ask = f"--ctx {context} --kv {cache[0]}"
+                    return DoesNotFit(what, why, f"{fitting[-1]} fits with {ask}: ask for that.")
         context //= 2
     return DoesNotFit(what, why, "Close other programs, or choose a smaller model.")

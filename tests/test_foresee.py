@@ -131,3 +131,17 @@ def test_the_table_tells_speed_with_its_error(example: Path, toolchain: Toolchai
     assert shown.exit_code == 0, shown.stderr
     assert "tg t/s" in shown.stdout and "±" in shown.stdout
     assert "RAM may be used" in " ".join(shown.stdout.split())
+
+
+def test_a_draft_model_is_counted(
+    example: Path, base_gguf: Path, toolchain: Toolchain, rpc_server: str
+) -> None:
+    settings = PlanSettings(rpc=(rpc_server,), contexts=(128,), speed_budget_s=0)
+    alone = foresee.plan(example, ["Q8_0"], settings, toolchain=toolchain)
+    beside = foresee.plan(example, ["Q8_0"], replace(settings, draft=base_gguf), toolchain=toolchain)
+    taken = beside.companions.taken
+    assert beside.companions.draft_layers == 3
+    assert taken.ram_bytes > 0 and all(taken.vram_bytes.values())
+    # What is free changes from one moment to the next, and by less than that.
+    assert beside.room.ram_bytes < alone.room.ram_bytes or taken.ram_bytes < 100 * 10**6
+    assert beside.room.vram_bytes != alone.room.vram_bytes

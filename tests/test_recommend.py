@@ -12,9 +12,10 @@ from click.testing import CliRunner
 
 import ggq
 from ggq import process
+from ggq.bench.workload import ThreadChoice
 from ggq.cli.main import cli
-from ggq.errors import DoesNotFit
-from ggq.foresee import LoadPlan, Plan, PlanSettings, PresetPlan, plan
+from ggq.errors import CannotServe, DoesNotFit
+from ggq.foresee import Companions, LoadPlan, Plan, PlanSettings, PresetPlan, plan
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.plan.account import PresetSize
@@ -25,6 +26,7 @@ from ggq.presets import LossPrior
 from ggq.recommend import Limits, recommend
 
 GB = 1_000_000_000
+ALONE = Companions(None, 0, None, False, Room(0))
 QUIET = PlanSettings(speed_budget_s=0, threads=1)
 
 
@@ -32,7 +34,7 @@ def preset(name: str, gigabytes: float, kld: float, tokens_per_s: float, layers:
     """A preset as it would be planned, with 16 GB of RAM."""
     speed = RateForecast(tokens_per_s, 0.03)
     memory = MemoryForecast(4096, "f16", "f16", int(gigabytes * GB), 0, 0, 16 * GB, ())
-    forecast = SpeedForecast(speed, speed, speed, 4096, 2, (1, 4))
+    forecast = SpeedForecast(speed, speed, speed, 4096, ThreadChoice(2, 2), (1, 4))
     load = LoadPlan(Offload(n_gpu_layers=layers), memory, forecast)
     size = PresetSize(int(gigabytes * GB), 8.0, 0, 10, False)
     return PresetPlan(name, size, (load,), LossPrior("Another", "a table", mean_kld=kld))
@@ -44,7 +46,23 @@ def planned(monkeypatch: pytest.MonkeyPatch, toolchain: Toolchain) -> list[Prese
     given: list[PresetPlan] = []
 
     def plan(*_: object, **__: object) -> Plan:
-        return Plan("tiny", None, None, None, 1, 4096, 33, ("CUDA0",), Room(16 * GB), 2, tuple(given), 0, 1.0)
+        return Plan(
+            "tiny",
+            None,
+            None,
+            None,
+            1,
+            4096,
+            33,
+            ("CUDA0",),
+            Room(16 * GB),
+            ALONE,
+            ThreadChoice(2, 2),
+            False,
+            tuple(given),
+            0,
+            1.0,
+        )
 
     monkeypatch.setitem(recommend.__globals__, "plan", plan)
     return given
@@ -78,7 +96,10 @@ def test_limits_are_kept_or_the_nearest_is_named(planned: list[PresetPlan]) -> N
     assert choice(Limits(max_loss=0.01)) == "Q8_0"
     with pytest.raises(DoesNotFit) as refused:
         choice(Limits(min_tokens_per_s=10, max_loss=0.01))
-    assert "Q2_K, makes 12 tokens/s" in refused.value.why and "Q8_0 loses least" in refused.value.why
+    assert (
+        "Q2_K, makes 12 tokens/s with a full context" in refused.value.why
+        and "Q8_0 loses least" in refused.value.why
+    )
     assert refused.value.exit_code == 3
 
 
@@ -89,6 +110,32 @@ def test_what_does_not_fit_or_cannot_be_made_is_no_choice(planned: list[PresetPl
     planned.append(replace(iq, preset="MINE", prior=None))
     found = recommend("org/tiny")
     assert (found.chosen.preset, found.others) == ("Q4_K_M", ())
+    planned[:] = planned[-2:]
+    with pytest.raises(CannotServe, match="nothing to choose from"):
+        recommend("org/tiny")
+
+
+def test_what_was_not_timed_comes_last(planned: list[PresetPlan]) -> None:
+    slow, untimed = preset("Q4_K_M", 5, 0.031, 0.4), preset("Q8_0", 9, 0.001, 1.0)
+    planned += [replace(untimed, loads=(replace(untimed.loads[0], speed=None),)), slow]
+    found = recommend("org/tiny")
+    assert (found.chosen.preset, [it.preset for it in found.others]) == ("Q4_K_M", ["Q8_0"])
+
+
+def test_without_any_speed_what_is_whole_on_the_gpu_is_preferred(planned: list[PresetPlan]) -> None:
+    for made in (preset("Q4_K_M", 5, 0.031, 1, layers=33), preset("Q8_0", 9, 0.001, 1, layers=20)):
+        planned.append(replace(made, loads=(replace(made.loads[0], speed=None),)))
+    assert choice() == "Q4_K_M"
+
+
+def test_the_slowest_speed_is_held_against_the_limit(planned: list[PresetPlan]) -> None:
+    deep = preset("Q4_K_M", 5, 0.031, 12.0)
+    [cell] = deep.loads
+    assert cell.speed is not None
+    full = replace(cell.speed, full_context=RateForecast(6.0, 0.03))
+    planned.append(replace(deep, loads=(replace(cell, speed=full),)))
+    with pytest.raises(DoesNotFit, match="6 tokens/s"):
+        choice(Limits(min_tokens_per_s=10))
 
 
 def test_the_reasons_have_the_numbers(planned: list[PresetPlan]) -> None:
@@ -133,7 +180,7 @@ def test_the_commands_run(example: Path, toolchain: Toolchain, tmp_path: Path) -
 
 @pytest.mark.tool
 def test_the_loss_of_a_record_takes_the_published_ones_place(
-    example: Path, toolchain: Toolchain, tmp_path: Path
+    example: Path, stories: Path, toolchain: Toolchain, tmp_path: Path
 ) -> None:
     names = ["Q4_K_M", "Q8_0"]
     arguments = ["convert-and-quantize", str(example), "--preset", ",".join(names), "--keep-base", "-q"]
@@ -149,6 +196,8 @@ def test_the_loss_of_a_record_takes_the_published_ones_place(
     assert not before.chosen.measured and after.chosen.measured
     assert before.chosen.mean_kld != after.chosen.mean_kld
     assert "(measured)" in after.reasons[-1]
+    with pytest.raises(CannotServe, match="no measured loss"):
+        recommend(stories, names, settings=QUIET, records=[record], toolchain=toolchain)
 
 
 @pytest.mark.tool
@@ -160,6 +209,18 @@ def test_when_nothing_fits_a_shorter_context_is_named(prose: Path, toolchain: To
     settings = replace(QUIET, contexts=(1024,), ram_bytes=room, reserve_ram_bytes=0)
     with pytest.raises(DoesNotFit, match="fits with --ctx 512 --kv q8_0"):
         recommend(prose, ["Q8_0"], settings=settings, toolchain=toolchain)
+
+
+@pytest.mark.tool
+def test_a_draft_is_served_with_it(example: Path, base_gguf: Path, toolchain: Toolchain) -> None:
+    found = recommend(example, ["Q8_0"], settings=replace(QUIET, draft=base_gguf), toolchain=toolchain)
+    served = list(found.commands["serve"])
+    assert served[served.index("-md") + 1] == str(base_gguf) and "draft-simple" in served
+    assert found.llama is None
+    served[0], served[2] = str(toolchain.tool(served[0])), "missing.gguf"
+    ended = process.run(served, check=False)
+    words = "\n".join((*ended.stderr, *ended.stdout))
+    assert "failed to open" in words and "invalid argument" not in words
 
 
 @pytest.mark.tool

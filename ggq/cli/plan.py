@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import click
 
 from ggq import files, foresee, presets
-from ggq.bench.workload import ALL_LAYERS
 from ggq.cli.bench.options import Layers, rpc_option
 from ggq.cli.options import (
     Listed,
@@ -53,6 +52,14 @@ def plan_options(function: F) -> F:
         show_default=True, help="How long hollow models may run to foretell the speed.",
     )  # fmt: skip
     @click.option("--no-speed", is_flag=True, help="Foretell no speed.")
+    @click.option(
+        "--draft", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="A GGUF of a draft model that is loaded beside it: its memory is counted.",
+    )  # fmt: skip
+    @click.option(
+        "--mmproj", "projector", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="A projector (mmproj) that is loaded beside it: its memory is counted.",
+    )  # fmt: skip
     @click.option("--ram", "ram_bytes", type=Size(), help="For another machine: its RAM, as 16G.")
     @click.option("--vram", "vram_bytes", type=Size(), help="For another machine: a GPU's memory; 0: none.")
     @click.option(
@@ -77,6 +84,8 @@ def plan_options(function: F) -> F:
         threads: int | None,
         budget_s: float,
         no_speed: bool,
+        draft: Path | None,
+        projector: Path | None,
         ram_bytes: int | None,
         vram_bytes: int | None,
         gpu_count: int,
@@ -91,6 +100,8 @@ def plan_options(function: F) -> F:
             rpc=rpc,
             speed_budget_s=0 if no_speed else budget_s,
             threads=threads,
+            draft=draft,
+            projector=projector,
             ram_bytes=ram_bytes,
             vram_bytes=vram_bytes,
             gpu_count=gpu_count,
@@ -150,7 +161,7 @@ def show(out: Output, found: Plan) -> None:
         memory = cell.memory
         cache = memory.type_k if memory.type_k == memory.type_v else f"{memory.type_k}/{memory.type_v}"
         out.text(f"\ncontext {memory.context_tokens:,}, cache {cache}:")
-        devices = [device.name for device in memory.devices]
+        devices = list(found.devices)
         placed = ["ngl"] if found.devices else []
         speeds = ["pp t/s", "tg t/s"] if any(it.loads[index].speed for it in found.presets) else []
         out.table(
@@ -169,15 +180,26 @@ def _explain(out: Output, found: Plan) -> None:
         f"Sizes are exact. Memory is llama.cpp's own account, with the context filled; {free} of RAM may be"
         " used."
     )
+    beside = found.companions.taken
+    if found.companions.draft or found.companions.projector:
+        gpu = sum(beside.vram_bytes.values())
+        out.paragraph(
+            f"What is loaded beside it takes {files.human_bytes(beside.ram_bytes)} of RAM"
+            + (f" and {files.human_bytes(gpu)} on devices." if gpu else ".")
+        )
     speeds = [cell.speed for it in found.presets for cell in it.loads if cell.speed]
     if speeds:
+        prompt, generation = found.threads.prompt, found.threads.generation
+        threads = str(prompt) if prompt == generation else f"{prompt} and {generation}"
         out.paragraph(
-            f"pp, tg: prompt and generation in an empty context, {found.threads} threads, from runs of the"
-            " file without its weights, ± a standard error."
+            f"pp, tg: prompt and generation in an empty context, {threads} threads, from runs of the file"
+            " without its weights, ± a standard error."
         )
         missing = [it.preset for it in found.presets if it.loads[0].speed is None]
         if missing:
-            out.paragraph(f"No speed of {', '.join(missing)}: the time was spent (--budget).")
+            out.paragraph(f"No speed of {', '.join(missing)}: they do not fit, or --budget was spent.")
+    elif found.is_elsewhere:
+        out.paragraph("No speed: this is about another machine.")
     priors = {it.prior.model: it.prior.source for it in found.presets if it.prior}
     for name, source in priors.items():
         out.paragraph(f"KLD prior: published for {name} ({source}), not measured on this model.")
@@ -189,13 +211,14 @@ def _explain(out: Output, found: Plan) -> None:
 
 def _row(preset: PresetPlan, index: int, found: Plan, with_speed: bool) -> list[str]:
     cell = preset.loads[index]
+    needed = {device.name: device.needed_bytes for device in cell.memory.devices}
     prior = preset.prior.mean_kld if preset.prior else None
     return [
         preset.preset + "*" * preset.size.needs_imatrix,
         f"{preset.size.file_bytes:,}",
         f"{preset.size.bits_per_weight:.2f}",
         files.human_bytes(cell.memory.ram_bytes),
-        *(files.human_bytes(device.needed_bytes) for device in cell.memory.devices),
+        *(files.human_bytes(needed[name]) if name in needed else "-" for name in found.devices),
         *([layers(cell)] if found.devices else []),
         *(_rates(cell) if with_speed else []),
         "-" if prior is None else f"{prior:.4f}",
@@ -208,10 +231,10 @@ def _rates(cell: LoadPlan) -> list[str]:
 
 
 def layers(cell: LoadPlan) -> str:
-    """The layers on devices, as one would type them."""
+    """The layers on devices; ``33-4e``: the experts of four are on the CPU."""
     count = cell.offload.n_gpu_layers
     experts = f"-{cell.offload.n_cpu_moe}e" if cell.offload.n_cpu_moe else ""
-    return ("all" if count == ALL_LAYERS else str(count)) + experts
+    return f"{count}{experts}"
 
 
 def rate(forecast: RateForecast) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,7 +22,10 @@ from ggq.recommend import recommend as choose
 @click.argument("model")
 @preset_options
 @plan_options
-@click.option("--min-tps", type=click.FloatRange(min=0), help="Tokens per second to generate at least.")
+@click.option(
+    "--min-tps", type=click.FloatRange(min=0),
+    help="Tokens per second to generate at least, with a full context.",
+)  # fmt: skip
 @click.option("--max-loss", type=click.FloatRange(min=0), help="Mean KL divergence to accept at most.")
 @click.option(
     "--prefer", type=click.Choice(PREFERENCES), default="balanced", show_default=True,
@@ -71,6 +75,9 @@ def recommend(
             catalogue=presets.load(presets_file),
             listener=listener,
         )
+    if presets_file is not None:
+        make = (*found.commands["make"], "--presets", str(presets_file))
+        found = replace(found, commands={**found.commands, "make": make})
     show(out, found)
     out.result(found)
 

@@ -11,16 +11,18 @@ class Offload:
 
     ``n_gpu_layers``: layers on GPUs, the output layer counted (0: the CPU alone; -1: all); ``n_cpu_moe``: the
     experts of so many layers stay on the CPU; ``tensor_split``: the share of each GPU; ``rpc``: ``host:port``
-    of ggml-rpc-servers, whose devices count as GPUs.
+    of ggml-rpc-servers, whose devices count as GPUs; ``devices``: the only ones to use, by ggml's names
+    (none: all).
     """
 
     n_gpu_layers: int = 0
     n_cpu_moe: int = 0
     tensor_split: tuple[float, ...] = ()
     rpc: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
     def arguments(self, *, separator: str = ",") -> list[str]:
-        """For a tool's command line. ``separator`` of the split's shares: llama-bench's is ``/``."""
+        """For a tool's command line. ``separator`` of shares and devices: llama-bench's is ``/``."""
         if self.n_gpu_layers == 0:
             # Without "-dev none" a GPU build hands even a batch of the CPU's layers to the GPU.
             return ["-ngl", "0", "-dev", "none"]
@@ -28,6 +30,8 @@ class Offload:
         arguments = ["-ngl", str(999 if self.n_gpu_layers < 0 else self.n_gpu_layers)]
         if self.rpc:
             arguments += ["--rpc", ",".join(self.rpc)]
+        if self.devices:
+            arguments += ["-dev", separator.join(self.devices)]
         if self.n_cpu_moe:
             arguments += ["-ncmoe", str(self.n_cpu_moe)]
         if self.tensor_split:

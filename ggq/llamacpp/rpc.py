@@ -24,7 +24,7 @@ def loopback_device(toolchain: Toolchain) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(toolchain.tool("ggml-rpc-server")), "-H", "127.0.0.1", "-p", str(port)]
+    command = [str(toolchain.tool("ggml-rpc-server")), "-d", "CPU", "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             _await(server, port)

@@ -18,25 +18,41 @@ SERVER = "llama-server"
 @dataclass(frozen=True)
 class Serving:
     """``load``: context, cache and placement; ``load_mode``: a word of bench.LOAD_MODES; ``threads`` of
-    generation, ``prompt_threads`` of prompts."""
+    generation, ``prompt_threads`` of prompts. ``draft``, ``projector``: files beside the model, the one with
+    ``draft_layers`` on devices."""
 
     load: Load
     load_mode: str
     threads: int
     prompt_threads: int
+    draft: Path | None = None
+    draft_layers: int = 0
+    projector: Path | None = None
+    projector_on_cpu: bool = False
 
     def server_command(self, model: Path) -> list[str]:
         """A command line for a shell; the server listens on 127.0.0.1, its own default."""
         load = self.load
+        placement = load.offload.arguments()
+        if self.draft_layers and not load.offload.n_gpu_layers:
+            placement = ["-ngl", "0"]  # "-dev none" would hold for the draft as well
         return [
-            SERVER, "-m", str(model), "-c", str(load.context_tokens), *load.offload.arguments(),
+            SERVER, "-m", str(model), "-c", str(load.context_tokens), *placement,
             "-t", str(self.threads), "-tb", str(self.prompt_threads), "-fa", load.flash_attention,
             "-ctk", load.type_k, "-ctv", load.type_v, "-lm", self.load_mode, "-fit", "off", "-np", "1",
+            # By default it keeps 8 GiB of former prompts, and copies of the cache: no plan knows of these.
+            "-cram", "0", "-ctxcp", "0",
+            *(["--spec-type", "draft-simple", "-md", str(self.draft)] if self.draft else []),
+            *(["-ngld", str(self.draft_layers)] if self.draft else []),
+            *(["-mm", str(self.projector)] if self.projector else []),
+            *(["--no-mmproj-offload"] if self.projector_on_cpu else []),
         ]  # fmt: skip
 
     def binding_options(self) -> Mapping[str, Any] | None:
-        """Keyword arguments of ``llama_cpp.Llama`` but for the path; None: it has none for this placement."""
+        """Keyword arguments of ``llama_cpp.Llama`` but for the path; None: it has none for this."""
         load = self.load
+        if self.draft or self.projector:
+            return None
         options = BenchOptions(
             offload=load.offload,
             type_k=load.type_k,
@@ -50,6 +66,9 @@ class Serving:
         return {
             "n_ctx": load.context_tokens,
             **default_options(options, self.threads, self.prompt_threads),
+            # The binding's own defaults would take more than llama.cpp's tools, and than was foretold.
+            "flash_attn": load.flash_attention != "off",
+            "swa_full": False,
             "type_k": known[load.type_k.upper()].number,
             "type_v": known[load.type_v.upper()].number,
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +38,7 @@ _SCHEMA_VERSION = 1
 _SMALL_BYTES = 64 << 20
 _ELSEWHERE = "set XDG_CACHE_HOME to a folder on another file system"
 
+_OF_PROCESS = re.compile(r"\.(\d+)\.gguf$")
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _ROUTER = ".ffn_gate_inp.weight"
 _EMBEDDING = "token_embd.weight"
@@ -78,12 +80,13 @@ class HollowModel:
         return f"{preset.name}-{hashlib.sha256(own).hexdigest()[:8]}"
 
     def release(self, preset: Preset) -> None:
-        """Remove the preset's hollow file, if there is one."""
+        """Remove this process's hollow file of the preset, if there is one."""
         self._path(preset, None, False).unlink(missing_ok=True)
 
     def _path(self, preset: Preset, layers: int | None, routed: bool) -> Path:
+        # Of each process its own: another one may remove its file while this one's tool is about to open it.
         words = [self.key(preset), *([f"{layers}-layers"] if layers is not None else [])]
-        return self.folder / f"{'-'.join(words + ['routed'] * routed)}.gguf"
+        return self.folder / f"{'-'.join(words + ['routed'] * routed)}.{os.getpid()}.gguf"
 
     def quantized(self, preset: Preset, *, layers: int | None = None, routed: bool = False) -> Path:
         """The hollow GGUF of a preset; its whole size is the real file's to the byte.
@@ -94,7 +97,8 @@ class HollowModel:
         that file takes the disk that those tensors take.
 
         It takes as much disk as its vocabulary (7 MB for 128,000 tokens), and may be removed after use (see
-        ``release``): it is made again in a moment.
+        ``release``): it is made again in a moment. It is this process's own, and what is left of it goes when
+        the model is next opened.
 
         Raises GgufProblem (a base that is quantized already), UsageProblem (``layers`` out of range),
         ToolFailed, ToolchainProblem, OutputProblem, DiskFull.
@@ -109,7 +113,7 @@ class HollowModel:
             parts.cut(layers)
         if routed and base.expert_count:
             parts.enliven()
-        with files.lock(self.folder), files.staging(self.folder) as staged:
+        with files.lock(self.folder, silent), files.staging(self.folder) as staged:
             with files.explain_os_error(self.folder, _ELSEWHERE):
                 gguf_hollow.write(staged / target.name, base, parts.tensors, parts.changed)
             files.publish(staged / target.name, target, durable=False)
@@ -129,7 +133,7 @@ def hollow_model(
     Of a Hub model only config, tokenizer, model card and the headers of the weights are read; when its whole
     snapshot is in the Hub cache, or of a folder, nothing is received.
 
-    Raises HubProblem, CheckpointProblem (also: this model can only be planned after download),
+    Raises HubProblem, CheckpointProblem (NeedsWeights: this model can only be planned after download),
     ConversionProblem, GgufProblem, OutputProblem (the cache folder cannot hold holes), DiskFull,
     ToolchainProblem, UsageProblem.
     """
@@ -215,11 +219,14 @@ class _Maker:
         if not reused:
             files.make_folder(folder)
             files.require_holes(folder, _ELSEWHERE)
-            with files.lock(folder), files.staging(folder) as staged:
-                made = fill(staged)
-                if (staged / _BASE).is_file():
-                    files.publish(staged / _BASE, folder / _BASE, durable=False)
-                _write_record(folder, name, source, made)
+            with files.lock(folder, self._listener), files.staging(folder) as staged:
+                reused = _is_made(folder)  # by another ggq, while this one waited
+                if not reused:
+                    made = fill(staged)
+                    if (staged / _BASE).is_file():
+                        files.publish(staged / _BASE, folder / _BASE, durable=False)
+                    _write_record(folder, name, source, made)
+        _remove_leftovers(folder)
         return HollowModel(
             name=name,
             base=folder / _BASE,
@@ -241,6 +248,16 @@ class _Made:
 
     network_bytes: int = 0
     peak_memory_bytes: int | None = None
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the presets' files of processes that are no more."""
+    import psutil
+
+    for file in folder.glob("*.gguf"):
+        found = _OF_PROCESS.search(file.name)
+        if found and not psutil.pid_exists(int(found[1])):
+            file.unlink(missing_ok=True)
 
 
 def _is_made(folder: Path) -> bool:

@@ -51,7 +51,9 @@ class MemoryForecast:
     def missing_bytes(self) -> int:
         """How much is missing where most is; 0: it fits."""
         short = [self.ram_bytes - self.ram_free_bytes]
-        short += [it.needed_bytes - it.free_bytes for it in self.devices if it.free_bytes is not None]
+        for device in self.devices:
+            if device.needed_bytes and device.free_bytes is not None:
+                short.append(device.needed_bytes + ROUNDING_BYTES - device.free_bytes)
         return max(0, *short)
 
 
@@ -65,7 +67,7 @@ def forecast(toolchain: Toolchain, model: Path, load: Load) -> MemoryForecast:
         context_tokens=load.context_tokens,
         type_k=load.type_k,
         type_v=load.type_v,
-        buffers_bytes=sum(row.sum_bytes + ROUNDING_BYTES for row in found.host if row.sum_bytes),
+        buffers_bytes=sum(row.sum_bytes + ROUNDING_BYTES for row in found.host),
         repacked_bytes=sum(row.model_bytes for row in found.host if row.kind == "buffer_type"),
         process_bytes=found.process_bytes or 0,
         ram_free_bytes=hardware.available_ram_bytes(),

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from ggq import hardware
-from ggq.bench.workload import ALL_LAYERS
-from ggq.errors import DoesNotFit
+from ggq.bench.workload import ALL_LAYERS, ThreadChoice, choose_threads, thread_candidates
+from ggq.errors import DoesNotFit, GgufProblem, ToolFailed, UsageProblem
 from ggq.llamacpp import bench
 from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.memory import Load
@@ -28,13 +28,14 @@ from ggq.plan.account import ModelFacts
 from ggq.plan.calibration import Calibration, Timings
 from ggq.plan.hollow import HollowModel
 from ggq.presets import Preset
-from ggq.progress import Listener, Step, silent
+from ggq.progress import Listener, Notice, Step, silent
 
 STEP = "foresee speed"
-PROMPT_TOKENS, GENERATED_TOKENS = 256, 24
+PROMPT_TOKENS, GENERATED_TOKENS, _MORE_GENERATED_TOKENS = 256, 24, 64
 DEPTH_TOKENS = 1024
-# A first short prompt reads the file and wakes the threads; its time is thrown away.
+# Reads the file and wakes the threads; its time is thrown away.
 _WARM_UP_TOKENS = 16
+_THREAD_PROMPT_TOKENS = 64
 # A model up to this size is run whole: two cuts of it would not be quicker.
 _WHOLE_BYTES = 700 << 20
 _MORE_LAYERS = 3
@@ -45,7 +46,9 @@ _REPETITIONS, _MOST_ROUNDS, _GOOD_ERROR = 2, 3, 0.04
 # Runs of the same file on a quiet machine differ by about so much, whatever a few repetitions say.
 _LEAST_ERROR = 0.03
 
-Kind = Literal["cpu", "device", "experts"]
+# Where blocks lie: on the CPU with no device in use, on the CPU beside devices (which may compute prompts for
+# it), on devices, and there but for their experts.
+Kind = Literal["cpu", "beside", "device", "experts"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class SpeedForecast:
     generation: RateForecast
     full_context: RateForecast
     context_tokens: int
-    threads: int
+    threads: ThreadChoice
     layers: tuple[int, ...]
 
 
@@ -110,7 +113,11 @@ class Costs:
 
 
 def forecast(
-    costs: Mapping[Kind, Costs], placement: Offload, block_count: int, context_tokens: int, threads: int
+    costs: Mapping[Kind, Costs],
+    placement: Offload,
+    block_count: int,
+    context_tokens: int,
+    threads: ThreadChoice,
 ) -> SpeedForecast | None:
     """The speed of a model of ``block_count`` blocks, placed so; None where a place was not measured.
 
@@ -150,31 +157,56 @@ def blocks(placement: Offload, block_count: int) -> dict[Kind, int]:
     counts: dict[Kind, int] = {
         "device": on_device - kept,
         "experts": kept,
-        "cpu": block_count - on_device,
+        "beside": block_count - on_device,
     }
     home: Kind = "device" if on_device - kept or not kept else "experts"
     return {home: counts[home]} | {kind: count for kind, count in counts.items() if count and kind != home}
 
 
 def timed(
-    toolchain: Toolchain, model: Path, load: Load, offload: Offload, threads: int, repetitions: int
+    toolchain: Toolchain,
+    model: Path,
+    load: Load,
+    threads: ThreadChoice,
+    repetitions: int,
+    *,
+    small: bool,
 ) -> Timings:
-    """A short run of a prompt and of generation in an empty context. Raises as ``bench.run`` does."""
-    options = BenchOptions(
-        prompt_tokens=(_WARM_UP_TOKENS, PROMPT_TOKENS),
-        generated_tokens=(GENERATED_TOKENS,),
+    """A short run of a prompt and of generation in an empty context. ``small``: a model that llama-bench can
+    warm up as it likes, by a whole prompt; of a large one a short prompt must do.
+
+    Raises as ``bench.run`` does.
+    """
+    prompts = (PROMPT_TOKENS,) if small else (_WARM_UP_TOKENS, PROMPT_TOKENS)
+    generated_tokens = _MORE_GENERATED_TOKENS if small else GENERATED_TOKENS
+    options = replace(_options(load, threads.prompt), repetitions=repetitions, warm_up=small)
+    if threads.prompt == threads.generation:
+        both = replace(options, prompt_tokens=prompts, generated_tokens=(generated_tokens,))
+        *_, prompt, generation = bench.run(toolchain, model, both)
+    else:
+        *_, prompt = bench.run(toolchain, model, replace(options, prompt_tokens=prompts))
+        alone = replace(options, generated_tokens=(generated_tokens,), threads=(threads.generation,))
+        (generation,) = bench.run(toolchain, model, replace(alone, warm_up=True))
+    return Timings(
+        prompt_s=tuple(ns / 1e9 / PROMPT_TOKENS for ns in prompt.samples_ns),
+        generation_s=tuple(ns / 1e9 / generated_tokens for ns in generation.samples_ns),
+    )
+
+
+def is_small(model_bytes: int) -> bool:
+    """Whether a model of that size is run whole."""
+    return model_bytes <= _WHOLE_BYTES
+
+
+def _options(load: Load, threads: int) -> BenchOptions:
+    return BenchOptions(
         threads=(threads,),
-        offload=offload,
+        offload=load.offload,
         type_k=load.type_k,
         type_v=load.type_v,
         flash_attention=load.flash_attention,
-        repetitions=repetitions,
+        repetitions=_REPETITIONS,
         warm_up=False,
-    )
-    _, prompt, generation = bench.run(toolchain, model, options)
-    return Timings(
-        prompt_s=tuple(ns / 1e9 / PROMPT_TOKENS for ns in prompt.samples_ns),
-        generation_s=tuple(ns / 1e9 / GENERATED_TOKENS for ns in generation.samples_ns),
     )
 
 
@@ -187,29 +219,58 @@ class SpeedMeter:
         facts: ModelFacts,
         file_bytes: Mapping[str, int],
         load: Load,
-        threads: int,
         calibration: Calibration,
+        *,
+        devices: Sequence[str] = (),
+        listener: Listener = silent,
     ) -> None:
-        """``file_bytes``: preset name -> size of its file; ``load``: type of cache and devices."""
+        """``file_bytes``: preset name -> size of its file; ``load``: type of cache, and which devices may be
+        used; ``devices``: these in words, so that another one's timings are not taken for theirs."""
         self._hollow = hollow
         self._facts = facts
         self._file_bytes = file_bytes
         self._load = load
-        self._threads = threads
         self._calibration = calibration
+        self._devices = devices
+        self._listener = listener
         self._layer_count = facts.block_count or 1
+        self._cuts: dict[tuple[str, Kind], tuple[int, ...]] = {}
+        self._failed: set[tuple[str, Kind]] = set()
+        self.threads = ThreadChoice(hardware.usable_cores(), hardware.usable_cores())
+
+    def choose_threads(self, wanted: Sequence[Preset]) -> None:
+        """Find the numbers of threads that are best for prompts and for generation, on few layers of one
+        preset; measured before, they are known. Raises as ``measure`` does."""
+        candidates = thread_candidates(hardware.usable_cores())
+        preset = _spread(wanted)[0]
+        layers = self.cuts(preset, "cpu")[0]
+        load = replace(self._load, offload=Offload())
+        key = f"threads of {self._key(preset, 'cpu', layers)}"
+        if len(candidates) == 1:
+            return
+        if key not in self._calibration:
+            options = replace(
+                _options(load, 1),
+                prompt_tokens=(_THREAD_PROMPT_TOKENS,),
+                generated_tokens=(GENERATED_TOKENS,),
+                threads=candidates,
+            )
+            with self._file(preset, layers) as file, self._tolerant(preset, "cpu"):
+                chosen = choose_threads(bench.run(self._hollow.toolchain, file, options))
+                # Kept as what they are not, seconds: a pair of numbers.
+                self._calibration.add(key, Timings((chosen.prompt,), (chosen.generation,)))
+        if key in self._calibration:
+            kept = self._calibration[key]
+            self.threads = ThreadChoice(int(kept.prompt_s[0]), int(kept.generation_s[0]))
 
     def measure(
-        self,
-        wanted: Sequence[Preset],
-        kinds: Sequence[Kind],
-        budget_s: float,
-        listener: Listener = silent,
+        self, wanted: Sequence[Preset], kinds: Sequence[Kind], budget_s: float
     ) -> dict[str, dict[Kind, Costs]]:
         """Preset name -> its costs in each place, of as many presets as ``budget_s`` seconds allow; the
-        first always. What was measured before is not measured again.
+        first always. What was measured before is not measured again. What llama.cpp does not run, for want
+        of memory or of a layer that belongs to it, has no costs, and a word is said.
 
-        Raises ToolFailed, ToolchainProblem, OutputProblem, DiskFull.
+        Raises ToolchainProblem, OutputProblem, DiskFull.
         """
         started = time.monotonic()
         new = [
@@ -223,17 +284,16 @@ class SpeedMeter:
                 if (turn or done) and begun - started + longest_s > budget_s:
                     break
                 if turn == 0:
-                    listener(Step(STEP, done, len(new), "presets"))
-                # A file for which there is no memory has no speed.
-                with contextlib.suppress(DoesNotFit):
+                    self._listener(Step(STEP, done, len(new), "presets"))
+                with self._tolerant(preset, kind):
                     self._run(preset, kind)
                     again += [(preset, kind)] * (self._error(preset, kind) > _GOOD_ERROR)
                 longest_s = max(longest_s, time.monotonic() - begun)
             todo = again
-        if new:
-            self._calibration.save()
-            listener(Step(STEP, len(new), len(new), "presets"))
         depths = {kind: self._depth_s(wanted, kind) for kind in kinds}
+        if new:
+            self._listener(Step(STEP, len(new), len(new), "presets"))
+        self._calibration.save()
         return {
             preset.name: {
                 kind: self._costs(preset, kind, depths[kind]) for kind in kinds if self._known(preset, kind)
@@ -244,38 +304,54 @@ class SpeedMeter:
     # --- cuts ------------------------------------------------------------------------------------------
 
     def cuts(self, preset: Preset, kind: Kind) -> tuple[int, ...]:
-        """The numbers of blocks to run: all, or two that reach beyond the CPU's cache."""
+        """The numbers of blocks to run: all, or two that reach beyond the CPU's cache. Settled once, since
+        what memory is free changes."""
+        if (preset.name, kind) not in self._cuts:
+            self._cuts[preset.name, kind] = self._choose_cuts(self._file_bytes[preset.name], kind)
+        return self._cuts[preset.name, kind]
+
+    def _choose_cuts(self, size: int, kind: Kind) -> tuple[int, ...]:
         layers = self._layer_count
-        size = self._file_bytes[preset.name]
         each = max(1, size // (layers + 1))
-        least = math.ceil(2 * (hardware.last_cache_bytes() or _CACHE_BYTES) / each)
+        few = max(1, math.ceil(2 * (hardware.last_cache_bytes() or _CACHE_BYTES) / each))
         if self._facts.sliding_window_tokens:
-            least = math.ceil(max(1, least) / _PATTERN) * _PATTERN
-        few = max(1, least)
+            few = math.ceil(few / _PATTERN) * _PATTERN
         more = few + max(_MORE_LAYERS, few)
         fits = size < hardware.available_ram_bytes() // 2
-        if fits and (size <= _WHOLE_BYTES or 2 * more >= layers):
+        if fits and (is_small(size) or 2 * more >= layers):
             # Of a model that may lie in two places the line is wanted, and not only its end.
-            return (layers,) if kind == "cpu" and not self._load.offload.rpc else _pair(layers)
-        return (few, min(more, layers)) if more < layers else _pair(layers)
+            return (layers,) if kind == "cpu" or layers == 1 else (layers // 2, layers)
+        return (few, more) if more < layers else (max(1, layers // 2), layers)
 
     def _known(self, preset: Preset, kind: Kind) -> bool:
-        return all(self._key(preset, kind, layers) in self._calibration for layers in self.cuts(preset, kind))
+        return (preset.name, kind) not in self._failed and all(
+            self._key(preset, kind, layers) in self._calibration for layers in self.cuts(preset, kind)
+        )
 
     def _key(self, preset: Preset, kind: Kind, layers: int) -> str:
-        own = self._hollow.key(preset)
         cache = f"{self._load.type_k}/{self._load.type_v}/{self._load.flash_attention}"
-        return f"{own} {kind} {layers} layers, cache {cache}, {self._threads} threads"
+        threads = f"{self.threads.prompt}/{self.threads.generation} threads"
+        key = f"{self._hollow.key(preset)} {kind} {layers} layers, cache {cache}, {threads}"
+        return key if kind == "cpu" else f"{key}, {', '.join(self._devices)}, {self._load.offload}"
 
     # --- runs ------------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _tolerant(self, preset: Preset, kind: Kind) -> Iterator[None]:
+        """A run that llama.cpp refuses costs no more than its figures."""
+        try:
+            yield
+        except (DoesNotFit, GgufProblem, ToolFailed, UsageProblem) as problem:
+            self._failed.add((preset.name, kind))
+            self._listener(Notice(f"No speed of {preset.name}: {problem.what} {problem.why}".rstrip()))
+
     def _run(self, preset: Preset, kind: Kind) -> None:
         """A few repetitions of each cut."""
+        load = replace(self._load, offload=self._offload(kind))
+        small = is_small(self._file_bytes[preset.name])
         for layers in self.cuts(preset, kind):
             with self._file(preset, layers) as file:
-                taken = timed(
-                    self._hollow.toolchain, file, self._load, self._offload(kind), self._threads, _REPETITIONS
-                )
+                taken = timed(self._hollow.toolchain, file, load, self.threads, _REPETITIONS, small=small)
             self._calibration.add(self._key(preset, kind, layers), taken)
 
     @contextlib.contextmanager
@@ -290,9 +366,10 @@ class SpeedMeter:
     def _offload(self, kind: Kind) -> Offload:
         if kind == "cpu":
             return Offload()
-        given = self._load.offload
+        # The output layer goes first: with one layer on the devices all blocks are beside them.
+        layers = 1 if kind == "beside" else ALL_LAYERS
         moe = self._layer_count if kind == "experts" else 0
-        return replace(given, n_gpu_layers=ALL_LAYERS, n_cpu_moe=moe)
+        return replace(self._load.offload, n_gpu_layers=layers, n_cpu_moe=moe)
 
     def _depth_s(self, wanted: Sequence[Preset], kind: Kind) -> float:
         """Attention looks at the cache and not at weights, so that one preset stands for all."""
@@ -304,22 +381,19 @@ class SpeedMeter:
         layers = self.cuts(preset, kind)[0]
         key = f"{self._key(preset, kind, layers)}, depth {depth}"
         if key not in self._calibration:
-            options = BenchOptions(
+            load = replace(self._load, offload=self._offload(kind))
+            options = replace(
+                _options(load, self.threads.generation),
                 generated_tokens=(GENERATED_TOKENS,),
                 depths=(depth,),
-                threads=(self._threads,),
-                offload=self._offload(kind),
-                type_k=self._load.type_k,
-                type_v=self._load.type_v,
-                flash_attention=self._load.flash_attention,
                 repetitions=1,
-                warm_up=False,
             )
-            with self._file(preset, layers) as file:
+            with contextlib.suppress(DoesNotFit, GgufProblem, ToolFailed), self._file(preset, layers) as file:
                 (found,) = bench.run(self._hollow.toolchain, file, options)
-            seconds = found.samples_ns[0] / 1e9 / GENERATED_TOKENS
-            self._calibration.add(key, Timings(generation_s=(seconds,)))
-            self._calibration.save()
+                seconds = found.samples_ns[0] / 1e9 / GENERATED_TOKENS
+                self._calibration.add(key, Timings(generation_s=(seconds,)))
+        if key not in self._calibration:
+            return 0.0
         deep = statistics.median(self._calibration[key].generation_s)
         flat = statistics.median(self._calibration[self._key(preset, kind, layers)].generation_s)
         return max(0.0, deep - flat) / layers / depth
@@ -347,10 +421,6 @@ def _line(samples: Mapping[int, Sequence[float]]) -> Line:
     ]
     points = tuple((layers, statistics.median(values)) for layers, values in sorted(samples.items()))
     return Line(points, max(_LEAST_ERROR, *errors, 0))
-
-
-def _pair(layers: int) -> tuple[int, ...]:
-    return (layers // 2, layers) if layers > 1 else (layers,)
 
 
 def _spread(presets: Iterable[Preset]) -> list[Preset]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ggq import hardware, presets
-from ggq.bench.workload import ALL_LAYERS
-from ggq.errors import DoesNotFit
+from ggq.bench.workload import ALL_LAYERS, ThreadChoice
+from ggq.errors import DoesNotFit, GgqError, GgufProblem
 from ggq.llamacpp import bench
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import Offload
@@ -60,12 +60,12 @@ def test_noise_greater_than_the_layers_widens_the_error_instead_of_going_below_z
         (Offload(n_gpu_layers=ALL_LAYERS), {"device": 32}),
         (Offload(n_gpu_layers=33), {"device": 32}),
         (Offload(n_gpu_layers=99), {"device": 32}),
-        (Offload(n_gpu_layers=11), {"device": 10, "cpu": 22}),
-        (Offload(n_gpu_layers=1), {"device": 0, "cpu": 32}),
+        (Offload(n_gpu_layers=11), {"device": 10, "beside": 22}),
+        (Offload(n_gpu_layers=1), {"device": 0, "beside": 32}),
         (Offload(n_gpu_layers=33, n_cpu_moe=5), {"device": 27, "experts": 5}),
         (Offload(n_gpu_layers=33, n_cpu_moe=32), {"experts": 32}),
         # The first 24 blocks are on the CPU whole: of those that keep experts there, six are left.
-        (Offload(n_gpu_layers=9, n_cpu_moe=30), {"device": 2, "experts": 6, "cpu": 24}),
+        (Offload(n_gpu_layers=9, n_cpu_moe=30), {"device": 2, "experts": 6, "beside": 24}),
     ],
 )
 def test_where_blocks_lie(placement: Offload, expected: Mapping[Kind, int]) -> None:
@@ -77,16 +77,18 @@ def test_where_blocks_lie(placement: Offload, expected: Mapping[Kind, int]) -> N
 def test_a_mixed_placement_is_the_sum_of_its_places() -> None:
     slow, quick = Line(((1, 1.5), (3, 2.5)), 0.03), Line(((1, 0.2), (3, 0.4)), 0.03)
     costs: dict[Kind, Costs] = {
-        "cpu": Costs(slow, slow, depth_s=0.001),
+        "beside": Costs(slow, slow, depth_s=0.001),
         "device": Costs(quick, quick, depth_s=0.0),
     }
-    found = forecast(costs, Offload(n_gpu_layers=11), 32, 1000, threads=2)
+    found = forecast(costs, Offload(n_gpu_layers=11), 32, 1000, ThreadChoice(2, 2))
     assert found is not None
     # 22 blocks at 0.5 s on the CPU; on the device 10 at 0.1 s and the 0.1 s spent once.
     assert found.generation.tokens_per_s == pytest.approx(1 / (11 + 1 + 0.1))
     assert found.full_context.tokens_per_s == pytest.approx(1 / (12.1 + 22 * 0.001 * 1000))
     assert 0.03 < found.generation.relative_error < 1
-    assert forecast({"cpu": costs["cpu"]}, Offload(n_gpu_layers=11), 32, 1000, 2) is None
+    assert (
+        forecast({"beside": costs["beside"]}, Offload(n_gpu_layers=11), 32, 1000, ThreadChoice(2, 2)) is None
+    )
 
 
 # --- runs ------------------------------------------------------------------------------------------------
@@ -103,7 +105,9 @@ def meter(tiny: HollowModel, file: Path, load: Load | None = None) -> SpeedMeter
     account = Account(tiny)
     sizes = {preset.name: account.size(preset).file_bytes for preset in QUANTS}
     kept = Calibration(file, tiny.toolchain)
-    return SpeedMeter(tiny, account.facts(), sizes, load or Load(256), 1, kept)
+    made = SpeedMeter(tiny, account.facts(), sizes, load or Load(256), kept, devices=["RPC0 of this test"])
+    made.threads = ThreadChoice(1, 1)
+    return made
 
 
 @pytest.mark.tool
@@ -137,22 +141,55 @@ def test_a_short_budget_still_foretells_one_preset(tiny: HollowModel, tmp_path: 
 @pytest.mark.tool
 def test_a_device_is_measured_on_two_cuts(tiny: HollowModel, tmp_path: Path, rpc_server: str) -> None:
     load = Load(256, offload=Offload(rpc=(rpc_server,)))
-    costs = meter(tiny, tmp_path / "speed.json", load).measure(QUANTS[:1], ["cpu", "device"], 600)
-    for kind in ("cpu", "device"):
+    costs = meter(tiny, tmp_path / "speed.json", load).measure(QUANTS[:1], ["beside", "device"], 600)
+    for kind in ("beside", "device"):
         assert [layers for layers, _ in costs["Q4_K_M"][kind].generation.points] == [1, 2]  # type: ignore[index]
     half = Offload(n_gpu_layers=2, rpc=(rpc_server,))
-    assert forecast(costs["Q4_K_M"], half, 2, 256, 1) is not None
+    assert forecast(costs["Q4_K_M"], half, 2, 256, ThreadChoice(1, 1)) is not None
 
 
 @pytest.mark.tool
-def test_what_does_not_fit_has_no_speed(
-    tiny: HollowModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "problem", [DoesNotFit("It does not fit."), GgufProblem("A cut that llama.cpp refuses.")]
+)
+def test_what_is_not_run_has_no_speed(
+    tiny: HollowModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: GgqError
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise DoesNotFit("It does not fit.")
+        raise problem
 
     monkeypatch.setattr(bench, "run", refuse)
     assert meter(tiny, tmp_path / "speed.json").measure(QUANTS, ["cpu"], 60) == {"Q4_K_M": {}, "Q8_0": {}}
+
+
+@pytest.mark.tool
+def test_threads_are_chosen_on_this_machine(
+    tiny: HollowModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 2)
+    monkeypatch.setattr(calibration, "probe_s", lambda: 1.0)
+    first = meter(tiny, tmp_path / "speed.json")
+    first.choose_threads(QUANTS)
+    assert {first.threads.prompt, first.threads.generation} <= {1, 2}
+    first.measure(QUANTS[:1], ["cpu"], 1e-9)  # which keeps what is known
+    monkeypatch.setattr(bench, "run", None)
+    second = meter(tiny, tmp_path / "speed.json")
+    second.choose_threads(QUANTS)
+    assert second.threads == ThreadChoice(first.threads.prompt, first.threads.generation)
+
+
+@pytest.mark.tool
+def test_another_device_has_timings_of_its_own(tiny: HollowModel, tmp_path: Path) -> None:
+    account = Account(tiny)
+    sizes = {preset.name: account.size(preset).file_bytes for preset in QUANTS}
+    kept = Calibration(tmp_path / "speed.json", tiny.toolchain)
+    keys = set()
+    for device, rpc in (("A 24 GB", "a:1"), ("B 24 GB", "a:1"), ("A 24 GB", "b:1")):
+        load = Load(256, offload=Offload(rpc=(rpc,)))
+        made = SpeedMeter(tiny, account.facts(), sizes, load, kept, devices=[device])
+        keys.add(made._key(QUANTS[0], "device", 2))
+        keys.add(made._key(QUANTS[0], "cpu", 2))
+    assert len(keys) == 3 + 1
 
 
 @pytest.mark.tool
@@ -167,7 +204,7 @@ def test_large_models_are_cut_beyond_the_cache(
 
     def cuts(sliding_window_tokens: int | None) -> list[tuple[int, ...]]:
         given = replace(facts, sliding_window_tokens=sliding_window_tokens)
-        made = SpeedMeter(tiny, given, sizes, Load(256), 2, kept)
+        made = SpeedMeter(tiny, given, sizes, Load(256), kept)
         return [made.cuts(preset, "cpu") for preset in QUANTS]
 
     # Twice the cache in layers of 150 MiB is two; the small one is quicker whole.
