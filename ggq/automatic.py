@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ggq import hub, pipeline, presets, reference
+from ggq import files, gguf_names, hub, pipeline, presets, reference
 from ggq.bench import memory as bench_memory
 from ggq.bench.memory import MemorySettings
-from ggq.errors import CheckpointProblem, ConversionProblem, GgqError
+from ggq.bench.workload import ThreadChoice
+from ggq.errors import DoesNotFit, GgqError, NeedsWeights
 from ggq.foresee import DEFAULT_PRESETS, PlanSettings
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.serving import Serving
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import PipelineResult, Settings
 from ggq.plan.account import Account
-from ggq.plan.hollow import hollow_model
-from ggq.plan.memory import MemoryForecast
-from ggq.plan.speed import RateForecast, timed
+from ggq.plan.hollow import HollowModel, hollow_model
+from ggq.plan.speed import RateForecast, is_small, timed
+from ggq.presets import Preset
 from ggq.progress import Listener, Notice, Step, silent
 from ggq.recommend import Limits, Recommendation, recommend
+from ggq.records import MANIFEST_SUFFIX, Manifest
+from ggq.reference import ModelRef
 
 WORD = "auto"
 BUDGET_S = 30.0
@@ -51,33 +55,59 @@ class Automatic:
     outcomes: tuple[Outcome, ...]
 
 
+def chosen_before(model: str, outdir: Path | None = None, *, revision: str | None = None) -> str | None:
+    """The preset that an earlier run chose for ``model``, to be made in the same folder.
+
+    Raises UsageProblem, OutputProblem (a manifest that cannot be read).
+    """
+    ref = reference.parse_reference(model, revision)
+    folder, name = _place(ref, outdir)
+    return Manifest(folder / f"{name}{MANIFEST_SUFFIX}").chosen_presets.get(_identity(ref))
+
+
 def foretell(
     model: str,
+    preset: str | None = None,
     *,
     limits: Limits | None = None,
     revision: str | None = None,
     offline: bool = False,
+    download: bool = True,
     catalogue: presets.Catalogue | None = None,
     toolchain: Toolchain | None = None,
     listener: Listener = silent,
 ) -> Recommendation:
-    """Which preset to make of ``model``; one that can only be planned after its download is downloaded.
+    """Which preset to make of ``model`` (``preset``: the only one in question).
 
-    Raises as ``recommend`` and ``hub.download`` do.
+    A model that can only be planned after its download is downloaded.
+    Raises as ``recommend`` and ``hub.download`` do; without ``download`` NeedsWeights instead.
     """
+    names = DEFAULT_PRESETS if preset is None else (preset,)
 
     def ask(what: str | Path, revision: str | None) -> Recommendation:
-        return recommend(
-            what, DEFAULT_PRESETS, limits, PlanSettings(speed_budget_s=BUDGET_S), revision=revision,
-            offline=offline, catalogue=catalogue, toolchain=toolchain, listener=listener,
-        )  # fmt: skip
+        try:
+            return recommend(
+                what, names, limits, PlanSettings(speed_budget_s=BUDGET_S), revision=revision,
+                offline=offline, catalogue=catalogue, toolchain=toolchain, listener=listener,
+            )  # fmt: skip
+        except DoesNotFit as problem:
+            raise DoesNotFit(
+                problem.what,
+                problem.why,
+                f"{problem.next_step} `ggq recommend` takes --ctx and --kv; here, --preset NAME makes a file"
+                " for another machine all the same.",
+            ) from problem
 
     try:
         return ask(model, revision)
-    except (CheckpointProblem, ConversionProblem):
+    except NeedsWeights as problem:
         ref = reference.parse_reference(model, revision)
-        if ref.kind != "hub":
-            raise
+        if not download:
+            raise NeedsWeights(
+                problem.what,
+                f"{problem.why} So the preset can only be chosen after the download.",
+                f"Name one with --preset, or run `ggq download {ref}` first.",
+            ) from problem
         listener(Notice("This model can only be planned after its download."))
         fetched = hub.download(ref, offline=offline, listener=listener)
         return ask(f"{ref.repo_id}@{fetched.commit}", None)
@@ -97,21 +127,22 @@ def make(
 ) -> Automatic:
     """Make the recommended preset as ``pipeline.convert_and_quantize`` does, and measure it.
 
-    Raises what that raises. What cannot be measured is told and left out.
+    The choice is written down first (see ``chosen_before``). Raises what the pipeline raises. What cannot be
+    measured is told and left out.
     """
+    settings = settings or Settings()
     toolchain = toolchain or toolchains.find()
     ref = reference.parse_reference(model, revision)
     (preset,) = (catalogue or presets.load()).resolve([chosen.chosen.preset])
-    account = Account(hollow_model(ref, offline=offline, toolchain=toolchain, listener=listener))
-    load = chosen.serving.load
-    foretold = account.memory(preset, replace(load, context_tokens=min(_CONTEXT, load.context_tokens)))
+    _remember(ref, outdir, preset, force=settings.force)
     result = pipeline.convert_and_quantize(
         model, [chosen.chosen.preset], outdir, settings, revision=revision, offline=offline,
         catalogue=catalogue, toolchain=toolchain, listener=listener,
     )  # fmt: skip
     (file,) = result.files
     outcomes = [Outcome("file", "", chosen.chosen.file_bytes, file.file_bytes)]
-    runs = (partial(_memory, chosen.serving, foretold), partial(_speed, chosen))
+    opened = partial(hollow_model, ref, offline=offline, toolchain=toolchain, listener=listener)
+    runs = (partial(_memory, chosen.serving, opened, preset), partial(_speed, chosen))
     for done, measure in enumerate(runs):
         listener(Step(STEP, done, 2, "runs"))
         try:
@@ -122,25 +153,58 @@ def make(
     return Automatic(chosen, result, tuple(outcomes))
 
 
-def _memory(serving: Serving, foretold: MemoryForecast, file: Path, toolchain: Toolchain) -> list[Outcome]:
-    """A load with a short context, filled."""
+def _place(ref: ModelRef, outdir: Path | None) -> tuple[Path, str]:
+    """The folder of the files, and the model's name in theirs, as the pipeline has them."""
+    if ref.kind == "gguf" and ref.path is not None:
+        return outdir or ref.path.parent, gguf_names.parse_name(ref.path.name).model
+    name = pipeline.model_name(ref)
+    return outdir or Path(name), name
+
+
+def _identity(ref: ModelRef) -> str:
+    return ref.repo_id if ref.path is None else str(ref.path.resolve())
+
+
+def _remember(ref: ModelRef, outdir: Path | None, preset: Preset, *, force: bool) -> None:
+    """Raises OutputProblem, also where the preset's file would overwrite one of the user's; DiskFull."""
+    folder, name = _place(ref, outdir)
+    with files.lock(files.make_folder(folder)):
+        manifest = Manifest(folder / f"{name}{MANIFEST_SUFFIX}")
+        if manifest.chosen_presets.get(_identity(ref)) != preset.name:
+            manifest.claim((gguf_names.output_name(name, preset.name),), force=force)
+            manifest.choose(_identity(ref), preset.name)
+
+
+def _memory(
+    serving: Serving, opened: Callable[[], HollowModel], preset: Preset, file: Path, toolchain: Toolchain
+) -> list[Outcome]:
+    """A load with a short context, filled; foretold of the hollow model, as the choice was."""
+    hollow = opened()
+    load = serving.load
+    load = replace(load, context_tokens=min(_CONTEXT, load.context_tokens))
+    try:
+        foretold = Account(hollow).memory(preset, load)
+    finally:
+        hollow.release(preset)
     settings = MemorySettings(
-        contexts=(foretold.context_tokens,),
-        cache_types=((foretold.type_k, foretold.type_v),),
+        contexts=(load.context_tokens,),
+        cache_types=((load.type_k, load.type_v),),
         load_modes=(serving.load_mode,),
-        offload=serving.load.offload,
+        offload=load.offload,
     )
     (cell,) = bench_memory.measure(file, settings, toolchain=toolchain).cells
     if cell.measured is None:
         return []
-    where = f"context {foretold.context_tokens:,}, load mode {serving.load_mode}"
+    where = f"context {load.context_tokens:,}, load mode {serving.load_mode}"
     resident = foretold.resident_bytes(serving.load_mode)
     return [Outcome("RAM", where, resident, cell.measured.peaks.resident_bytes)]
 
 
 def _speed(chosen: Recommendation, file: Path, toolchain: Toolchain) -> list[Outcome]:
     serving, forecast = chosen.serving, chosen.chosen.load.speed
-    taken = timed(toolchain, file, serving.load, serving.load.offload, serving.threads, _REPETITIONS)
+    threads = ThreadChoice(serving.prompt_threads, serving.threads)
+    small = is_small(chosen.chosen.file_bytes)
+    taken = timed(toolchain, file, serving.load, threads, _REPETITIONS, small=small)
 
     def outcome(what: str, foretold: RateForecast | None, seconds: tuple[float, ...]) -> Outcome:
         return Outcome(

@@ -49,6 +49,10 @@ class CheckpointProblem(GgqError):
     """A checkpoint folder is incomplete, damaged, or of a kind that cannot be converted."""
 
 
+class NeedsWeights(CheckpointProblem):
+    """A model can only be planned after download: what its headers say is not enough."""
+
+
 class ConversionProblem(GgqError):
     """The converter failed, or what it wrote does not behave as the checkpoint does."""
 

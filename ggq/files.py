@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ggq.errors import DiskFull, GgqError, OutputProblem, UsageProblem
-from ggq.progress import Listener, Step, silent
+from ggq.progress import Listener, Notice, Step, silent
 
 STAGING = ".ggq-partial"
 _BLOCK = 1 << 20
@@ -210,11 +210,15 @@ def write_hollow(target: Path, header: bytes, file_bytes: int) -> None:
         stream.truncate(file_bytes)
 
 
+_PATIENCE_S = 1.0
+
+
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, waiting: Listener | None = None) -> Iterator[None]:
     """Hold a folder for one ggq at a time. Raises OutputProblem when another one holds it.
 
-    A staging folder is held with the folder that it stands in.
+    With ``waiting`` it waits instead, and tells this listener where that takes long. A staging folder is held
+    with the folder that it stands in.
     """
     if STAGING in folder.parts:
         yield
@@ -229,13 +233,16 @@ def lock(folder: Path) -> Iterator[None]:
         locks.mkdir(parents=True, exist_ok=True)
         guard = filelock.FileLock(locks / f"{name}.lock")
         try:
-            guard.acquire(timeout=0)
+            guard.acquire(timeout=0 if waiting is None else _PATIENCE_S)
         except filelock.Timeout as error:
-            raise OutputProblem(
-                f"Another ggq is at work in {folder}.",
-                "Two at once would overwrite each other's files.",
-                "Wait until it ends, or choose another folder.",
-            ) from error
+            if waiting is None:
+                raise OutputProblem(
+                    f"Another ggq is at work in {folder}.",
+                    "Two at once would overwrite each other's files.",
+                    "Wait until it ends, or choose another folder.",
+                ) from error
+            waiting(Notice(f"Another ggq is at work in {folder}: this one waits for it."))
+            guard.acquire()
     try:
         yield
     finally:

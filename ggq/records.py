@@ -72,6 +72,8 @@ class Manifest:
         self.steps: dict[str, StepRecord] = {}
         # Digests of outputs that a later run replaced: a file that has one of them is ours, too.
         self.superseded: list[str] = []
+        # Model -> the preset that ggq chose for it here: another day it might choose another.
+        self.chosen_presets: dict[str, str] = {}
         self._load()
 
     @property
@@ -98,6 +100,7 @@ class Manifest:
             self.superseded = list(raw["superseded"])
             self.model = dict(raw["model"])
             self.environment = dict(raw["environment"])
+            self.chosen_presets = dict(raw.get("chosen_presets", {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise OutputProblem(
                 f"{self.path} is not a manifest that this ggq knows.",
@@ -141,6 +144,14 @@ class Manifest:
                 if output.sha256 not in fresh and output.sha256 not in self.superseded
             ]
         self.steps[step] = record
+        self._save()
+
+    def choose(self, model: str, preset: str) -> None:
+        """Write down which preset was chosen for a model, atomically. Raises OutputProblem, DiskFull."""
+        self.chosen_presets[model] = preset
+        self._save()
+
+    def _save(self) -> None:
         files.write_json(
             self.path,
             {
@@ -149,5 +160,6 @@ class Manifest:
                 "environment": self.environment,
                 "steps": {name: asdict(step) for name, step in self.steps.items()},
                 "superseded": self.superseded,
+                "chosen_presets": self.chosen_presets,
             },
         )

@@ -31,6 +31,23 @@ def test_a_record_survives_being_written_and_read(tmp_path: Path) -> None:
     assert read.outputs_whole("convert")
 
 
+def test_a_chosen_preset_is_kept_by_model(tmp_path: Path) -> None:
+    manifest = recorded(tmp_path)
+    manifest.choose("org/m", "Q4_K_M")
+    manifest.record("convert", StepRecord(INPUTS, OPTIONS, TOOL, (), 1.0))
+    read = Manifest(manifest.path)
+    assert read.chosen_presets == {"org/m": "Q4_K_M"} and read.steps == manifest.steps
+
+
+def test_a_manifest_from_before_presets_were_chosen_is_read(tmp_path: Path) -> None:
+    manifest = recorded(tmp_path)
+    written = json.loads(manifest.path.read_text())
+    del written["chosen_presets"]
+    manifest.path.write_text(json.dumps(written))
+    read = Manifest(manifest.path)
+    assert read.steps == manifest.steps and read.chosen_presets == {}
+
+
 @pytest.mark.parametrize(
     "inputs, options, tool",
     [

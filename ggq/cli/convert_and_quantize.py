@@ -23,6 +23,7 @@ from ggq.cli.options import (
 )
 from ggq.cli.output import Output, plain
 from ggq.cli.quantize import show_files
+from ggq.errors import DoesNotFit, NeedsWeights
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.pipeline import PipelineResult, Settings
 from ggq.pipeline_plan import PipelinePlan, plan_convert_and_quantize
@@ -63,8 +64,9 @@ def convert_and_quantize(
     """Download MODEL, convert it, check the conversion, and quantize it.
 
     MODEL is org/name[@revision] on the Hub, a checkpoint folder, or a 16-bit GGUF file. Without --preset
-    (or with `auto`) the one that `ggq recommend` names is made, and what was foretold of it is measured. Stop
-    it at any moment: the same command goes on where it was.
+    (or with `auto`) the one that `ggq recommend` names is made, and what was foretold of it is measured; with
+    options for llama-quantize, of which a recommendation does not know, it is Q4_K_M. Stop it at any moment:
+    the same command goes on where it was, with the preset chosen then.
 
     \b
     ggq convert-and-quantize Qwen/Qwen3-0.6B
@@ -77,13 +79,27 @@ def convert_and_quantize(
     )
     chosen = None
     names = preset_names or (automatic.WORD,)
-    if [name.lower() for name in names] == [automatic.WORD]:
-        with out.progress() as listener:
-            chosen = automatic.foretell(
-                model, revision=revision, offline=offline, catalogue=catalogue, listener=listener
-            )
-        show_choice(out, chosen)
-        names = (chosen.chosen.preset,)
+    left_to_ggq = [name.lower() for name in names] == [automatic.WORD]
+    if left_to_ggq and options != QuantizeOptions():
+        names = pipeline.DEFAULT_PRESETS
+    elif left_to_ggq:
+        before = None if force else automatic.chosen_before(model, outdir, revision=revision)
+        try:
+            with out.progress() as listener:
+                chosen = automatic.foretell(
+                    model, before, revision=revision, offline=offline, download=not dry_run,
+                    catalogue=catalogue, listener=listener,
+                )  # fmt: skip
+        except (DoesNotFit, NeedsWeights) as problem:
+            if before is None:
+                raise
+            out.warning(f"Nothing is foretold of {before}: {problem.why}")
+        if before is not None:
+            out.text(f"{before} was chosen here before (--force chooses anew).\n")
+            names = (before,)
+        elif chosen is not None:
+            show_choice(out, chosen)
+            names = (chosen.chosen.preset,)
     if dry_run:
         plan = plan_convert_and_quantize(
             model, names, outdir, settings, revision=revision, offline=offline, catalogue=catalogue

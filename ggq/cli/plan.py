@@ -190,9 +190,9 @@ def _explain(out: Output, found: Plan) -> None:
     speeds = [cell.speed for it in found.presets for cell in it.loads if cell.speed]
     if speeds:
         prompt, generation = found.threads.prompt, found.threads.generation
-        threads = str(prompt) if prompt == generation else f"{prompt} and {generation}"
+        threads = f"{prompt} and {generation} threads" if prompt != generation else f"threads: {prompt}"
         out.paragraph(
-            f"pp, tg: prompt and generation in an empty context, {threads} threads, from runs of the file"
+            f"pp, tg: prompt and generation in an empty context, {threads}, from runs of the file"
             " without its weights, ± a standard error."
         )
         missing = [it.preset for it in found.presets if it.loads[0].speed is None]

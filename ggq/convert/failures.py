@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ggq.checkpoint import Checkpoint
-from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull, GgqError, signal_name
+from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull, GgqError, NeedsWeights, signal_name
 
 _CODE = "Find a checkpoint of this model in safetensors, or one that transformers knows without extra code."
 _REPORT = "Report this, with the model's name; GGQ_DEBUG=1 and -v show what the converter printed."
@@ -96,7 +96,7 @@ def _assumption(checkpoint: Checkpoint, text: str) -> GgqError:
 
 
 def _needs_values(checkpoint: Checkpoint, _: str) -> GgqError:
-    return CheckpointProblem(
+    return NeedsWeights(
         f"{checkpoint.architectures[0][:60]} can only be planned after download.",
         f"The converter reads values of its weights before it knows what {checkpoint.path.name} becomes, and "
         "only their headers are here.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggq import files
-from ggq.errors import CheckpointProblem
+from ggq.errors import NeedsWeights
 from ggq.hub import client
 from ggq.hub.client import DEFAULT_RETRY, Retry
 from ggq.hub.download import WORKERS, bring, require_whole, without_weights
@@ -47,7 +47,8 @@ def gather(
     and are linked; of each safetensors file only the header is asked for, by a Range. ``parent``: a folder of
     our own that allows holes (``files.require_holes``).
 
-    Raises HubProblem, CheckpointProblem (weights that are not safetensors), DiskFull, OutputProblem.
+    Raises HubProblem, CheckpointProblem (no weights), NeedsWeights (they are not safetensors), DiskFull,
+    OutputProblem.
     """
     offline = client.is_offline(offline)
     if offline:
@@ -61,7 +62,7 @@ def gather(
         return Gathered(model.folder, True, received)
     hollow = [file for file in wanted if file.path.endswith(".safetensors")]
     if not any(file.path in weights for file in hollow):
-        raise CheckpointProblem(
+        raise NeedsWeights(
             f"{model.repo_id} can only be planned after download.",
             f"Its weights ({weights[0]}) are not safetensors, whose headers can be read alone.",
             f"Run `ggq download {model.repo_id}` first; then the same command again.",

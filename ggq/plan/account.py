@@ -65,8 +65,6 @@ class Account:
     def with_process(self, memory: MemoryForecast) -> MemoryForecast:
         """The process itself is the same for all presets and loads; what was first seen of it, with or
         without devices, stands for all."""
-        if not memory.process_bytes:
-            return memory
         kind = "devices" if memory.devices else "CPU"
         process_bytes = self._memo.get(f"process with {kind}", lambda: memory.process_bytes)
         return replace(memory, process_bytes=process_bytes)

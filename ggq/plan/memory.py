@@ -10,6 +10,10 @@ from ggq.llamacpp import memory as llama_memory
 from ggq.llamacpp.memory import ROUNDING_BYTES, Load
 from ggq.llamacpp.toolchain import Toolchain
 
+# What a process that computes holds beside one that only foretells: stacks, logits, its own code. Seen: 3 MiB
+# of llama-bench (make bench-foresight).
+_RUNNING_BYTES = 6 << 20
+
 
 @dataclass(frozen=True)
 class DeviceForecast:
@@ -69,7 +73,7 @@ def forecast(toolchain: Toolchain, model: Path, load: Load) -> MemoryForecast:
         type_v=load.type_v,
         buffers_bytes=sum(row.sum_bytes + ROUNDING_BYTES for row in found.host),
         repacked_bytes=sum(row.model_bytes for row in found.host if row.kind == "buffer_type"),
-        process_bytes=found.process_bytes or 0,
+        process_bytes=(found.process_bytes or 0) + _RUNNING_BYTES,
         ram_free_bytes=hardware.available_ram_bytes(),
         devices=tuple(
             # A device that does not know its memory says 0.

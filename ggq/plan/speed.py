@@ -31,7 +31,9 @@ from ggq.presets import Preset
 from ggq.progress import Listener, Notice, Step, silent
 
 STEP = "foresee speed"
-PROMPT_TOKENS, GENERATED_TOKENS, _MORE_GENERATED_TOKENS = 256, 24, 64
+# Of large models, and of small ones, as llama-bench's own defaults have it.
+PROMPT_TOKENS, _MORE_PROMPT_TOKENS = 128, 512
+GENERATED_TOKENS, _MORE_GENERATED_TOKENS = 24, 64
 DEPTH_TOKENS = 1024
 # Reads the file and wakes the threads; its time is thrown away.
 _WARM_UP_TOKENS = 16
@@ -42,9 +44,10 @@ _MORE_LAYERS = 3
 # Sliding-window layers come in patterns of up to six (Gemma 3: five of them, one of full attention).
 _PATTERN = 6
 _CACHE_BYTES = 64 << 20  # of a CPU that does not tell
-_REPETITIONS, _MOST_ROUNDS, _GOOD_ERROR = 2, 3, 0.04
+# Of large models one repetition at first, so that the budget reaches all presets.
+_REPETITIONS, _MORE_REPETITIONS, _MOST_ROUNDS, _GOOD_ERROR = 1, 2, 3, 0.04
 # Runs of the same file on a quiet machine differ by about so much, whatever a few repetitions say.
-_LEAST_ERROR = 0.03
+_LEAST_ERROR, _ERROR_OF_ONE = 0.03, 0.05
 
 # Where blocks lie: on the CPU with no device in use, on the CPU beside devices (which may compute prompts for
 # it), on devices, and there but for their experts.
@@ -177,7 +180,8 @@ def timed(
 
     Raises as ``bench.run`` does.
     """
-    prompts = (PROMPT_TOKENS,) if small else (_WARM_UP_TOKENS, PROMPT_TOKENS)
+    prompt_tokens = _MORE_PROMPT_TOKENS if small else PROMPT_TOKENS
+    prompts = (prompt_tokens,) if small else (_WARM_UP_TOKENS, prompt_tokens)
     generated_tokens = _MORE_GENERATED_TOKENS if small else GENERATED_TOKENS
     options = replace(_options(load, threads.prompt), repetitions=repetitions, warm_up=small)
     if threads.prompt == threads.generation:
@@ -188,7 +192,7 @@ def timed(
         alone = replace(options, generated_tokens=(generated_tokens,), threads=(threads.generation,))
         (generation,) = bench.run(toolchain, model, replace(alone, warm_up=True))
     return Timings(
-        prompt_s=tuple(ns / 1e9 / PROMPT_TOKENS for ns in prompt.samples_ns),
+        prompt_s=tuple(ns / 1e9 / prompt_tokens for ns in prompt.samples_ns),
         generation_s=tuple(ns / 1e9 / generated_tokens for ns in generation.samples_ns),
     )
 
@@ -254,6 +258,7 @@ class SpeedMeter:
                 prompt_tokens=(_THREAD_PROMPT_TOKENS,),
                 generated_tokens=(GENERATED_TOKENS,),
                 threads=candidates,
+                repetitions=_MORE_REPETITIONS,
             )
             with self._file(preset, layers) as file, self._tolerant(preset, "cpu"):
                 chosen = choose_threads(bench.run(self._hollow.toolchain, file, options))
@@ -349,9 +354,10 @@ class SpeedMeter:
         """A few repetitions of each cut."""
         load = replace(self._load, offload=self._offload(kind))
         small = is_small(self._file_bytes[preset.name])
+        repetitions = _MORE_REPETITIONS if small else _REPETITIONS
         for layers in self.cuts(preset, kind):
             with self._file(preset, layers) as file:
-                taken = timed(self._hollow.toolchain, file, load, self.threads, _REPETITIONS, small=small)
+                taken = timed(self._hollow.toolchain, file, load, self.threads, repetitions, small=small)
             self._calibration.add(self._key(preset, kind, layers), taken)
 
     @contextlib.contextmanager
@@ -420,7 +426,8 @@ def _line(samples: Mapping[int, Sequence[float]]) -> Line:
         if len(values) > 1
     ]
     points = tuple((layers, statistics.median(values)) for layers, values in sorted(samples.items()))
-    return Line(points, max(_LEAST_ERROR, *errors, 0))
+    once = any(len(values) == 1 for values in samples.values())
+    return Line(points, max(_ERROR_OF_ONE if once else _LEAST_ERROR, *errors, 0))
 
 
 def _spread(presets: Iterable[Preset]) -> list[Preset]:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +20,12 @@ from hubserver import HubFile, HubServer
 from benchmarks.headers import LLAMA_8B, Shape, write, write_safetensors
 from ggq import files, gguf_file, presets, process
 from ggq.convert import SourceInfo, convert
-from ggq.errors import CheckpointProblem, GgufProblem, HubProblem, OutputProblem, UsageProblem
+from ggq.errors import GgufProblem, HubProblem, NeedsWeights, OutputProblem, UsageProblem
 from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.plan.hollow import HollowModel, _identity, hollow_model
 from ggq.presets import Preset
+from ggq.progress import Event, Notice
 from ggq.reference import ModelRef
 
 pytestmark = pytest.mark.tool
@@ -265,7 +272,7 @@ def test_values_that_the_converter_needs_are_not_made_up(
         {"backbone.embeddings.weight": table, "backbone.norm_f.weight": (64,), "lm_head.weight": table},
     )
     hub.add_repo("org/mamba", folder)
-    with pytest.raises(CheckpointProblem, match="can only be planned after download"):
+    with pytest.raises(NeedsWeights, match="can only be planned after download"):
         hollow_model(ModelRef("hub", "org/mamba"), toolchain=toolchain)
 
 
@@ -289,3 +296,80 @@ def test_a_file_system_without_holes(
     monkeypatch.setattr(files, "_taken_bytes", lambda stat: stat.st_size)
     with pytest.raises(OutputProblem, match="no sparse files"):
         hollow_model(example, toolchain=toolchain)
+
+
+# --- two at once -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held(folder: Path, seconds: float) -> Iterator[None]:
+    """Another ggq is at work in the folder, for so long."""
+    ready = threading.Event()
+
+    def hold() -> None:
+        with files.lock(folder):
+            ready.set()
+            time.sleep(seconds)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert ready.wait(10)
+    yield
+    other.join()
+
+
+def test_a_preset_waits_for_another_ggq(from_gguf: HollowModel) -> None:
+    with held(from_gguf.folder, 0.5):
+        assert from_gguf.quantized(preset("Q8_0")).is_file()
+
+
+def test_a_model_waits_for_another_ggq_and_says_so(base_gguf: Path, toolchain: Toolchain) -> None:
+    folder = hollow_model(base_gguf, toolchain=toolchain).folder
+    (folder / "hollow.json").unlink()
+    heard: list[Event] = []
+    with held(folder, 1.5):
+        assert not hollow_model(base_gguf, toolchain=toolchain, listener=heard.append).reused
+    (notice,) = [event for event in heard if isinstance(event, Notice)]
+    assert "waits" in notice.text
+
+
+def test_what_another_ggq_made_meanwhile_is_not_made_again(
+    base_gguf: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = hollow_model(base_gguf, toolchain=toolchain)
+    record = (made.folder / "hollow.json").read_text()
+    (made.folder / "hollow.json").unlink()
+
+    def finish(_: Event) -> None:
+        (made.folder / "hollow.json").write_text(record)
+
+    with held(made.folder, 1.5):
+        assert hollow_model(base_gguf, toolchain=toolchain, listener=finish).reused
+
+
+def test_each_process_has_files_of_its_own(from_gguf: HollowModel, base_gguf: Path) -> None:
+    ours = from_gguf.quantized(preset("Q8_0"))
+    code = (
+        "import sys; from pathlib import Path; from ggq import presets;"
+        "from ggq.plan.hollow import hollow_model;"
+        "model = hollow_model(Path(sys.argv[1])); preset = presets.load().resolve(['Q8_0'])[0];"
+        "print(model.quantized(preset)); model.release(preset)"
+    )
+    command = [sys.executable, "-c", code, str(base_gguf)]
+    theirs = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+    assert theirs != ours and theirs.parent == ours.parent
+    assert ours.is_file() and not theirs.is_file()
+
+
+def test_what_dead_processes_left_is_removed(
+    from_gguf: HollowModel, base_gguf: Path, toolchain: Toolchain
+) -> None:
+    ours = from_gguf.quantized(preset("Q8_0"))
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    left = ours.with_name(ours.name.replace(str(os.getpid()), str(dead.pid)))
+    living = ours.with_name(ours.name.replace(str(os.getpid()), str(os.getppid())))
+    for other in (left, living):
+        shutil.copy(ours, other)
+    assert hollow_model(base_gguf, toolchain=toolchain).folder == from_gguf.folder
+    assert not left.exists() and living.exists() and ours.exists()
