@@ -111,7 +111,8 @@ MODELS: Mapping[str, Callable[[Path], None]] = {
     ),
     "window": _from_config(
         "Gemma2", hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=96, vocab_size=_VOCABULARY, sliding_window=1024,
+        num_key_value_heads=4, head_dim=96, query_pre_attn_scalar=96, vocab_size=_VOCABULARY,
+        sliding_window=1024,
     ),
     "tied-128k": _from_config(
         "Llama", hidden_size=768, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=12,
