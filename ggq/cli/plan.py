@@ -165,7 +165,7 @@ def show(out: Output, found: Plan) -> None:
         placed = ["ngl"] if found.devices else []
         speeds = ["pp t/s", "tg t/s"] if any(it.loads[index].speed for it in found.presets) else []
         out.table(
-            ["preset", "file bytes", "bpw", "RAM", *devices, *placed, *speeds, "KLD prior", "fits"],
+            ["preset", "file bytes", "bpw", "RAM", *devices, *placed, *speeds, "prior", "fits"],
             [_row(it, index, found, bool(speeds)) for it in found.presets],
             right=range(1, 5 + len(devices) + len(placed) + len(speeds)),
             compact=True,
@@ -202,7 +202,7 @@ def _explain(out: Output, found: Plan) -> None:
         out.paragraph("No speed: this is about another machine.")
     priors = {it.prior.model: it.prior.source for it in found.presets if it.prior}
     for name, source in priors.items():
-        out.paragraph(f"KLD prior: published for {name} ({source}), not measured on this model.")
+        out.paragraph(f"prior: mean KLD published for {name} ({source}), not measured on this model.")
     if any(it.size.needs_imatrix for it in found.presets):
         out.paragraph("*: cannot be made without an importance matrix (--imatrix).")
     read = f", {files.human_bytes(found.network_bytes)} read from the Hub" if found.network_bytes else ""
