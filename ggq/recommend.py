@@ -87,8 +87,8 @@ class Candidate:
 @dataclass(frozen=True)
 class Recommendation:
     """``chosen``, with ``reasons`` in words; ``others``, best first, and ``trades``: what each would gain and
-    cost. ``commands``: to make it and to serve it; ``llama``: keyword arguments for llama-cpp-python
-    (None: it cannot do this)."""
+    cost. ``file``: where it will be; ``commands``: to make it and to serve it; ``llama``: keyword arguments
+    for llama-cpp-python (None: it cannot do this)."""
 
     plan: Plan
     chosen: Candidate
@@ -96,6 +96,7 @@ class Recommendation:
     others: tuple[Candidate, ...]
     trades: tuple[str, ...]
     serving: Serving
+    file: Path
     commands: Mapping[str, tuple[str, ...]]
     llama: Mapping[str, Any] | None
     limits: Limits = field(default_factory=Limits)
@@ -161,6 +162,7 @@ def recommend(
     )
     ref = reference.parse_reference(str(model), revision)
     folder = ref.path.parent if ref.kind == "gguf" and ref.path else Path(found.model)
+    file = folder / gguf_names.output_name(found.model, chosen.preset)
     make = ["ggq", "convert-and-quantize", str(model), "--preset", chosen.preset]
     return Recommendation(
         plan=found,
@@ -169,11 +171,10 @@ def recommend(
         others=tuple(others),
         trades=tuple(_trade(it, chosen) for it in others),
         serving=serving,
+        file=file,
         commands={
             "make": (*make, *(["--revision", revision] if revision else [])),
-            "serve": tuple(
-                serving.server_command(folder / gguf_names.output_name(found.model, chosen.preset))
-            ),
+            "serve": tuple(serving.server_command(file)),
         },
         llama=serving.binding_options(),
         limits=limits,

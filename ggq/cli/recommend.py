@@ -101,7 +101,6 @@ def show(out: Output, found: Recommendation) -> None:
     out.text("serve it:  " + shlex.join(found.commands["serve"]))
     if found.llama is not None:
         given = ", ".join(f"{key}={value!r}" for key, value in found.llama.items())
-        path = found.commands["serve"][found.commands["serve"].index("-m") + 1]
-        out.text(f"in Python: Llama({path!r}, {given})")
+        out.text(f"in Python: Llama({str(found.file)!r}, {given})")
     elif found.chosen.load.offload.n_gpu_layers:
         out.text("in Python: llama-cpp-python has no option for this placement.")

@@ -33,7 +33,7 @@ CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "
 _MIB = 1 << 20
 _LISTING_TIMEOUT_S = 30  # a first look at CUDA takes seconds; a busy RPC server answers nobody else
 # When ggml gives up it would call a debugger for a trace of its stack, which takes seconds.
-_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
+ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def devices(toolchain: Toolchain, rpc: tuple[str, ...] = ()) -> tuple[Device, ..
     servers = ["--rpc", ",".join(rpc)] if rpc else []
     done = process.run(
         [toolchain.tool(TOOL), *servers, "--list-devices"],
-        env=_ENVIRONMENT,
+        env=ENVIRONMENT,
         timeout_s=_LISTING_TIMEOUT_S,
         check=False,
     )
@@ -176,7 +176,7 @@ def run(toolchain: Toolchain, model: Path, options: BenchOptions) -> tuple[Bench
         raise UsageProblem(
             f"{model} has a comma in its name.", f"{TOOL} reads a comma as the end of a name.", "Rename it."
         )
-    done = process.run(command, env=_ENVIRONMENT, check=False)
+    done = process.run(command, env=ENVIRONMENT, check=False)
     if done.returncode:
         raise _known_failure(done) or _refusal(command, model, options, done)
     found = results(done.stdout)
@@ -295,7 +295,7 @@ def _refusal(command: list[str], model: Path, options: BenchOptions, done: proce
     if done.returncode < 0:
         return done.failed("Run `ggq doctor`: it tries every quantization type on this machine.")
     # llama-bench keeps llama.cpp's words to itself unless asked for them.
-    lines = process.run([*command, "-v"], env=_ENVIRONMENT, check=False).stderr
+    lines = process.run([*command, "-v"], env=ENVIRONMENT, check=False).stderr
     text = "\n".join(lines)
     if re.search(r"failed to allocate|insufficient memory|unable to allocate|out of memory", text):
         asked = re.search(r"failed to allocate (\S+) buffer of size (\d+)", text)

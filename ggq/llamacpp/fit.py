@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ggq import process
 from ggq.errors import GgufProblem
+from ggq.llamacpp import bench
 from ggq.llamacpp.memory import FIT_TOOL, Load
 from ggq.llamacpp.toolchain import Toolchain
 
@@ -18,7 +19,6 @@ SERVER = "llama-server"
 
 _MIB = 1 << 20
 _SERVER_TIMEOUT_S = 60
-_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
 _ANSWER = re.compile(r'-c (?P<context>\d+) -ngl (?P<layers>-?\d+)(?: -ts [\d,]+)?(?: -ot "(?P<kept>.+)")?')
 _KEPT = re.compile(r"blk\\\.\d+\\\.[^,=]+=CPU(?=,|$)")
 _PROJECTOR = re.compile(r"adding (?P<mib>[\d.]+) MiB to fit_params_target for device (?P<name>\S+)$")
@@ -43,7 +43,7 @@ def propose(toolchain: Toolchain, model: Path, load: Load, margins_bytes: Sequen
     margins = ",".join(str(math.ceil(margin / _MIB)) for margin in margins_bytes)
     command: list[str | Path] = [toolchain.tool(FIT_TOOL), "-m", model, *load.arguments()]
     done = process.run(
-        [*command, *_servers(load.offload.rpc), "-fitt", margins], env=_ENVIRONMENT, check=False
+        [*command, *_servers(load.offload.rpc), "-fitt", margins], env=bench.ENVIRONMENT, check=False
     )
     return None if done.returncode else parse_fit(done.stdout, load.context_tokens)
 
@@ -75,7 +75,7 @@ def projector_bytes(
             *([] if offload else ["--no-mmproj-offload"]),
             "--host", "127.0.0.1", "--port", "0", "-lv", "5",
         ],
-        env=_ENVIRONMENT,
+        env=bench.ENVIRONMENT,
         timeout_s=_SERVER_TIMEOUT_S,
         check=False,
     )  # fmt: skip

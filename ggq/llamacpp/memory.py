@@ -30,8 +30,6 @@ SHORTEST_CONTEXT = 2 * GENERATED_TOKENS
 _MIB = 1 << 20
 # A row's three figures are whole MiB, each rounded down.
 ROUNDING_BYTES = 3 * _MIB
-# When ggml gives up it would call a debugger for a trace of its stack.
-_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
 _BUFFER = re.compile(r"^\w+: +(?P<name>\S+) +(?P<use>\S.*?) buffer size = +(?P<mib>[\d.]+) MiB$")
 _USES = re.compile(r"model|output|KV|RS|compute|DSV4 \S+ state")
 
@@ -153,10 +151,12 @@ def breakdown(toolchain: Toolchain, model: Path, load: Load) -> Breakdown:
         toolchain.tool(FIT_TOOL), "-m", model, *load.arguments(), *load.offload.arguments(), "--log-jsonl",
     ]  # fmt: skip
     with ProcessSampler() as memory:
-        done = process.run([*command, "-fitp", "on"], env=_ENVIRONMENT, on_start=memory.watch, check=False)
+        done = process.run(
+            [*command, "-fitp", "on"], env=bench.ENVIRONMENT, on_start=memory.watch, check=False
+        )
     if done.returncode:
         # It aborts, and its reason is lost in the logger's thread; without -fitp it ends in order.
-        reason = refusal(process.run(command, env=_ENVIRONMENT, check=False).stdout)
+        reason = refusal(process.run(command, env=bench.ENVIRONMENT, check=False).stdout)
         if reason is None:
             raise done.failed("Run `ggq doctor`.")
         raise GgufProblem(
@@ -220,7 +220,7 @@ def fill_context(
     ]  # fmt: skip
     on_nvidia = any(row.name.startswith("CUDA") for row in foretold.devices)
     with ProcessSampler() as memory, GpuSampler() if on_nvidia else nullcontext() as gpus:
-        done = process.run(command, env=_ENVIRONMENT, on_start=memory.watch, check=False)
+        done = process.run(command, env=bench.ENVIRONMENT, on_start=memory.watch, check=False)
     if done.returncode:
         # Its reason ends a long log.
         raise replace(done, stdout=(), stderr=done.stderr[-3:]).failed("Run `ggq doctor`.")

@@ -10,9 +10,8 @@ from typing import Any
 from ggq import ggml_types
 from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.binding_bench import default_options, impossible
+from ggq.llamacpp.fit import SERVER
 from ggq.llamacpp.memory import Load
-
-SERVER = "llama-server"
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ggq import hardware
+from ggq.bench.workload import ThreadChoice
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.plan.memo import Memo
 
@@ -53,6 +55,16 @@ class Calibration:
         before = self[key] if key in self else Timings()
         both = Timings((*before.prompt_s, *more.prompt_s), (*before.generation_s, *more.generation_s))
         self._memo.put(key, asdict(both))
+
+    def threads(self, key: str, choose: Callable[[], ThreadChoice]) -> ThreadChoice:
+        """A choice of threads, made once."""
+
+        def ask() -> list[int]:
+            chosen = choose()
+            return [chosen.prompt, chosen.generation]
+
+        prompt, generation = self._memo.get(key, ask)
+        return ThreadChoice(prompt, generation)
 
     def save(self) -> None:
         """Raises OutputProblem, DiskFull."""

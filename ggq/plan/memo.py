@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,12 +21,11 @@ class Memo:
         self._owner = dict(owner)
         self._changed = False
         self.answers: dict[str, Any] = {}
-        try:
+        # Where nothing is there, or nothing that this version wrote, it is asked anew.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(file.read_text(encoding="utf-8"))
             if (found["schema_version"], found["owner"]) == (_SCHEMA_VERSION, self._owner):
                 self.answers = dict(found["answers"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # nothing there, or nothing that this version wrote: it is asked anew
 
     def get(self, question: str, ask: Callable[[], Any]) -> Any:
         """The answer, asked for when it is not known yet; something that JSON can hold."""

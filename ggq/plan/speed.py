@@ -252,21 +252,20 @@ class SpeedMeter:
         key = f"threads of {self._key(preset, 'cpu', layers)}"
         if len(candidates) == 1:
             return
-        if key not in self._calibration:
-            options = replace(
-                _options(load, 1),
-                prompt_tokens=(_THREAD_PROMPT_TOKENS,),
-                generated_tokens=(GENERATED_TOKENS,),
-                threads=candidates,
-                repetitions=_MORE_REPETITIONS,
-            )
-            with self._file(preset, layers) as file, self._tolerant(preset, "cpu"):
-                chosen = choose_threads(bench.run(self._hollow.toolchain, file, options))
-                # Kept as what they are not, seconds: a pair of numbers.
-                self._calibration.add(key, Timings((chosen.prompt,), (chosen.generation,)))
-        if key in self._calibration:
-            kept = self._calibration[key]
-            self.threads = ThreadChoice(int(kept.prompt_s[0]), int(kept.generation_s[0]))
+        options = replace(
+            _options(load, 1),
+            prompt_tokens=(_THREAD_PROMPT_TOKENS,),
+            generated_tokens=(GENERATED_TOKENS,),
+            threads=candidates,
+            repetitions=_MORE_REPETITIONS,
+        )
+
+        def choose() -> ThreadChoice:
+            with self._file(preset, layers) as file:
+                return choose_threads(bench.run(self._hollow.toolchain, file, options))
+
+        with self._tolerant(preset, "cpu"):
+            self.threads = self._calibration.threads(key, choose)
 
     def measure(
         self, wanted: Sequence[Preset], kinds: Sequence[Kind], budget_s: float
