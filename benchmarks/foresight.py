@@ -43,6 +43,8 @@ from ggq.recommend import Limits, recommend
 PRESETS = ("Q2_K", "Q4_K_M", "Q6_K", "Q8_0")
 DEEP_PRESET = "Q4_K_M"  # in which the longer contexts and the devices are tried
 PROMPT_TOKENS, GENERATED_TOKENS, REPETITIONS = 512, 48, 3
+# Of a model that takes milliseconds more repetitions: as many as read about so much.
+_SECOND_BYTES, _MOST_REPETITIONS = 64 << 20, 20
 _MOST_LOSS = 0.05  # mean KLD in nats per token: Q4_K_M and better, by the published table
 _BUDGET_S = 60.0
 _REGRET_MODEL = "dense-500m"
@@ -168,12 +170,13 @@ class Foresight:
                 measured = self._resident(file.paths[0], load, mode)
                 words = f"{load.context_tokens} {load.type_k} {mode} ngl {load.offload.n_gpu_layers}"
                 yield Cell("memory", self._name, preset.name, words, foretold.resident_bytes(mode), measured)
-            # The two within the same minute: this machine's speed is not the same all day.
+            # The two within the same minute, the real one before and after: this machine's speed is not the
+            # same all day.
+            rates = run(self._tools, file.paths[0], self._contexts[-1])
             costs = meter.measure([preset], ["cpu"], _BUDGET_S)[preset.name]
-            yield from _speeds(
-                self._name, preset, forecast(costs, Offload(), self._facts.block_count, 512, meter.threads),
-                run(self._tools, file.paths[0], self._contexts[-1]),
-            )  # fmt: skip
+            rates += run(self._tools, file.paths[0], self._contexts[-1])
+            found = forecast(costs, Offload(), self._facts.block_count, 512, meter.threads)
+            yield from _speeds(self._name, preset, found, rates)
 
     def _loads(self, preset: Preset) -> Iterator[tuple[Load, str]]:
         yield Load(self._contexts[0], "f16", "f16"), "mmap"
@@ -200,27 +203,38 @@ class Foresight:
         return cell.measured.peaks.resident_bytes
 
 
-def run(tools: Toolchain, file: Path, room: int) -> Mapping[str, float]:
-    """llama-bench: median tokens/s of a prompt and of generation."""
+@dataclass(frozen=True)
+class Rates:
+    """Tokens/s, a sample for each repetition."""
+
+    prompt: tuple[float, ...]
+    generation: tuple[float, ...]
+
+    def __add__(self, other: Rates) -> Rates:
+        return Rates(self.prompt + other.prompt, self.generation + other.generation)
+
+
+def run(tools: Toolchain, file: Path, room: int) -> Rates:
+    """llama-bench at a prompt and at generation."""
     prompt_tokens = min(PROMPT_TOKENS, room)
     options = BenchOptions(
         prompt_tokens=(prompt_tokens,),
         generated_tokens=(min(GENERATED_TOKENS, room),),
         threads=(hardware.usable_cores(),),
-        repetitions=REPETITIONS,
+        repetitions=max(REPETITIONS, min(_SECOND_BYTES // file.stat().st_size, _MOST_REPETITIONS)),
     )
     prompt, generation = bench.run(tools, file, options)
-    return {
-        "prompt": statistics.median(prompt.samples_tokens_per_s),
-        "generation": statistics.median(generation.samples_tokens_per_s),
-    }
+    return Rates(prompt.samples_tokens_per_s, generation.samples_tokens_per_s)
 
 
-def _speeds(name: str, preset: Preset, foretold: Any, measured: Mapping[str, float]) -> Iterator[Cell]:
+def _speeds(name: str, preset: Preset, foretold: Any, measured: Rates) -> Iterator[Cell]:
     assert foretold is not None, "the CPU's speed was measured"
-    for what, value in measured.items():
-        rate = getattr(foretold, what)
-        setting = f"layers {','.join(map(str, foretold.layers))}"
+    setting = f"layers {','.join(map(str, foretold.layers))}"
+    for what, rate, samples in (
+        ("prompt", foretold.prompt, measured.prompt),
+        ("generation", foretold.generation, measured.generation),
+    ):
+        value = statistics.median(samples)
         yield Cell(what, name, preset.name, setting, rate.tokens_per_s, value, rate.relative_error)
 
 

@@ -20,7 +20,7 @@ from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import PipelineResult, Settings
 from ggq.plan.account import Account
 from ggq.plan.hollow import HollowModel, hollow_model
-from ggq.plan.speed import RateForecast, is_small, timed
+from ggq.plan.speed import RateForecast, timed
 from ggq.presets import Preset
 from ggq.progress import Listener, Notice, Step, silent
 from ggq.recommend import Limits, Recommendation, recommend
@@ -203,8 +203,7 @@ def _memory(
 def _speed(chosen: Recommendation, file: Path, toolchain: Toolchain) -> list[Outcome]:
     serving, forecast = chosen.serving, chosen.chosen.load.speed
     threads = ThreadChoice(serving.prompt_threads, serving.threads)
-    small = is_small(chosen.chosen.file_bytes)
-    taken = timed(toolchain, file, serving.load, threads, _REPETITIONS, small=small)
+    taken = timed(toolchain, file, serving.load, threads, chosen.chosen.file_bytes, _REPETITIONS)
 
     def outcome(what: str, foretold: RateForecast | None, seconds: tuple[float, ...]) -> Outcome:
         return Outcome(

@@ -13,6 +13,9 @@ from ggq.errors import GgufProblem
 from ggq.gguf_header import Array, Scalar, TensorInfo
 from ggq.gguf_names import SHARD, shard_name
 
+# Names of tensors, as gguf-py's constants.py has them. Without an output matrix the embeddings are it.
+EMBEDDINGS, OUTPUT = "token_embd.weight", "output.weight"
+
 
 @dataclass(frozen=True)
 class GgufFile:
@@ -83,6 +86,11 @@ class GgufFile:
     @property
     def expert_count(self) -> int:
         return self.integer(f"{self.architecture}.expert_count") or 0
+
+    @property
+    def embedded_tokens(self) -> int:
+        """Rows of the embeddings, and of the logits; 0 without embeddings."""
+        return next((it.elements // it.shape[0] for it in self.tensors if it.name == EMBEDDINGS), 0)
 
     @property
     def types(self) -> Mapping[str, int]:

@@ -13,7 +13,7 @@ from ggq.gguf_file import GgufFile
 from ggq.gguf_header import DEFAULT_ALIGNMENT, Array, padded
 from ggq.gguf_size import written_dimensions
 
-_UINT32, _ARRAY = 4, 9
+_UINT32, _STRING, _ARRAY = 4, 8, 9
 _VERSION = 3
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
 
@@ -38,7 +38,7 @@ class HollowTensor:
 
 
 def write(
-    target: Path, base: GgufFile, tensors: Sequence[HollowTensor], changed: Mapping[str, int | Array]
+    target: Path, base: GgufFile, tensors: Sequence[HollowTensor], changed: Mapping[str, int | str | Array]
 ) -> None:
     """Write ``target`` as llama-quantize would write it of ``base``: its metadata but for the split's, then
     those that are ``changed`` (integers as u32), then ``tensors`` in their order.
@@ -97,9 +97,11 @@ def _text(text: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _value(value: int | Array) -> bytes:
+def _value(value: int | str | Array) -> bytes:
     if isinstance(value, Array):
         return struct.pack("<I", _ARRAY) + value.encoded
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + _text(value.encode("utf-8", "surrogateescape"))
     return struct.pack("<II", _UINT32, value)
 
 

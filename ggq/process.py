@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import ctypes
+import gc
 import os
 import re
 import shlex
@@ -259,3 +260,10 @@ def _in_own_group_and_dying_with_parent() -> Callable[[], None]:
             prctl(pr_set_pdeathsig, signal.SIGKILL)
 
     return hook
+
+
+def give_back_memory() -> None:
+    """Return to the system what this process no longer uses; glibc would keep it for later."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -266,8 +266,6 @@ def _cell(
 def _batch_logits_bytes(gguf: GgufFile, load: Load) -> int:
     """Float32 logits of all tokens that are computed at once, less one row. 0 with layers on a GPU: the
     output layer goes there first."""
-    embeddings = next((tensor for tensor in gguf.tensors if tensor.name == "token_embd.weight"), None)
-    if load.offload.n_gpu_layers or embeddings is None:
+    if load.offload.n_gpu_layers:
         return 0
-    vocabulary = embeddings.elements // embeddings.shape[0]
-    return 4 * vocabulary * (min(load.n_ubatch, load.context_tokens) - 1)
+    return 4 * gguf.embedded_tokens * (min(load.n_ubatch, load.context_tokens) - 1)

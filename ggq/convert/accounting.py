@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ggq.gguf_file import GgufFile
+from ggq.gguf_file import EMBEDDINGS, OUTPUT, GgufFile
 
 # Not parameters: masks, positions and frequencies that transformers can reckon again.
 _BUFFERS = re.compile(
@@ -66,7 +66,7 @@ def account(checkpoint: Mapping[str, int], gguf: GgufFile) -> Account:
 def _heads(given: Mapping[str, int], made: Mapping[str, int], notes: list[str]) -> int:
     """GGUF minus checkpoint that an output head on one side only explains."""
     head = next((count for name, count in given.items() if _HEAD.search(name)), 0)
-    output = made.get("output.weight", 0)
+    output = made.get(OUTPUT, 0)
     if head and not output:
         notes.append("the output head is the embedding once more, and is in the GGUF once")
         return -head
@@ -78,7 +78,7 @@ def _heads(given: Mapping[str, int], made: Mapping[str, int], notes: list[str]) 
 
 def _rows(given: Mapping[str, int], gguf: GgufFile, difference: int, notes: list[str]) -> int:
     """GGUF minus checkpoint that rows of the embedding (and of the head) without a token explain."""
-    table = next((tensor for tensor in gguf.tensors if tensor.name == "token_embd.weight"), None)
+    table = next((tensor for tensor in gguf.tensors if tensor.name == EMBEDDINGS), None)
     elements = next((count for name, count in given.items() if _EMBEDDING.search(name)), 0)
     if table is None or not elements or elements % table.shape[0]:
         return 0

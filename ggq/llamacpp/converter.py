@@ -8,6 +8,7 @@ replaced before it runs; its files stay as they are.
 from __future__ import annotations
 
 import contextlib
+import functools
 import runpy
 import sys
 import traceback
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ggq import process
 from ggq.llamacpp.toolchain import CONVERTER
 
 _TABLE_BYTES = 1 << 20  # rotary factors take some hundred bytes
@@ -108,6 +110,25 @@ def _fill_gaps(complete_config: Completer, known_pre_tokenizer: PreTokenizers) -
 
     ModelBase.load_hparams = staticmethod(load_hparams)
     TextModel.get_vocab_base_pre = get_vocab_base_pre
+    # Each of these reads a whole tokenizer, and one that fails is kept alive by its traceback.
+    for name in ("_set_vocab_llama_hf", "get_vocab_base"):
+        setattr(TextModel, name, _tidily(getattr(TextModel, name)))
+
+
+def _tidily(method: Callable[..., Any]) -> Callable[..., Any]:
+    """``method``, which leaves nothing behind but what it returns."""
+
+    @functools.wraps(method)
+    def tidily(*positional: Any, **named: Any) -> Any:
+        try:
+            return method(*positional, **named)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)
+            raise
+        finally:
+            process.give_back_memory()
+
+    return tidily
 
 
 def leave_holes(*, without_values: bool) -> None:

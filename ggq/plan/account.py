@@ -10,20 +10,24 @@ from ggq.llamacpp.memory import Load
 from ggq.plan.calibration import build_and_cpu
 from ggq.plan.hollow import HollowModel
 from ggq.plan.memo import Memo
-from ggq.plan.memory import MemoryForecast, forecast
+from ggq.plan.memory import MemoryForecast, forecast, touched
 from ggq.plan.placement import Placement, Room, most_layers
 from ggq.presets import Preset
+
+_MUCH_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model's header says. ``block_count``: the output layer is one more."""
+    """What a model's header says. ``block_count``: the output layer is one more; ``embedded_tokens``: rows of
+    the embeddings, and of the logits."""
 
     parameter_count: int
     context_length: int | None
     block_count: int
     expert_count: int
     sliding_window_tokens: int | None
+    embedded_tokens: int
 
 
 @dataclass(frozen=True)
@@ -57,26 +61,38 @@ class Account:
         """With what is free now. Raises as ``plan.memory.forecast`` does."""
         if load.offload.n_gpu_layers:
             # Devices come and go, and what is free on them changes.
-            return self.with_process(self._memory(preset, load))
+            return self._settled(preset, load, self._memory(preset, load))
         question = f"{self._hollow.key(preset)} {load}"
         kept = MemoryForecast(**self._memo.get(question, lambda: asdict(self._memory(preset, load))))
-        return self.with_process(replace(kept, devices=(), ram_free_bytes=hardware.available_ram_bytes()))
-
-    def with_process(self, memory: MemoryForecast) -> MemoryForecast:
-        """The process itself is the same for all presets and loads; what was first seen of it, with or
-        without devices, stands for all."""
-        kind = "devices" if memory.devices else "CPU"
-        process_bytes = self._memo.get(f"process with {kind}", lambda: memory.process_bytes)
-        return replace(memory, process_bytes=process_bytes)
+        now = replace(kept, devices=(), ram_free_bytes=hardware.available_ram_bytes())
+        return self._settled(preset, load, now)
 
     def place(self, preset: Preset, load: Load, room: Room) -> Placement:
         """Raises as ``plan.placement.most_layers`` does."""
         found = most_layers(self._hollow.toolchain, self._hollow.quantized(preset), load, room)
-        return replace(found, memory=self.with_process(found.memory))
+        placed = replace(load, offload=found.offload)
+        return replace(found, memory=self._settled(preset, placed, found.memory))
 
     def save(self) -> None:
         """Raises OutputProblem, DiskFull."""
         self._memo.save()
+
+    def _settled(self, preset: Preset, load: Load, memory: MemoryForecast) -> MemoryForecast:
+        """What is the same for all presets, as it was first seen: the process itself, with or without
+        devices; and the room for computing that is touched, where that for logits is a good part of it."""
+        kind = "devices" if memory.devices else "CPU"
+        process_bytes = self._memo.get(f"process with {kind}", lambda: memory.process_bytes)
+        memory = replace(memory, process_bytes=process_bytes)
+        tokens = self.facts().embedded_tokens
+        logits_bytes = 4 * tokens * min(load.n_ubatch, load.context_tokens)
+        if not _MUCH_BYTES < logits_bytes < memory.compute_bytes:
+            return memory
+
+        def compute_bytes() -> int:
+            file = self._hollow.quantized(preset, narrow=True)
+            return forecast(self._hollow.toolchain, file, load).compute_bytes
+
+        return touched(memory, self._memo.get(f"computing without logits, {load}", compute_bytes), tokens)
 
     def _facts(self) -> dict[str, Any]:
         base = gguf_file.read_all(self._hollow.base)
@@ -88,6 +104,7 @@ class Account:
                 block_count=base.block_count or 0,
                 expert_count=base.expert_count or 0,
                 sliding_window_tokens=window or None,
+                embedded_tokens=base.embedded_tokens,
             )
         )
 

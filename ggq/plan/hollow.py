@@ -19,7 +19,7 @@ from pathlib import Path
 from ggq import __version__, checkpoint, files, gguf_file, gguf_hollow, gguf_names, hub
 from ggq.convert import SourceInfo, convert_hollow
 from ggq.errors import UsageProblem
-from ggq.gguf_file import GgufFile
+from ggq.gguf_file import EMBEDDINGS, GgufFile
 from ggq.gguf_header import Array
 from ggq.gguf_hollow import HollowTensor
 from ggq.hub.client import DEFAULT_RETRY, Retry
@@ -41,11 +41,11 @@ _ELSEWHERE = "set XDG_CACHE_HOME to a folder on another file system"
 _OF_PROCESS = re.compile(r"\.(\d+)\.gguf$")
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _ROUTER = ".ffn_gate_inp.weight"
-_EMBEDDING = "token_embd.weight"
 # Reckoned from the config, not learnt; and small.
 _TABLE = re.compile(r"rope_(freqs|factors_(long|short))\.weight$")
 # A prime, so that no pattern of token ids falls together with the rows.
 _DISTINCT_ROWS = 251
+_FEW_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -80,21 +80,25 @@ class HollowModel:
         return f"{preset.name}-{hashlib.sha256(own).hexdigest()[:8]}"
 
     def release(self, preset: Preset) -> None:
-        """Remove this process's hollow file of the preset, if there is one."""
-        self._path(preset, None, False).unlink(missing_ok=True)
+        """Remove this process's hollow files of the whole preset, if there are any."""
+        self._path(preset).unlink(missing_ok=True)
+        self._path(preset, None, "narrow").unlink(missing_ok=True)
 
-    def _path(self, preset: Preset, layers: int | None, routed: bool) -> Path:
+    def _path(self, preset: Preset, layers: int | None = None, *marks: str) -> Path:
         # Of each process its own: another one may remove its file while this one's tool is about to open it.
-        words = [self.key(preset), *([f"{layers}-layers"] if layers is not None else [])]
-        return self.folder / f"{'-'.join(words + ['routed'] * routed)}.{os.getpid()}.gguf"
+        words = [self.key(preset), *([f"{layers}-layers"] if layers is not None else []), *marks]
+        return self.folder / f"{'-'.join(words)}.{os.getpid()}.gguf"
 
-    def quantized(self, preset: Preset, *, layers: int | None = None, routed: bool = False) -> Path:
+    def quantized(
+        self, preset: Preset, *, layers: int | None = None, routed: bool = False, narrow: bool = False
+    ) -> Path:
         """The hollow GGUF of a preset; its whole size is the real file's to the byte.
 
         ``layers``: only the first so many blocks, with tensor types as they are spread over the whole depth,
         to extrapolate a speed. ``routed``: for a mixture of experts (other models are left as they are), with
         random routers and embeddings, so that experts are chosen at random as a real model chooses them;
-        that file takes the disk that those tensors take.
+        that file takes the disk that those tensors take. ``narrow``: with hardly any vocabulary, to learn
+        what is not due to it.
 
         It takes as much disk as its vocabulary (7 MB for 128,000 tokens), and may be removed after use (see
         ``release``): it is made again in a moment. It is this process's own, and what is left of it goes when
@@ -103,7 +107,7 @@ class HollowModel:
         Raises GgufProblem (a base that is quantized already), UsageProblem (``layers`` out of range),
         ToolFailed, ToolchainProblem, OutputProblem, DiskFull.
         """
-        target = self._path(preset, layers, routed)
+        target = self._path(preset, layers, *["routed"] * routed, *["narrow"] * narrow)
         if target.is_file():
             return target
         base = gguf_file.read_all(self.base)
@@ -111,6 +115,8 @@ class HollowModel:
         parts = _Parts(base, recipe, self.toolchain)
         if layers is not None:
             parts.cut(layers)
+        if narrow:
+            parts.narrow()
         if routed and base.expert_count:
             parts.enliven()
         with files.lock(self.folder, silent), files.staging(self.folder) as staged:
@@ -315,7 +321,7 @@ class _Parts:
             HollowTensor(tensor.name, tensor.shape, tensor.target_type) for tensor in recipe.tensors
         ]
         self.tensors = [replace(tensor, data=self._table(tensor)) for tensor in self.tensors]
-        self.changed: dict[str, int | Array] = {
+        self.changed: dict[str, int | str | Array] = {
             "general.quantization_version": GGML_QUANT_VERSION,
             # COPY has no number of its own: the base's stays.
             "general.file_type": gguf_file.file_types().get(
@@ -366,6 +372,16 @@ class _Parts:
             if isinstance(value, Array) and len(value) == blocks and not value.is_of_texts:
                 self.changed[key] = value.first(layers)
 
+    def narrow(self) -> None:
+        """Leave a few tokens, nameless, in every tensor that has a row or a value for each."""
+        tokens, few = self._base.embedded_tokens, _FEW_TOKENS
+        self.tensors = [
+            replace(tensor, shape=(*tensor.shape[:-1], few)) if tensor.shape[-1] == tokens else tensor
+            for tensor in self.tensors
+        ]
+        self.changed["tokenizer.ggml.model"] = "no_vocab"
+        self.changed[f"{self._base.architecture}.vocab_size"] = few
+
     def enliven(self) -> None:
         """Random embeddings and routers, and norms of one: each router then sees another vector at every
         token, and chooses experts by it. What the experts add is nothing, since they are holes."""
@@ -375,7 +391,7 @@ class _Parts:
         import numpy as np
 
         width, rows = tensor.shape[0], tensor.elements // tensor.shape[0]
-        if tensor.name == _EMBEDDING:
+        if tensor.name == EMBEDDINGS:
             few = self._random(tensor, min(rows, _DISTINCT_ROWS))
             whole, rest = divmod(rows, _DISTINCT_ROWS)
             last = few[: len(few) * rest // _DISTINCT_ROWS] if whole else b""

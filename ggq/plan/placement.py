@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from ggq import gguf_file
-from ggq.gguf_file import GgufFile
+from ggq.gguf_file import EMBEDDINGS, OUTPUT, GgufFile
 from ggq.llamacpp import fit
 from ggq.llamacpp.memory import ROUNDING_BYTES, Load
 from ggq.llamacpp.offload import Offload
@@ -275,7 +275,7 @@ class _Layers:
         """The weights that each of the last ``layers`` layers has on a device, without the experts of the
         first ``kept`` layers of all."""
         sizes = [0] * self.count
-        outside = {"output.weight": 0, "token_embd.weight": 0}
+        outside = {OUTPUT: 0, EMBEDDINGS: 0}
         for tensor in self._tensors:
             block = _BLOCK.match(tensor.name)
             if block is None:
@@ -283,5 +283,5 @@ class _Layers:
             elif not (_EXPERTS.search(tensor.name) and int(block[1]) < kept):
                 sizes[int(block[1])] += tensor.data_bytes
         # A model without an output matrix has its embeddings there once more.
-        sizes[-1] = outside["output.weight"] or outside["token_embd.weight"]
+        sizes[-1] = outside[OUTPUT] or outside[EMBEDDINGS]
         return sizes[self.count - layers :]

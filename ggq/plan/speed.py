@@ -44,8 +44,10 @@ _MORE_LAYERS = 3
 # Sliding-window layers come in patterns of up to six (Gemma 3: five of them, one of full attention).
 _PATTERN = 6
 _CACHE_BYTES = 64 << 20  # of a CPU that does not tell
-# Of large models one repetition at first, so that the budget reaches all presets.
-_REPETITIONS, _MORE_REPETITIONS, _MOST_ROUNDS, _GOOD_ERROR = 1, 2, 3, 0.04
+# Of large models one repetition at first, so that the budget reaches all presets; of those that take
+# milliseconds so many that together they read about this much.
+_SECOND_BYTES, _MOST_REPETITIONS = 64 << 20, 20
+_MORE_REPETITIONS, _MOST_ROUNDS, _GOOD_ERROR = 2, 3, 0.04
 # Runs of the same file on a quiet machine differ by about so much, whatever a few repetitions say.
 _LEAST_ERROR, _ERROR_OF_ONE = 0.03, 0.05
 
@@ -171,16 +173,18 @@ def timed(
     model: Path,
     load: Load,
     threads: ThreadChoice,
-    repetitions: int,
-    *,
-    small: bool,
+    whole_bytes: int,
+    least_repetitions: int = 1,
 ) -> Timings:
-    """A short run of a prompt and of generation in an empty context. ``small``: a model that llama-bench can
-    warm up as it likes, by a whole prompt; of a large one a short prompt must do.
+    """A short run of a prompt and of generation in an empty context, oftener and longer the smaller the
+    model is: ``whole_bytes``, also of one of which only some layers are there.
 
     Raises as ``bench.run`` does.
     """
+    small = whole_bytes <= _WHOLE_BYTES
+    repetitions = max(least_repetitions, min(_SECOND_BYTES // whole_bytes, _MOST_REPETITIONS), 1 + small)
     prompt_tokens = _MORE_PROMPT_TOKENS if small else PROMPT_TOKENS
+    # A small one is warmed up by a whole prompt; of a large one a short prompt must do.
     prompts = (prompt_tokens,) if small else (_WARM_UP_TOKENS, prompt_tokens)
     generated_tokens = _MORE_GENERATED_TOKENS if small else GENERATED_TOKENS
     options = replace(_options(load, threads.prompt), repetitions=repetitions, warm_up=small)
@@ -197,11 +201,6 @@ def timed(
     )
 
 
-def is_small(model_bytes: int) -> bool:
-    """Whether a model of that size is run whole."""
-    return model_bytes <= _WHOLE_BYTES
-
-
 def _options(load: Load, threads: int) -> BenchOptions:
     return BenchOptions(
         threads=(threads,),
@@ -209,7 +208,7 @@ def _options(load: Load, threads: int) -> BenchOptions:
         type_k=load.type_k,
         type_v=load.type_v,
         flash_attention=load.flash_attention,
-        repetitions=_REPETITIONS,
+        repetitions=1,
         warm_up=False,
     )
 
@@ -322,7 +321,7 @@ class SpeedMeter:
             few = math.ceil(few / _PATTERN) * _PATTERN
         more = few + max(_MORE_LAYERS, few)
         fits = size < hardware.available_ram_bytes() // 2
-        if fits and (is_small(size) or 2 * more >= layers):
+        if fits and (size <= _WHOLE_BYTES or 2 * more >= layers):
             # Of a model that may lie in two places the line is wanted, and not only its end.
             return (layers,) if kind == "cpu" or layers == 1 else (layers // 2, layers)
         return (few, more) if more < layers else (max(1, layers // 2), layers)
@@ -352,11 +351,10 @@ class SpeedMeter:
     def _run(self, preset: Preset, kind: Kind) -> None:
         """A few repetitions of each cut."""
         load = replace(self._load, offload=self._offload(kind))
-        small = is_small(self._file_bytes[preset.name])
-        repetitions = _MORE_REPETITIONS if small else _REPETITIONS
+        size = self._file_bytes[preset.name]
         for layers in self.cuts(preset, kind):
             with self._file(preset, layers) as file:
-                taken = timed(self._hollow.toolchain, file, load, self.threads, repetitions, small=small)
+                taken = timed(self._hollow.toolchain, file, load, self.threads, size)
             self._calibration.add(self._key(preset, kind, layers), taken)
 
     @contextlib.contextmanager
