@@ -44,10 +44,13 @@ PRESETS = ("Q2_K", "Q4_K_M", "Q6_K", "Q8_0")
 DEEP_PRESET = "Q4_K_M"  # in which the longer contexts and the devices are tried
 PROMPT_TOKENS, GENERATED_TOKENS, REPETITIONS = 512, 48, 3
 # Of a model that takes milliseconds more repetitions: as many as read about so much.
-_SECOND_BYTES, _MOST_REPETITIONS = 64 << 20, 20
+_SECOND_BYTES, _MOST_REPETITIONS = 64 << 20, 10
 _MOST_LOSS = 0.05  # mean KLD in nats per token: Q4_K_M and better, by the published table
 _BUDGET_S = 60.0
 _REGRET_MODEL = "dense-500m"
+# To fill a longer context than this with a large model, or with q8_0, takes ten minutes on two cores; such
+# cells are among those of `python -m benchmarks.memory`.
+_MANY_PARAMETERS, _SHORT_CONTEXT = 300_000_000, 4096
 _MIB = 1 << 20
 _SHARED = ROOT.parent / "shared" / "models"
 
@@ -141,6 +144,8 @@ class Foresight:
         self._account = Account(self._hollow)
         self._facts = self._account.facts()
         own = self._facts.context_length or max(contexts)
+        if self._facts.parameter_count > _MANY_PARAMETERS:
+            own = min(own, _SHORT_CONTEXT)
         self._contexts = sorted({min(context, own) for context in contexts})
         self._presets = presets.load().resolve(PRESETS)
         self.files: dict[str, Path] = {}
@@ -185,7 +190,8 @@ class Foresight:
             return
         for context in self._contexts[1:]:
             yield Load(context, "f16", "f16"), "none"
-            yield Load(context, self._small_cache, self._small_cache), "mmap"
+            if context <= _SHORT_CONTEXT:
+                yield Load(context, self._small_cache, self._small_cache), "mmap"
         layers = self._facts.block_count + 1
         for count in sorted({1, layers // 2, layers}):
             offload = Offload(n_gpu_layers=count, rpc=(self._server,))
@@ -312,7 +318,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     names = [*MODELS, *(path.name for path in sorted(_SHARED.glob("*")) if path.is_dir()), "hollow-8b"]
     parser.add_argument("--models", nargs="+", choices=names, default=names)
-    parser.add_argument("--contexts", nargs="+", type=int, default=[512, 4096], help="16384 takes long")
+    parser.add_argument("--contexts", nargs="+", type=int, default=[512, 4096, 16384])
     options = parser.parse_args()
     tools = toolchain.find()
     RESULTS.mkdir(exist_ok=True)

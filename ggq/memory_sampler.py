@@ -78,11 +78,16 @@ class _Sampler(ABC):
 
 
 class ProcessSampler(_Sampler):
-    """Of one process: ``with ProcessSampler() as memory: process.run(…, on_start=memory.watch)``."""
+    """Of one process: ``with ProcessSampler() as memory: process.run(…, on_start=memory.watch)``.
+
+    ``look``, as ``on_stdout``, takes a sample at each line: of a process that is over within milliseconds,
+    the last one comes when all is done and nothing freed yet.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._pid = 0
+        self._one_at_a_time = threading.Lock()
         self.peaks = MemoryPeaks()
 
     def __enter__(self) -> ProcessSampler:
@@ -92,17 +97,21 @@ class ProcessSampler(_Sampler):
         self._pid = pid
         self._begin()
 
+    def look(self, _line: str = "") -> None:
+        self._sample()
+
     def _sample(self) -> bool:
-        now = _of_process(self._pid)
-        if now is None:
-            return False
-        self.peaks = MemoryPeaks(
-            resident_bytes=max(self.peaks.resident_bytes, now.resident_bytes),
-            anonymous_bytes=_highest(self.peaks.anonymous_bytes, now.anonymous_bytes),
-            file_bytes=_highest(self.peaks.file_bytes, now.file_bytes),
-            shared_bytes=_highest(self.peaks.shared_bytes, now.shared_bytes),
-        )
-        return True
+        with self._one_at_a_time:
+            now = _of_process(self._pid)
+            if now is None:
+                return False
+            self.peaks = MemoryPeaks(
+                resident_bytes=max(self.peaks.resident_bytes, now.resident_bytes),
+                anonymous_bytes=_highest(self.peaks.anonymous_bytes, now.anonymous_bytes),
+                file_bytes=_highest(self.peaks.file_bytes, now.file_bytes),
+                shared_bytes=_highest(self.peaks.shared_bytes, now.shared_bytes),
+            )
+            return True
 
 
 class GpuSampler(_Sampler):
@@ -161,8 +170,10 @@ def _of_process(pid: int) -> MemoryPeaks | None:
     import psutil
 
     try:
-        # The counters in /proc/PID/status are quicker and, on many cores, wrong by megabytes (proc(5)).
+        # The counters in /proc/PID/status are wrong by megabytes on many cores (proc(5)), but one of them is
+        # the process's own high-water mark, which misses nothing between two samples.
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+        mark = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text("utf-8"), re.MULTILINE)
     except OSError:
         try:
             resident = int(psutil.Process(pid).memory_info().rss)
@@ -172,7 +183,7 @@ def _of_process(pid: int) -> MemoryPeaks | None:
     sizes = {name: int(value) << 10 for name, value in re.findall(r"^(\w+): +(\d+) kB$", text, re.MULTILINE)}
     own, shared = sizes["Anonymous"], sizes.get("Pss_Shmem", 0)
     return MemoryPeaks(
-        resident_bytes=sizes["Rss"],
+        resident_bytes=max(sizes["Rss"], int(mark[1]) << 10 if mark else 0),
         anonymous_bytes=own + sizes["Swap"],
         file_bytes=max(0, sizes["Rss"] - own - shared),
         shared_bytes=shared,

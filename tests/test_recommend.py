@@ -33,7 +33,7 @@ QUIET = PlanSettings(speed_budget_s=0, threads=1)
 def preset(name: str, gigabytes: float, kld: float, tokens_per_s: float, layers: int = 0) -> PresetPlan:
     """A preset as it would be planned, with 16 GB of RAM."""
     speed = RateForecast(tokens_per_s, 0.03)
-    memory = MemoryForecast(4096, "f16", "f16", int(gigabytes * GB), 0, 0, 16 * GB, ())
+    memory = MemoryForecast(4096, "f16", "f16", int(gigabytes * GB), 0, 0, 0, 0, 0, 16 * GB, ())
     forecast = SpeedForecast(speed, speed, speed, 4096, ThreadChoice(2, 2), (1, 4))
     load = LoadPlan(Offload(n_gpu_layers=layers), memory, forecast)
     size = PresetSize(int(gigabytes * GB), 8.0, 0, 10, False)

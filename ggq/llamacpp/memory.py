@@ -152,7 +152,11 @@ def breakdown(toolchain: Toolchain, model: Path, load: Load) -> Breakdown:
     ]  # fmt: skip
     with ProcessSampler() as memory:
         done = process.run(
-            [*command, "-fitp", "on"], env=bench.ENVIRONMENT, on_start=memory.watch, check=False
+            [*command, "-fitp", "on"],
+            env=bench.ENVIRONMENT,
+            on_start=memory.watch,
+            on_stdout=memory.look,
+            check=False,
         )
     if done.returncode:
         # It aborts, and its reason is lost in the logger's thread; without -fitp it ends in order.
@@ -220,7 +224,9 @@ def fill_context(
     ]  # fmt: skip
     on_nvidia = any(row.name.startswith("CUDA") for row in foretold.devices)
     with ProcessSampler() as memory, GpuSampler() if on_nvidia else nullcontext() as gpus:
-        done = process.run(command, env=bench.ENVIRONMENT, on_start=memory.watch, check=False)
+        done = process.run(
+            command, env=bench.ENVIRONMENT, on_start=memory.watch, on_stdout=memory.look, check=False
+        )
     if done.returncode:
         # Its reason ends a long log.
         raise replace(done, stdout=(), stderr=done.stderr[-3:]).failed("Run `ggq doctor`.")

@@ -46,7 +46,7 @@ _PATTERN = 6
 _CACHE_BYTES = 64 << 20  # of a CPU that does not tell
 # Of large models one repetition at first, so that the budget reaches all presets; of those that take
 # milliseconds so many that together they read about this much.
-_SECOND_BYTES, _MOST_REPETITIONS = 64 << 20, 20
+_SECOND_BYTES, _MOST_REPETITIONS = 64 << 20, 10
 _MORE_REPETITIONS, _MOST_ROUNDS, _GOOD_ERROR = 2, 3, 0.04
 # Runs of the same file on a quiet machine differ by about so much, whatever a few repetitions say.
 _LEAST_ERROR, _ERROR_OF_ONE = 0.03, 0.05
