@@ -19,6 +19,8 @@ _HOMES = {
     "BenchSettings": "ggq.bench.settings",
     "Conversion": "ggq.convert",
     "GgqError": "ggq.errors",
+    "ImatrixResult": "ggq.quantize.imatrix",
+    "ImatrixSettings": "ggq.quantize.imatrix",
     "Limits": "ggq.recommend",
     "PipelineResult": "ggq.pipeline",
     "Plan": "ggq.foresee",
@@ -29,6 +31,7 @@ _HOMES = {
     "bench": "ggq.measure",
     "convert": "ggq.convert",
     "convert_and_quantize": "ggq.pipeline",
+    "imatrix": "ggq.quantize.imatrix",
     "plan": "ggq.foresee",
     "quantize": "ggq.pipeline",
     "recommend": "ggq.recommend",
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from ggq.foresee import Plan, PlanSettings, plan
     from ggq.measure import BenchResult, bench
     from ggq.pipeline import PipelineResult, QuantizedFile, Settings, convert_and_quantize, quantize
+    from ggq.quantize.imatrix import ImatrixResult, ImatrixSettings, imatrix
     from ggq.recommend import Limits, Recommendation, recommend
 
 __all__ = [
@@ -48,6 +52,8 @@ __all__ = [
     "BenchSettings",
     "Conversion",
     "GgqError",
+    "ImatrixResult",
+    "ImatrixSettings",
     "Limits",
     "PipelineResult",
     "Plan",
@@ -58,6 +64,7 @@ __all__ = [
     "bench",
     "convert",
     "convert_and_quantize",
+    "imatrix",
     "plan",
     "quantize",
     "recommend",

@@ -8,8 +8,8 @@ from ggq import __version__
 from ggq.cli.errors import GgqGroup
 
 VERBS = (
-    "convert-and-quantize", "plan", "recommend", "bench", "download", "convert", "quantize", "run", "inspect",
-    "presets", "setup", "doctor",
+    "convert-and-quantize", "plan", "recommend", "bench", "download", "convert", "imatrix", "quantize", "run",
+    "inspect", "presets", "setup", "doctor",
 )  # fmt: skip
 CONTEXT = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "GGQ", "max_content_width": 100}
 

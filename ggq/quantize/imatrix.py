@@ -1,0 +1,348 @@
+"""A base's importance matrix from a text: made once, continued where it was broken off, and written down."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggq import __version__, files, gguf_file, gguf_names, hardware
+from ggq.bench.corpus import Text
+from ggq.environment import environment
+from ggq.errors import CannotServe, GgufProblem, OutputProblem, UsageProblem
+from ggq.gguf_file import GgufFile
+from ggq.gguf_header import TensorInfo
+from ggq.llamacpp import imatrix as tool
+from ggq.llamacpp import toolchain as toolchains
+from ggq.llamacpp.imatrix import Stretch, Sums, Time
+from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.progress import Listener, Notice, Step, silent
+from ggq.quantize import calibration, importance
+from ggq.quantize.recipe import refuse_quantized
+from ggq.records import MANIFEST_SUFFIX, Manifest, OutputFile, StepRecord
+
+STEP = "imatrix"
+# What a kill costs: the stretch under way. It takes about a minute, or so much that a tenth of the time goes
+# into loading the model again; the first one tells how fast it goes.
+_FIRST_CHUNKS = 4
+_STRETCH_S = 60.0
+_LOADING_SHARE = 0.1
+_PARTIAL = ".partial.gguf"
+
+Record = Callable[[str, StepRecord], None]
+
+
+@dataclass(frozen=True)
+class ImatrixSettings:
+    """``chunks``: of the text's beginning (None: all of it), each of ``context`` tokens; ``threads`` do not
+    change the result. ``n_gpu_layers``: -1 for all; None leaves it to llama.cpp, if there is a GPU."""
+
+    chunks: int | None = None
+    context: int = 512
+    threads: int | None = None
+    n_gpu_layers: int | None = None
+
+
+@dataclass(frozen=True)
+class ImatrixResult:
+    """A matrix: the sums over ``tokens`` of the text, for ``entries`` tensors of the base. In
+    ``partial_entries`` of them some experts met no token: they count as they would without a matrix.
+    ``resumed_chunks``: an earlier run had computed so many; ``reused``: the whole file was there."""
+
+    path: Path
+    file_bytes: int
+    chunks: int
+    context: int
+    tokens: int
+    entries: int
+    partial_entries: int
+    text_name: str
+    text_sha256: str
+    seconds: float
+    resumed_chunks: int
+    reused: bool
+
+
+def default_name(model_name: str) -> str:
+    """``Qwen3-0.6B`` -> ``Qwen3-0.6B-imatrix.gguf``."""
+    return gguf_names.output_name(model_name, "imatrix")
+
+
+def imatrix(
+    base: Path,
+    text: Path | None = None,
+    settings: ImatrixSettings | None = None,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    toolchain: Toolchain | None = None,
+    listener: Listener = silent,
+) -> ImatrixResult:
+    """Make the importance matrix of a 16-bit GGUF, by llama-imatrix.
+
+    ``text``: None for that of ``calibration.default``; ``output``: default beside the base. The same call
+    goes on where an earlier one was stopped, and makes the same bytes.
+
+    Raises UsageProblem, GgufProblem, OutputProblem, DiskFull, DoesNotFit, ToolFailed, ToolchainProblem.
+    """
+    whole = gguf_file.read_all(base)
+    refuse_quantized(whole)
+    source = calibration.read(text)
+    toolchain = toolchain or toolchains.find()
+    name = gguf_names.parse_name(whole.path.name).model
+    target = output or whole.path.with_name(default_name(name))
+    if target.resolve() in [path.resolve() for path in whole.paths]:
+        raise UsageProblem(f"{target} would be overwritten by its matrix.", "", "Give another name with -o.")
+    folder = files.make_folder(target.parent)
+    with files.lock(folder), files.staging(folder) as work:
+        manifest = Manifest(folder / f"{name}{MANIFEST_SUFFIX}")
+        manifest.model = manifest.model or {"base": whole.path.name}
+
+        def record(step: str, done: StepRecord) -> None:
+            manifest.environment = environment(toolchain)
+            manifest.record(step, done)
+
+        matrix = Matrix(manifest, target.name, source, settings or ImatrixSettings(), toolchain, listener)
+        digests = [files.sha256_file(path, listener, "read the base") for path in whole.paths]
+        base_sha256 = "+".join(digests)
+        return matrix.known(base_sha256) or matrix.make(whole, base_sha256, work, record, force=force)
+
+
+class Matrix:
+    """A matrix as a step of the manifest beside it. ``any_settings``: one of this base and text that is there
+    will do, however it was made."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        name: str,
+        text: Text,
+        settings: ImatrixSettings,
+        toolchain: Toolchain,
+        listener: Listener = silent,
+        *,
+        any_settings: bool = False,
+    ) -> None:
+        self.path = manifest.folder / name
+        self._manifest = manifest
+        self._step = f"{STEP} {name}"
+        self._text = text
+        self._settings = settings
+        self._any_settings = any_settings
+        self._toolchain = toolchain
+        self._listener = listener
+        self._tool = f"ggq {__version__}, llama.cpp {toolchain.commit or 'of unknown commit'}"
+
+    def known(self, base_sha256: str) -> ImatrixResult | None:
+        """The matrix that an earlier run made of this base and text, if it is still whole."""
+        record = self._manifest.steps.get(self._step)
+        if record is None:
+            return None
+        options = record.options if self._any_settings else self._options
+        if not record.same_work(self._inputs(base_sha256), options, self._tool):
+            return None
+        return self._result(reused=True) if self._manifest.outputs_whole(self._step) else None
+
+    def make(
+        self, base: GgufFile, base_sha256: str, work: Path, record: Record, *, force: bool = False
+    ) -> ImatrixResult:
+        """Make it, or the rest of it. ``work``: a staging folder; ``record`` writes the finished step down.
+
+        Raises as ``imatrix`` does.
+        """
+        self._require(base)
+        self._claim(force=force)
+        tokens = tool.count_tokens(self._toolchain, base.path, self._text.path)
+        total = self._chunks(tokens)
+        size = files.human_bytes(self._text.file_bytes)
+        self._listener(Notice(f"The importance matrix is made from {self._text.name} ({size})."))
+        partial = self._partial(base_sha256, total)
+        resumed = _left_over(partial)
+        made, seconds = self._sum_up(base, partial, resumed, tokens, total, work)
+        blind = self._proven(made)
+        done = StepRecord(
+            inputs=self._inputs(base_sha256),
+            options=self._options,
+            tool=self._tool,
+            outputs=(OutputFile.of(partial, self.path.name),),
+            seconds=round(seconds, 2),
+            findings={
+                "chunks": made.chunks,
+                "tokens": made.chunks * made.context,
+                "entries": made.entries,
+                "partial_entries": len(blind),
+                "text_name": self._text.name,
+                "resumed_chunks": resumed.chunks if resumed else 0,
+            },
+        )
+        record(self._step, done)
+        files.publish(partial, self.path)
+        for abandoned in self.path.parent.glob(f".{glob.escape(self.path.stem)}.*{_PARTIAL}"):
+            abandoned.unlink()
+        return self._result(reused=False)
+
+    def _inputs(self, base_sha256: str) -> dict[str, str]:
+        return {"base": base_sha256, "text": self._text.sha256}
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        settings = self._settings
+        return {"chunks": settings.chunks, "context": settings.context, "n_gpu_layers": self._layers}
+
+    @property
+    def _layers(self) -> int | str:
+        """``auto``: llama.cpp decides."""
+        if self._settings.n_gpu_layers is not None:
+            return self._settings.n_gpu_layers
+        return "auto" if self._toolchain.may_see_gpus else 0
+
+    def _result(self, *, reused: bool) -> ImatrixResult:
+        record = self._manifest.steps[self._step]
+        found = record.findings
+        return ImatrixResult(
+            path=self.path,
+            file_bytes=record.outputs[0].file_bytes,
+            chunks=found["chunks"],
+            context=record.options["context"],
+            tokens=found["tokens"],
+            entries=found["entries"],
+            partial_entries=found["partial_entries"],
+            text_name=found["text_name"],
+            text_sha256=record.inputs["text"],
+            seconds=record.seconds,
+            resumed_chunks=found["resumed_chunks"],
+            reused=reused,
+        )
+
+    def _require(self, base: GgufFile) -> None:
+        """Refuse what cannot come out well, before any work."""
+        context = self._settings.context
+        if not base.tokenizer:
+            raise GgufProblem(
+                f"{base.path.name} has no tokenizer.",
+                "Without one a text has no tokens.",
+                "Name the 16-bit GGUF of a whole model: `ggq convert` makes it.",
+            )
+        if context < tool.LEAST_CONTEXT:
+            raise UsageProblem(
+                f"A chunk of {context} tokens is too short.",
+                f"llama-imatrix wants {tool.LEAST_CONTEXT} or more.",
+                "Give a larger one with -c/--ctx.",
+            )
+        if base.context_length is not None and context > base.context_length:
+            raise CannotServe(
+                f"{base.path.name} has no room for chunks of {context:,} tokens.",
+                f"It was trained for {base.context_length:,}.",
+                "Give a smaller one with -c/--ctx.",
+            )
+        needed = 3 * _matrix_bytes(base)  # what is there, what is computed, and how it is published
+        files.require_space(self.path.parent, needed, "the importance matrix")
+
+    def _claim(self, *, force: bool) -> None:
+        """Refuse to overwrite a file of the user's, or a matrix of another text."""
+        before = self._manifest.steps.get(self._step)
+        other = before is not None and before.inputs["text"] != self._text.sha256
+        if other and not force and self._manifest.outputs_whole(self._step):
+            assert before is not None
+            raise OutputProblem(
+                f"{self.path} is an importance matrix of another text.",
+                f"It was made from {before.findings['text_name']}, not from {self._text.name}.",
+                "Name that text, choose another file, or give --force to replace this one.",
+            )
+        self._manifest.claim((self.path.name,), force=force)
+
+    def _chunks(self, tokens: int) -> int:
+        """How many there will be. Raises CannotServe when there are too few."""
+        context, asked = self._settings.context, self._settings.chunks
+        there = tokens // context
+        if there < tool.LEAST_CHUNKS:
+            raise tool.too_short(tokens, context)
+        if asked is not None and asked > there:
+            self._listener(Notice(f"The text has {there} chunks: all of them are taken.", "warning"))
+        return there if asked is None else min(asked, there)
+
+    def _partial(self, base_sha256: str, total: int) -> Path:
+        """Where unfinished work lies: beside the target, under a name that no other work has."""
+        build = self._toolchain.build
+        work = [self._inputs(base_sha256), self._options, total, self._text.path.name, self._tool,
+                build.stamp if build else None]  # fmt: skip
+        identity = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()[:16]
+        return self.path.with_name(f".{self.path.stem}.{identity}{_PARTIAL}")
+
+    def _sum_up(
+        self, base: GgufFile, partial: Path, sums: Sums | None, tokens: int, total: int, work: Path
+    ) -> tuple[Sums, float]:
+        """Stretch by stretch to the end; each one's result is kept in ``partial``."""
+        settings = tool.Settings(
+            self._settings.context,
+            self._settings.threads or hardware.usable_cores(),
+            None if self._layers == "auto" else Offload(int(self._layers)),
+        )
+        last_start = tool.last_start(tokens, settings.context)
+        seconds, length = 0.0, _FIRST_CHUNKS
+        done = sums.chunks if sums else 0
+
+        def tell(chunks: int) -> None:
+            self._listener(Step(STEP, chunks, total, "chunks"))
+
+        tell(done)
+        while sums is None or done < total:
+            end = done + length if done + length <= min(total, last_start) else total
+            stretch = Stretch(done, end - done, sums)
+            fresh = work / "sums.gguf"
+            taken = tool.add(self._toolchain, base.path, self._text.path, stretch, fresh, settings, tell)
+            files.publish(fresh, partial, durable=True)
+            sums, done = tool.read(partial), end
+            seconds += taken.seconds
+            length = _next_length(stretch, taken)
+        return sums, seconds
+
+    def _proven(self, made: Sums) -> list[str]:
+        """The entries with experts that met no token. Raises GgufProblem when a sum is no number."""
+        matrix = importance.read(made.file.path)
+        if not matrix.is_finite():
+            raise GgufProblem(
+                "The importance matrix holds values that are not numbers.",
+                "The base's activations overflow, or some of its weights are NaN.",
+                "Make the base again from its checkpoint (`ggq convert`).",
+            )
+        blind = [name for name, counts in matrix.counts.items() if not _all_met(counts)]
+        if blind:
+            self._listener(
+                Notice(
+                    f"In {len(blind)} of {made.entries} tensors some experts met no token of the text: a"
+                    " longer one, of other kinds too, reaches more of them.",
+                    "warning",
+                )
+            )
+        return blind
+
+
+def _left_over(partial: Path) -> Sums | None:
+    """What an earlier run of the same work had computed."""
+    return tool.read(partial) if partial.is_file() else None
+
+
+def _all_met(counts: TensorInfo) -> bool:
+    """Whether every expert of a tensor met a token."""
+    import numpy as np
+
+    return bool(np.fromfile(counts.path, "<f4", counts.elements, offset=counts.offset_bytes).all())
+
+
+def _next_length(stretch: Stretch, taken: Time) -> int:
+    loading = max(0.0, taken.seconds - stretch.chunks * taken.chunk_seconds)
+    wanted = max(_STRETCH_S, loading / _LOADING_SHARE)
+    return max(1, int(wanted / taken.chunk_seconds))
+
+
+def _matrix_bytes(base: GgufFile) -> int:
+    """What the matrix takes on the disk, from above: a float32 for each column of each tensor."""
+    weights = [tensor.shape for tensor in base.tensors if len(tensor.shape) > 1]
+    return sum(4 * shape[0] * math.prod(shape[2:]) + 512 for shape in weights) + 4096
