@@ -6,6 +6,8 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ggq import gguf_constants
+
 
 @dataclass(frozen=True)
 class TensorType:
@@ -28,9 +30,8 @@ _MENDED = (TensorType(9, "Q8_1", 32, 36), TensorType(42, "Q2_0", 64, 18))
 @functools.cache
 def by_name() -> Mapping[str, TensorType]:
     """Every type that llama.cpp can read, by its name in capitals."""
-    from gguf.constants import GGML_QUANT_SIZES
-
-    known = {kind.name: TensorType(int(kind), kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
+    sizes = gguf_constants.constants().GGML_QUANT_SIZES
+    known = {kind.name: TensorType(int(kind), kind.name, *block) for kind, block in sizes.items()}
     return known | {kind.name: kind for kind in _MENDED}
 
 

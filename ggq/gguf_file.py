@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggq import gguf_header
+from ggq import gguf_constants, gguf_header
 from ggq.errors import GgufProblem
 from ggq.gguf_header import Array, Scalar, TensorInfo
 from ggq.gguf_names import SHARD, shard_name
@@ -135,9 +135,8 @@ class GgufFile:
 @functools.cache
 def file_types() -> Mapping[str, int]:
     """llama-quantize's words (``Q4_K_M``) and the numbers that ``general.file_type`` has for them."""
-    from gguf.constants import LlamaFileType
-
-    known = {kind.name.split("_", 1)[1]: int(kind) for kind in LlamaFileType if kind != LlamaFileType.GUESSED}
+    kinds = gguf_constants.constants().LlamaFileType
+    known = {kind.name.split("_", 1)[1]: int(kind) for kind in kinds if kind != kinds.GUESSED}
     return {"Q2_0": 41} | known  # 41 is in the pinned llama.h, not in gguf 0.19
 
 

@@ -13,7 +13,7 @@ from ggq.gguf_file import GgufFile
 from ggq.gguf_header import DEFAULT_ALIGNMENT, Array, padded
 from ggq.gguf_size import written_dimensions
 
-_UINT32, _STRING, _ARRAY = 4, 8, 9
+_UINT16, _UINT32, _INT32, _STRING, _ARRAY = 2, 4, 5, 8, 9
 _VERSION = 3
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
 
@@ -37,20 +37,39 @@ class HollowTensor:
         return ggml_types.by_name()[self.type].row_bytes(self.elements)
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Which file of a split model is written: ``index`` (from 0) of ``count``; ``tensor_count``: of all."""
+
+    index: int
+    count: int
+    tensor_count: int
+
+
 def write(
-    target: Path, base: GgufFile, tensors: Sequence[HollowTensor], changed: Mapping[str, int | str | Array]
+    target: Path,
+    base: GgufFile,
+    tensors: Sequence[HollowTensor],
+    changed: Mapping[str, int | str | Array],
+    shard: Shard | None = None,
 ) -> None:
     """Write ``target`` as llama-quantize would write it of ``base``: its metadata but for the split's, then
-    those that are ``changed`` (integers as u32), then ``tensors`` in their order.
+    those that are ``changed`` (integers as u32), then ``tensors`` in their order. Of the shards only the
+    first one has metadata, but for the split's own.
 
     Source: llama_model_quantize_impl in src/llama-quant.cpp and gguf_write_out in ggml/src/gguf.cpp, as for
     ``gguf_size.predicted_bytes``. Raises OSError.
     """
-    with base.path.open("rb") as stream:
-        raw = stream.read(base.header_bytes)
-    kept = [key for key in base.metadata if key not in _SPLIT and key not in changed]
-    entries = [_entry(base, raw, key) for key in kept]
-    entries += [_text(key.encode()) + _value(value) for key, value in changed.items()]
+    entries: list[bytes] = []
+    if shard is None or shard.index == 0:
+        with base.path.open("rb") as stream:
+            raw = stream.read(base.header_bytes)
+        kept = [key for key in base.metadata if key not in _SPLIT and key not in changed]
+        entries += [_entry(base, raw, key) for key in kept]
+        entries += [_text(key.encode()) + _value(value) for key, value in changed.items()]
+    if shard is not None:
+        values = zip(_SPLIT, _split_values(shard), strict=True)
+        entries += [_text(key.encode()) + value for key, value in values]
     infos: list[bytes] = []
     offsets: list[int] = []
     end = 0
@@ -103,6 +122,14 @@ def _value(value: int | str | Array) -> bytes:
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _text(value.encode("utf-8", "surrogateescape"))
     return struct.pack("<II", _UINT32, value)
+
+
+def _split_values(shard: Shard) -> tuple[bytes, bytes, bytes]:
+    return (
+        struct.pack("<IH", _UINT16, shard.index),
+        struct.pack("<IH", _UINT16, shard.count),
+        struct.pack("<Ii", _INT32, shard.tensor_count),
+    )
 
 
 def _info(tensor: HollowTensor, offset: int) -> bytes:

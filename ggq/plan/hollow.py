@@ -24,11 +24,12 @@ from ggq.gguf_header import Array
 from ggq.gguf_hollow import HollowTensor
 from ggq.hub.client import DEFAULT_RETRY, Retry
 from ggq.llamacpp import toolchain as toolchains
-from ggq.llamacpp.quantize_rows import quantize_rows
+from ggq.llamacpp.rows import quantize_rows
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.presets import Preset
 from ggq.progress import Listener, silent
+from ggq.quantize.outputs import changed_entries
 from ggq.quantize.recipe import Recipe, ask
 from ggq.reference import ModelRef
 
@@ -312,8 +313,6 @@ class _Parts:
     """Tensors and changed metadata of a hollow quantized file: first those of the whole."""
 
     def __init__(self, base: GgufFile, recipe: Recipe, toolchain: Toolchain) -> None:
-        from gguf.constants import GGML_QUANT_VERSION
-
         self._base = base
         self._toolchain = toolchain
         self._source = {tensor.name: tensor for tensor in base.tensors}
@@ -321,13 +320,7 @@ class _Parts:
             HollowTensor(tensor.name, tensor.shape, tensor.target_type) for tensor in recipe.tensors
         ]
         self.tensors = [replace(tensor, data=self._table(tensor)) for tensor in self.tensors]
-        self.changed: dict[str, int | str | Array] = {
-            "general.quantization_version": GGML_QUANT_VERSION,
-            # COPY has no number of its own: the base's stays.
-            "general.file_type": gguf_file.file_types().get(
-                recipe.preset.ftype, base.integer("general.file_type") or 0
-            ),
-        }
+        self.changed = changed_entries(base, recipe)
 
     def _table(self, tensor: HollowTensor) -> Iterable[bytes]:
         """The content of a tensor that the base has for real."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ggq import ggml_types
 from ggq.errors import GgufProblem, UsageProblem
-from ggq.gguf_file import GgufFile, read
-from ggq.gguf_header import Array
+from ggq.gguf_file import GgufFile
 from ggq.gguf_size import predicted_bytes
 from ggq.llamacpp import tools
 from ggq.llamacpp.parse import Fallback, PlannedTensor
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.presets import Preset
+from ggq.quantize import importance
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def ask(toolchain: Toolchain, base: GgufFile, preset: Preset, options: QuantizeO
     _check_types(options)
     own = tuple(f"{name}={kind}" for name, kind in preset.tensor_types.items())
     options = replace(options, tensor_types=(*own, *options.tensor_types))
-    added = _imatrix_entries(options.imatrix)
+    added = importance.read(options.imatrix).entries() if options.imatrix else {}
     plan = tools.quantize_plan(toolchain, base.path, preset.ftype, options)
     types = {tensor.name: tensor.target_type for tensor in plan.tensors}
     known = ggml_types.by_name()
@@ -70,7 +68,8 @@ def ask(toolchain: Toolchain, base: GgufFile, preset: Preset, options: QuantizeO
 def check(options: QuantizeOptions) -> None:
     """What can be said of the options before there is a base. Raises UsageProblem."""
     _check_types(options)
-    _imatrix_entries(options.imatrix)
+    if options.imatrix is not None:
+        importance.read(options.imatrix)
 
 
 def _check_types(options: QuantizeOptions) -> None:
@@ -94,46 +93,14 @@ def _check_types(options: QuantizeOptions) -> None:
             )
 
 
-def _imatrix_entries(imatrix: Path | None) -> dict[str, str | int]:
-    """The metadata that llama-quantize adds for an importance matrix (tools/quantize/quantize.cpp).
-
-    Raises UsageProblem when the file is not a matrix that llama-imatrix writes today.
-    """
-    if imatrix is None:
-        return {}
-    try:
-        matrix = read(imatrix)
-        if matrix.text("general.type") != "imatrix":
-            raise GgufProblem(f"{imatrix} is a GGUF file without an importance matrix.")
-    except GgufProblem as error:
-        raise UsageProblem(
-            f"{imatrix} is not an importance matrix.",
-            f"{error.what} {error.why}",
-            "Make one with llama-imatrix (its GGUF format).",
-        ) from error
-    entries: dict[str, str | int] = {
-        "quantize.imatrix.file": _cut(str(imatrix)),
-        "quantize.imatrix.entries_count": 0,
-        "quantize.imatrix.chunks_count": 0,
-    }
-    datasets = matrix.metadata.get("imatrix.datasets")
-    if isinstance(datasets, Array) and len(datasets):
-        entries["quantize.imatrix.dataset"] = _cut(str(datasets[0]))
-    return entries
-
-
-def _cut(text: str) -> str:
-    """What llama-quantize's field of 127 bytes holds of a text; it may end within a character."""
-    return os.fsencode(text)[:127].decode("utf-8", "surrogateescape")
-
-
 def refuse_without_imatrix(recipe: Recipe) -> None:
     """Raises UsageProblem for a recipe that llama-quantize would refuse to make, by its own dry run."""
     if recipe.needs_imatrix:
         raise UsageProblem(
             f"{recipe.preset.name} needs an importance matrix.",
             "At so few bits the result would be garbage without one, and llama-quantize refuses.",
-            "Give one with --imatrix FILE, or choose a larger preset (`ggq presets`).",
+            "Let ggq make one with --imatrix auto, give one with --imatrix FILE, or choose a larger preset"
+            " (`ggq presets`).",
         )
 
 

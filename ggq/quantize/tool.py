@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from ggq.quantize.recipe import Recipe, differences, refuse_without_imatrix
 
 @dataclass(frozen=True)
 class Quantized:
-    """The files of one preset as they were written, with the tool's seconds and its peak resident bytes."""
+    """The files of one preset as they were written. ``seconds``: the tool's; of a sweep, which makes several
+    presets at once, those of them all. ``peak_memory_bytes``: resident; None: not told."""
 
     paths: tuple[Path, ...]
     file_bytes: int
@@ -50,24 +52,30 @@ def quantize_one(
     except ToolFailed as failure:
         raise _in_words(failure, output, recipe) from failure
     paths = _written(output, recipe)
-    file_bytes = sum(path.stat().st_size for path in paths)
-    if file_bytes != recipe.file_bytes:
+    if sum(path.stat().st_size for path in paths) != recipe.file_bytes:
         # llama-quantize does not notice every failed write, so its exit 0 is not the proof.
         _refuse_full_disk(output, recipe)
+    prove(paths, recipe)
+    return Quantized(paths, recipe.file_bytes, done.seconds, done.peak_rss_bytes)
+
+
+def prove(paths: Sequence[Path], recipe: Recipe) -> None:
+    """Hold finished files against their recipe, sizes and types. Raises GgufProblem where they differ."""
+    name = recipe.preset.name
+    file_bytes = sum(path.stat().st_size for path in paths)
+    if file_bytes != recipe.file_bytes:
         raise GgufProblem(
-            f"llama-quantize wrote {file_bytes} bytes for {name}.",
+            f"{file_bytes} bytes were written for {name}.",
             f"The recipe has {recipe.file_bytes}.",
             "Report this, with the model's name and `ggq doctor --json`.",
         )
-    made = gguf_file.read_all(paths[0])
-    wrong = differences(recipe, made)
+    wrong = differences(recipe, gguf_file.read_all(paths[0]))
     if wrong:
         raise GgufProblem(
             f"The {name} file is not what its recipe says.",
             f"{len(wrong)} tensors differ, the first: {wrong[0]}.",
             "Report this, with the model's name and `ggq doctor --json`.",
         )
-    return Quantized(paths, file_bytes, done.seconds, done.peak_rss_bytes)
 
 
 def _written(output: Path, recipe: Recipe) -> tuple[Path, ...]:
