@@ -7,7 +7,7 @@ INSTALLED := .venv/.ggq-installed
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup test lint types tests demo bench bench-pipeline bench-quality bench-memory bench-foresight \
-	gpu-check docs clean distclean
+	bench-sweep gpu-check docs clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,7 +52,11 @@ bench-memory: setup ## Measured memory against the sum of llama.cpp's buffers
 bench-foresight: setup ## Sizes, memory and speed foretold, against what is made and measured
 	$(BIN)/python -m benchmarks.foresight
 
-bench: bench-pipeline bench-quality bench-memory bench-foresight ## All benchmarks
+bench-sweep: setup ## All presets in one pass against llama-quantize once per preset (half an hour)
+	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.fused
+
+bench: bench-pipeline bench-quality bench-memory bench-foresight bench-sweep ## All benchmarks
 
 gpu-check: $(INSTALLED) ## A CUDA build where there is an NVIDIA GPU; offload and VRAM, predicted and measured
 	$(BIN)/ggq setup --backend auto

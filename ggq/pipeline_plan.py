@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ggq import checkpoint, files, gguf_names, hub, presets, reference
 from ggq.convert import BITS_PER_WEIGHT, default_name, resolve_outtype
+from ggq.making import nominal_bytes, without_base
 from ggq.pipeline import DEFAULT_PRESETS, Settings, model_name, recipes
 from ggq.presets import Preset
 
@@ -15,18 +16,20 @@ from ggq.presets import Preset
 @dataclass(frozen=True)
 class PlannedFile:
     """A preset's file before it is made. ``exact``: asked of llama-quantize; else reckoned from the nominal
-    bits per weight, since there is no base GGUF yet to ask about."""
+    bits per weight, since there is no base GGUF yet to ask about, and ``engine`` is the one that was wanted
+    (None: a preset that needs an importance matrix, which is not there)."""
 
     preset: str
     name: str
     file_bytes: int
     exact: bool
+    engine: str | None
     exists: bool
 
 
 @dataclass(frozen=True)
 class PipelinePlan:
-    """What a run would do: bytes to download, the base on the way (None: not needed), the files."""
+    """What a run would do: bytes to download, the base on the way (None: there is none), the files."""
 
     model: str
     outdir: Path
@@ -62,10 +65,13 @@ def plan_convert_and_quantize(
     ref = reference.parse_reference(model, revision)
     name = model_name(ref)
     if ref.kind == "gguf" and ref.path is not None:
-        asked = recipes(ref.path, preset_names, settings.options, catalogue=catalogue)
+        asked = recipes(ref.path, preset_names, settings, catalogue=catalogue)
         name = gguf_names.parse_name(ref.path.name).model
         outdir = outdir or ref.path.parent
-        planned = tuple(_planned(name, item.preset, item.file_bytes, True, outdir) for item in asked)
+        planned = tuple(
+            _planned(name, recipe.preset, recipe.file_bytes, outdir, chosen.engine if chosen else None, True)
+            for recipe, chosen in asked
+        )
         return PipelinePlan(name, outdir, 0, None, 0, planned, files.free_bytes(outdir))
     outdir = outdir or Path(name)
     download_bytes = 0
@@ -83,20 +89,25 @@ def plan_convert_and_quantize(
         outtype = "bf16" if outtype == "auto" else outtype
     bits = BITS_PER_WEIGHT[outtype]
     planned = tuple(
-        _planned(name, preset, int(parameters * (preset.bits_per_weight or bits) / 8), False, outdir)
+        _planned(name, preset, nominal_bytes(preset, parameters, bits), outdir, settings.engine, False)
         for preset in chosen
     )
+    base_bytes, free = int(parameters * bits / 8), files.free_bytes(outdir)
+    to_make = sum(file.file_bytes for file in planned if not file.exists)
+    has_base = not without_base(settings, base_bytes, to_make, free)
     return PipelinePlan(
         model=name,
         outdir=outdir,
         download_bytes=download_bytes,
-        base_name=default_name(name, outtype),
-        base_bytes=int(parameters * bits / 8),
+        base_name=default_name(name, outtype) if has_base else None,
+        base_bytes=base_bytes if has_base else 0,
         files=planned,
-        free_bytes=files.free_bytes(outdir),
+        free_bytes=free,
     )
 
 
-def _planned(name: str, preset: Preset, file_bytes: int, exact: bool, outdir: Path) -> PlannedFile:
+def _planned(
+    name: str, preset: Preset, file_bytes: int, outdir: Path, engine: str | None, exact: bool
+) -> PlannedFile:
     file_name = gguf_names.output_name(name, preset.name)
-    return PlannedFile(preset.name, file_name, file_bytes, exact, (outdir / file_name).exists())
+    return PlannedFile(preset.name, file_name, file_bytes, exact, engine, (outdir / file_name).exists())

@@ -213,6 +213,15 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
+def end(process_id: int) -> None:
+    """End a child that ``run`` started in another thread, and its own children with it."""
+    with contextlib.suppress(ProcessLookupError):
+        if os.name == "posix":
+            os.killpg(process_id, signal.SIGKILL)
+        else:
+            os.kill(process_id, signal.SIGTERM)
+
+
 def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """To the child's whole group: a compiler that the child started must not live on."""
     with contextlib.suppress(ProcessLookupError):

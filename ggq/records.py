@@ -135,15 +135,20 @@ class Manifest:
 
     def record(self, step: str, record: StepRecord) -> None:
         """Write a finished step down, atomically. Raises OutputProblem, DiskFull."""
-        old = self.steps.get(step)
-        if old is not None:
-            fresh = {output.sha256 for output in record.outputs}
-            self.superseded += [
-                output.sha256
-                for output in old.outputs
-                if output.sha256 not in fresh and output.sha256 not in self.superseded
-            ]
-        self.steps[step] = record
+        self.record_all({step: record})
+
+    def record_all(self, records: Mapping[str, StepRecord]) -> None:
+        """Write several finished steps down: all of them or none. Raises OutputProblem, DiskFull."""
+        for step, record in records.items():
+            old = self.steps.get(step)
+            if old is not None:
+                fresh = {output.sha256 for output in record.outputs}
+                self.superseded += [
+                    output.sha256
+                    for output in old.outputs
+                    if output.sha256 not in fresh and output.sha256 not in self.superseded
+                ]
+            self.steps[step] = record
         self._save()
 
     def choose(self, model: str, preset: str) -> None:

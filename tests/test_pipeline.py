@@ -141,7 +141,8 @@ def test_the_records_beside_a_checkpoint_are_no_part_of_it(stories: Path, tmp_pa
 def test_dry_run_sizes_are_exact_and_nothing_is_written(base_gguf: Path, tmp_path: Path) -> None:
     chosen = presets.load().resolve(["k-quants", "legacy"])
     foreseen = {
-        item.preset.name: item.file_bytes for item in pipeline.recipes(base_gguf, ["k-quants", "legacy"])
+        recipe.preset.name: recipe.file_bytes
+        for recipe, _ in pipeline.recipes(base_gguf, ["k-quants", "legacy"])
     }
     assert set(foreseen) == {preset.name for preset in chosen}
     possible = [name for name in foreseen if name in (*K_QUANTS, "Q4_0", "Q4_1", "Q5_0", "Q5_1")]

@@ -10,8 +10,10 @@ import click
 
 from ggq import automatic, files, pipeline, presets
 from ggq.automatic import Outcome
+from ggq.bench.corpus import Text
 from ggq.cli.options import (
     dry_run_option,
+    engine_options,
     force_option,
     hub_options,
     output_options,
@@ -40,6 +42,7 @@ from ggq.recommend import Recommendation
 @outtype_option("bf16", "f16", "f32")
 @verify_option
 @quantize_options
+@engine_options
 @threads_option
 @hub_options
 @force_option
@@ -54,6 +57,9 @@ def convert_and_quantize(
     outtype: str,
     verify: str,
     options: QuantizeOptions,
+    calibration: Text | None,
+    engine: str,
+    max_memory_bytes: int,
     threads: int | None,
     revision: str | None,
     offline: bool,
@@ -75,12 +81,13 @@ def convert_and_quantize(
     """
     catalogue = presets.load(presets_file)
     settings = Settings(
-        outtype=outtype, options=options, threads=threads, verify=verify, keep_base=keep_base, force=force
-    )
+        outtype=outtype, options=options, calibration=calibration, engine=engine,
+        max_memory_bytes=max_memory_bytes, threads=threads, verify=verify, keep_base=keep_base, force=force,
+    )  # fmt: skip
     chosen = None
     names = preset_names or (automatic.WORD,)
     left_to_ggq = [name.lower() for name in names] == [automatic.WORD]
-    if left_to_ggq and options != QuantizeOptions():
+    if left_to_ggq and (options != QuantizeOptions() or calibration is not None):
         names = pipeline.DEFAULT_PRESETS
     elif left_to_ggq:
         before = None if force else automatic.chosen_before(model, outdir, revision=revision)
@@ -164,11 +171,16 @@ def _figure(outcome: Outcome, value: float | None) -> str:
 def show_plan(out: Output, plan: PipelinePlan) -> None:
     """What a run would download, write and leave, with the disk."""
     out.table(
-        ["file", "size", "state"],
+        ["file", "size", "state", "engine"],
         [
-            *([[plan.base_name, _size(plan.base_bytes, False), "on the way"]] if plan.base_name else []),
+            *([[plan.base_name, _size(plan.base_bytes, False), "on the way", "-"]] if plan.base_name else []),
             *(
-                [file.name, _size(file.file_bytes, file.exact), "exists" if file.exists else "to make"]
+                [
+                    file.name,
+                    _size(file.file_bytes, file.exact),
+                    "exists" if file.exists else "to make",
+                    file.engine or "-",
+                ]
                 for file in plan.files
             ),
         ],

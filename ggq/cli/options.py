@@ -13,6 +13,9 @@ import click
 from ggq import files, process
 from ggq.cli.errors import set_current_output
 from ggq.cli.output import Output
+from ggq.errors import UsageProblem
+
+AUTO = "auto"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,6 +57,13 @@ class Seconds(click.ParamType[float]):
         return float(found[1]) * (60 if (found[2] or "s").startswith("m") else 1)
 
 
+class _Imatrix(click.Path):
+    """The word ``auto`` in any case, or a file."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return AUTO if str(value).lower() == AUTO else super().convert(value, param, ctx)
+
+
 def output_options(function: F) -> F:
     """``--json -q -v``; the command gets one ``out: Output`` instead."""
 
@@ -76,11 +86,16 @@ def hub_options(function: F) -> F:
 
 
 def quantize_options(function: F) -> F:
-    """llama-quantize's own options, by its own names; the command gets ``options: QuantizeOptions``."""
+    """llama-quantize's own options, by its own names; the command gets ``options: QuantizeOptions``, and
+    ``calibration: Text | None``: what to make an importance matrix from."""
 
     @click.option(
-        "--imatrix", type=click.Path(path_type=Path, dir_okay=False, exists=True),
-        help="An importance matrix, made by llama-imatrix.",
+        "--imatrix", type=_Imatrix(path_type=Path, dir_okay=False, exists=True), metavar="auto|FILE",
+        help="An importance matrix; auto makes that of the base (see `ggq imatrix`), or takes it up again.",
+    )  # fmt: skip
+    @click.option(
+        "--imatrix-text", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+        help="The text for --imatrix auto. Default: Python's language reference.",
     )  # fmt: skip
     @click.option(
         "--tensor-type", "tensor_types", multiple=True, metavar="NAME=TYPE",
@@ -92,7 +107,8 @@ def quantize_options(function: F) -> F:
     @functools.wraps(function)
     def wrapped(
         *args: Any,
-        imatrix: Path | None,
+        imatrix: Path | str | None,
+        imatrix_text: Path | None,
         tensor_types: tuple[str, ...],
         output_tensor_type: str | None,
         token_embedding_type: str | None,
@@ -100,17 +116,41 @@ def quantize_options(function: F) -> F:
         **kwargs: Any,
     ) -> Any:
         from ggq.llamacpp.tools import QuantizeOptions
+        from ggq.quantize import calibration
 
+        if imatrix_text is not None and imatrix != AUTO:
+            raise UsageProblem(
+                "--imatrix-text is of no use without --imatrix auto.",
+                "It is the text that the matrix is made from.",
+                "Give --imatrix auto, or leave the text out.",
+            )
         options = QuantizeOptions(
-            imatrix=imatrix,
+            imatrix=imatrix if isinstance(imatrix, Path) else None,
             tensor_types=tensor_types,
             output_tensor_type=output_tensor_type,
             token_embedding_type=token_embedding_type,
             keep_split=keep_split,
         )
-        return function(*args, options=options, **kwargs)
+        text = calibration.read(imatrix_text) if imatrix == AUTO else None
+        return function(*args, options=options, calibration=text, **kwargs)
 
     return wrapped  # type: ignore[return-value]
+
+
+def engine_options(function: F) -> F:
+    """``--engine --max-memory``; the command gets ``engine: str`` and ``max_memory_bytes: int``."""
+    from ggq.quantize.choice import AUTO, ENGINES
+    from ggq.quantize.sweep import MAX_MEMORY_BYTES
+
+    function = click.option(
+        "--max-memory", "max_memory_bytes", type=Size(), metavar="SIZE", default=MAX_MEMORY_BYTES,
+        show_default=f"{MAX_MEMORY_BYTES >> 20}MiB", help="What the sweep's blocks of rows may take.",
+    )(function)  # fmt: skip
+    return click.option(
+        "--engine", type=click.Choice(ENGINES, case_sensitive=False), default=AUTO, show_default=True,
+        help="The sweep makes all presets in one pass, with llama-quantize's bytes; auto leaves to"
+        " llama-quantize what the sweep cannot make.",
+    )(function)  # fmt: skip
 
 
 def preset_options(function: F) -> F:

@@ -15,6 +15,7 @@ from ggq.convert.conversion import (
     resolve_outtype,
     verify,
 )
+from ggq.convert.streamed import StreamedBase
 from ggq.convert.verification import LEAST_COSINE, Verification
 from ggq.convert.view import SourceInfo
 
@@ -24,6 +25,7 @@ __all__ = [
     "Conversion",
     "HollowBase",
     "SourceInfo",
+    "StreamedBase",
     "Verification",
     "convert",
     "convert_hollow",

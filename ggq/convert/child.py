@@ -15,10 +15,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ggq import gguf_file, gguf_values, process, transformers_model
 from ggq.convert import assumptions, gaps, tokenizer_model, view
+from ggq.convert.pipe import Pipe
 from ggq.errors import GgqError
 from ggq.llamacpp import converter
 from ggq.llamacpp.toolchain import Toolchain
@@ -49,7 +50,8 @@ TEXTS = (
 class Job:
     """What to do. ``gguf`` is written when ``convert``, and only looked at otherwise; ``check``: hold it
     against the checkpoint; ``logits``: also what it computes; ``metadata``: for the converter's override.
-    ``hollow``: write holes for the weights; ``without_values``: the checkpoint's own weights are holes."""
+    ``hollow``: write holes for the weights; ``without_values``: the checkpoint's own weights are holes;
+    ``pipe_folder``: of a ``Pipe`` for the tensors' data, which are holes in the file."""
 
     view: str
     gguf: str
@@ -67,6 +69,7 @@ class Job:
     has_tokenizer_model: bool
     hollow: bool = False
     without_values: bool = False
+    pipe_folder: str = ""
     arguments: Sequence[str] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     repo_id: str = ""
@@ -188,6 +191,8 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
     override.write_text(json.dumps(_metadata(job)), encoding="utf-8")
     if job.hollow:
         converter.leave_holes(without_values=job.without_values)
+    elif job.pipe_folder:
+        converter.hand_over(lambda: _begin(Pipe(Path(job.pipe_folder))))
     converter.run(
         Path(job.source_dir),
         folder,
@@ -197,6 +202,11 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
         lambda config: view.merge(config, completed),
         _known_pre_tokenizer,
     )
+
+
+def _begin(pipe: Pipe) -> tuple[str, BinaryIO]:
+    say("header")
+    return pipe.wait()
 
 
 def _known_pre_tokenizer(tokenizer: Mapping[str, Any]) -> str | None:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ggq import __version__, checkpoint, files, gguf_file, gguf_names, hardware, process, transformers_model
+from ggq import checkpoint, files, gguf_file, gguf_names
 from ggq.checkpoint import Checkpoint
-from ggq.convert import failures, gaps, tokenizer_model, view
-from ggq.convert.accounting import account
-from ggq.convert.verification import Findings, Verification, judge
+from ggq.convert.parent import Child, Level
+from ggq.convert.verification import Verification
 from ggq.convert.view import SourceInfo
 from ggq.errors import OutputProblem, UsageProblem
-from ggq.llamacpp import parse
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.progress import Listener, Notice, Step, silent
+from ggq.progress import Listener, Notice, silent
 
-Level = Literal["sampled", "full", "off"]
 LEVELS = ("sampled", "full", "off")
 OUTTYPES = ("auto", "bf16", "f16", "f32", "q8_0")
 
@@ -113,12 +107,12 @@ def convert(
         stack.enter_context(files.lock(folder))
         staged = stack.enter_context(files.staging(folder)) / output.name
         files.require_space(folder, needed_bytes(given, kind), f"the {kind.upper()} GGUF")
-        child = _Child(given, staged, kind, tools, mmproj=mmproj, source=source, listener=listener)
+        child = Child(given, staged, kind, tools, mmproj=mmproj, source=source, listener=listener)
         child.run(convert=True, level=level, on_written=on_written)
         made = gguf_file.read(staged)
         verification = child.judged(level, made)
         if not mmproj:
-            _remark(given, made, verification, listener)
+            remark(given, made, verification, listener)
         files.publish(staged, output)
     return Conversion(
         output=output,
@@ -167,7 +161,7 @@ def convert_hollow(
     given = checkpoint.read(checkpoint_folder)
     checkpoint.require_convertible(given)
     kind = resolve_outtype(given, outtype)
-    child = _Child(
+    child = Child(
         given, staged, kind, toolchain, mmproj=False, source=source, listener=listener,
         hollow=True, without_values=without_values,
     )  # fmt: skip
@@ -188,7 +182,7 @@ def verify(
     """
     wanted = _level(level)
     given = checkpoint.read(made.checkpoint)
-    child = _Child(
+    child = Child(
         given,
         made.output,
         made.outtype,
@@ -208,157 +202,7 @@ def _level(word: str) -> Level:
     raise UsageProblem(f"There is no way {word!r} to verify.", "", f"Choose one of {', '.join(LEVELS)}.")
 
 
-class _Child:
-    """One run of ggq.convert.child: its job, its events, its end."""
-
-    def __init__(
-        self,
-        given: Checkpoint,
-        gguf: Path,
-        outtype: str,
-        toolchain: Toolchain,
-        *,
-        mmproj: bool,
-        source: SourceInfo | None = None,
-        listener: Listener = silent,
-        hollow: bool = False,
-        without_values: bool = False,
-    ) -> None:
-        self._given = given
-        self._gguf = gguf
-        self._outtype = outtype
-        self._toolchain = toolchain
-        self._mmproj = mmproj
-        self._source = source
-        self._listener = listener
-        self._hollow = hollow
-        self._without_values = without_values
-        self._on_written: Callable[[Path], None] | None = None
-        self._phase = ""
-        self._found: dict[str, Mapping[str, Any]] = {}
-        self.completed: Mapping[str, Any] = {}
-        self.seconds = 0.0
-        self.peak_memory_bytes: int | None = None
-
-    def run(self, *, convert: bool, level: Level, on_written: Callable[[Path], None] | None = None) -> None:
-        """Raises the GgqError that the child's failure is."""
-        self._on_written = on_written
-        with tempfile.TemporaryDirectory(prefix="ggq-view-") as work:
-            folder = view.make(self._given, Path(work), self._source)
-            job = self._job(folder, convert=convert, level=level)
-            done = process.run(
-                [sys.executable, "-m", "ggq.convert.child"],
-                # In a folder of our own: Python looks for modules in the current one first.
-                cwd=Path(work),
-                stdin=json.dumps(job),
-                env=transformers_model.ENVIRONMENT,
-                on_stdout=self._hear,
-                on_stderr=self._watch,
-                check=False,
-            )
-        self.seconds, self.peak_memory_bytes = done.seconds, done.peak_rss_bytes
-        if "failed" in self._found:
-            raise failures.explain(self._given, self._found["failed"])
-        if done.returncode != 0:
-            if done.returncode == -9 and self._phase == "reference":
-                why_not = "transformers was killed, as the kernel does when memory runs out"
-                self._found |= {"logits": {"why_not": why_not}, "tokenizer": {"why_not": why_not}}
-                return
-            raise failures.died(self._phase, done.returncode, done.stderr)
-
-    def _job(self, folder: Path, *, convert: bool, level: Level) -> dict[str, Any]:
-        why_not = self._no_logits()
-        if why_not:
-            self._found["logits"] = {"why_not": why_not}
-        names = [tensor.name for tensor in self._given.tensors]
-        return {
-            "view": str(folder),
-            "gguf": str(self._gguf.absolute()),
-            "outtype": self._outtype,
-            "architecture": self._given.architectures[0],
-            "source_dir": str(self._toolchain.converter.parent),
-            "lib_dir": str(self._toolchain.lib_dir),
-            # llama.cpp's threads wait for each other: where another program takes a core from one of them,
-            # all stand still, and a short prompt is not worth that.
-            "threads": max(1, hardware.usable_cores() // 2),
-            "convert": convert,
-            "check": level != "off",
-            "logits": not why_not,
-            "full": level == "full",
-            "mmproj": self._mmproj,
-            "bin_weights": self._given.weight_format == "bin",
-            "has_tokenizer_model": tokenizer_model.MODEL in self._given.tokenizer_files,
-            "hollow": self._hollow,
-            "without_values": self._without_values,
-            "arguments": gaps.options(self._given.architectures[0], names),
-            "metadata": {"general.quantized_by": f"ggq {__version__}"},
-            "repo_id": self._source.repo_id if self._source else "",
-            "commit": self._source.commit if self._source else "",
-        }
-
-    def _no_logits(self) -> str:
-        """Why the logits cannot be compared here, or an empty text."""
-        if self._mmproj:
-            return "a projector has no logits of its own"
-        available = hardware.available_ram_bytes()
-        wanted = transformers_model.needed_bytes(self._given)
-        if wanted > available:
-            return (
-                f"running the checkpoint takes {files.human_bytes(wanted)} of memory, "
-                f"{files.human_bytes(available)} are free"
-            )
-        return ""
-
-    def _hear(self, line: str) -> None:
-        if not line.startswith('{"event"'):
-            return
-        event = json.loads(line)
-        kind = event.pop("event")
-        if kind == "phase":
-            self._phase = event["name"]
-        elif kind == "step":
-            self._listener(Step("check values", event["done"], event["total"]))
-        elif kind == "completed":
-            self.completed = event["keys"]
-        elif kind == "written":
-            if self._on_written is not None:
-                self._on_written(self._gguf)
-        elif kind == "remark":
-            self._listener(Notice(event["text"]))
-        else:
-            self._found[kind] = event
-
-    def _watch(self, line: str) -> None:
-        progress = parse.converter_progress(line)
-        if progress:
-            self._listener(Step("convert", *progress))
-
-    def judged(self, level: Level, made: gguf_file.GgufFile) -> Verification:
-        """The verdict on what was found. Raises ConversionProblem."""
-        if level == "off":
-            return Verification("off", len(made.tensors), made.parameter_count)
-        return judge(
-            level,
-            self._outtype,
-            Findings(
-                tensor_count=len(made.tensors),
-                gguf_parameters=made.parameter_count,
-                account=self._account(made),
-                not_finite=tuple(self._found.get("values", {}).get("not_finite", ())),
-                tokenizer=self._found.get("tokenizer", {}),
-                logits=self._found.get("logits", {}),
-            ),
-        )
-
-    def _account(self, made: gguf_file.GgufFile) -> Any:
-        if self._given.quantization is not None or self._mmproj:
-            return None
-        elements = {tensor.name: tensor.elements for tensor in self._given.tensors}
-        elements |= self._found.get("weights", {}).get("elements", {})
-        return account(elements, made) if elements else None
-
-
-def _remark(
+def remark(
     given: Checkpoint, made: gguf_file.GgufFile, verification: Verification, listener: Listener
 ) -> None:
     """What a person should know of a conversion that is right."""

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ggq import process
 from ggq.llamacpp.toolchain import CONVERTER
@@ -160,6 +160,35 @@ def leave_holes(*, without_values: bool) -> None:
     GGUFWriter.write_tensors_to_file = write_tensors_to_file
     if without_values:
         LocalTensor.mmap_bytes = mmap_bytes
+
+
+def hand_over(begin: Callable[[], tuple[str, BinaryIO]]) -> None:
+    """From now on have the converter write headers as ever, holes instead of all data, and then the data of
+    its tensors, one after the other in the file's order, to a stream.
+
+    ``begin``: called when the file is there; returns the name of the first tensor that is wanted, and the
+    stream, which has no buffer of its own.
+    """
+    from gguf.gguf_writer import GGUFWriter, WriterState
+
+    def write_tensors_to_file(self: Any, *, progress: bool = False) -> None:
+        self.write_ti_data_to_file()
+        (file,), (tensors,) = self.fout, self.tensors
+        self.write_padding(file, file.tell())
+        sizes = (self.ggml_pad(info.nbytes, self.data_alignment) for info in tensors.values())
+        file.truncate(file.tell() + sum(sizes))
+        file.flush()
+        first, stream = begin()
+        with stream:
+            waiting = True
+            for name, info in tensors.items():
+                waiting = waiting and name != first
+                if not waiting:
+                    info.tensor.tofile(stream)
+                info.tensor = None  # and its memory
+        self.state = WriterState.WEIGHTS
+
+    GGUFWriter.write_tensors_to_file = write_tensors_to_file
 
 
 def _as_json(tokenizer: Any) -> Mapping[str, Any]:

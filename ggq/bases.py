@@ -1,0 +1,241 @@
+"""The base of a run: a GGUF of the user's own, or one that is converted from a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from ggq import checkpoint, files, gguf_file, hub, reference
+from ggq.convert import (
+    BITS_PER_WEIGHT,
+    SourceInfo,
+    StreamedBase,
+    Verification,
+    convert,
+    default_name,
+    needed_bytes,
+    resolve_outtype,
+)
+from ggq.job import Job
+from ggq.progress import Listener
+from ggq.records import MANIFEST_SUFFIX, OutputFile, StepRecord
+
+KEPT = "base_kept"
+
+
+@dataclass(frozen=True)
+class LocalCheckpoint:
+    """A checkpoint on this disk; from the Hub, with its source and the digests that the Hub announced."""
+
+    folder: Path
+    source: SourceInfo | None = None
+    announced: Mapping[str, str] | None = None
+
+    def digests(self) -> dict[str, str]:
+        """File name -> digest of everything in the folder that a conversion may read."""
+        if self.announced is not None:
+            return dict(self.announced)
+        return {
+            path.name: files.sha256_file(path)
+            for path in sorted(self.folder.iterdir())
+            if path.is_file()
+            and not path.name.startswith(".")
+            and not path.name.lower().endswith((".gguf", MANIFEST_SUFFIX))
+        }
+
+
+def checkpoint_of(ref: reference.ModelRef, offline: bool, listener: Listener) -> LocalCheckpoint:
+    """The checkpoint that a reference names, downloaded if it is not here. Raises HubProblem, DiskFull."""
+    if ref.path is not None:
+        return LocalCheckpoint(ref.path)
+    fetched = hub.download(ref, offline=offline, listener=listener)
+    return LocalCheckpoint(
+        fetched.folder,
+        SourceInfo(fetched.repo_id, fetched.commit),
+        {file.path: file.blob_name for file in fetched.files},
+    )
+
+
+class Base(Protocol):
+    """The base of a run."""
+
+    def known(self) -> tuple[str, ...]:
+        """What records may call it: its digest, if one is known, before anything that stands in for it."""
+
+    def ensure(self) -> tuple[Path, str]:
+        """The file, made when first needed, and its digest. Raises GgqError."""
+
+
+class GivenBase:
+    """A base GGUF of the user's own, perhaps in shards."""
+
+    def __init__(self, path: Path, listener: Listener) -> None:
+        self._path = path
+        digests = [files.sha256_file(part, listener, "read the base") for part in gguf_file.shards(path)]
+        self._sha256 = "+".join(digests)
+
+    def known(self) -> tuple[str, ...]:
+        return (self._sha256,)
+
+    def ensure(self) -> tuple[Path, str]:
+        return self._path, self._sha256
+
+
+class ConvertedBase:
+    """The base that this run converts from a checkpoint, unless an earlier run did and nothing changed.
+
+    Where it is never a file (see ``streamed``), a digest of what it is converted from stands in for its own.
+    """
+
+    STEP = "convert"
+
+    def __init__(self, job: Job, given: LocalCheckpoint, outtype: str, verify: str, *, keep: bool) -> None:
+        self._job = job
+        self._given = given
+        found = checkpoint.read(given.folder)
+        self._outtype = resolve_outtype(found, outtype)
+        self.bits_per_weight = BITS_PER_WEIGHT[self._outtype]
+        self.parameter_count = found.parameter_count or found.weight_bytes // 2
+        self.needed_bytes = needed_bytes(found, self._outtype)
+        self._verify = verify
+        self._keep = keep
+        self._name = default_name(job.name, self._outtype)
+        self._options = {"outtype": self._outtype, "verify": verify}
+        # Without a record there is nothing to compare with, so the checkpoint is digested during the work.
+        self._inputs = given.digests() if self.STEP in job.manifest.steps else None
+        self._digesting: Future[dict[str, str]] | None = None
+        self._ensured = False
+
+    @property
+    def path(self) -> Path:
+        return self._job.outdir / self._name
+
+    @property
+    def findings(self) -> Mapping[str, Any]:
+        """What the conversion was checked for, and what was seen."""
+        return self._job.manifest.steps[self.STEP].findings
+
+    def known(self) -> tuple[str, ...]:
+        record = self._record()
+        return () if record is None else (*(output.sha256 for output in record.outputs), self._stand_in())
+
+    def ensure(self) -> tuple[Path, str]:
+        if not self._ensured and not self.is_there():
+            self._make()
+        self._ensured = True
+        return self.path, self.known()[0]
+
+    def is_there(self) -> bool:
+        """Whether an earlier run made the file, and it is still whole."""
+        record = self._record()
+        return record is not None and bool(record.outputs) and self._job.manifest.outputs_whole(self.STEP)
+
+    def streamed(self) -> StreamedBase:
+        """The base as the source of a sweep, without a file. Raises GgqError."""
+        self._begin_digests()
+        return StreamedBase(
+            self._given.folder, self._job.staging, self.name, outtype=self._outtype,
+            source=self._given.source, toolchain=self._job.toolchain, listener=self._job.listener,
+        )  # fmt: skip
+
+    def name(self) -> str:
+        """What new records call it."""
+        self._end_digests()
+        return (*self.known(), self._stand_in())[0]
+
+    def record_streamed(self, source: StreamedBase) -> None:
+        """Write a conversion without a file down; of an earlier one with a file there is more to say."""
+        if self._record() is None:
+            self._write_down(
+                (), source.seconds, source.peak_memory_bytes, source.verification, source.completed
+            )
+
+    def keep(self) -> Path:
+        """Leave the base beside the outputs, for good: later runs that would not keep it spare it."""
+        self.ensure()
+        if not self.findings.get(KEPT):
+            record = self._job.manifest.steps[self.STEP]
+            self._job.record(self.STEP, replace(record, findings={**record.findings, KEPT: True}))
+        return self.path
+
+    def remove(self) -> None:
+        """Remove the base, unless it was kept on purpose or what lies there is not what this job made."""
+        if self.findings.get(KEPT):
+            return
+        if self._ensured or self.is_there():
+            self.path.unlink(missing_ok=True)
+
+    def _make(self) -> None:
+        job = self._job
+        job.manifest.claim((self._name,), force=job.force)
+        staged = job.staging / self._name
+        # Digests are taken beside the work: of the checkpoint while the converter starts, of the GGUF while
+        # it is checked.
+        self._begin_digests()
+        digests: list[Future[str]] = []
+
+        def digest(written: Path) -> None:
+            digests.append(job.background.submit(_digest_and_close, written.open("rb")))
+
+        made = convert(
+            self._given.folder, staged, outtype=self._outtype, verify=self._verify,
+            source=self._given.source, toolchain=job.toolchain, listener=job.listener, on_written=digest,
+        )  # fmt: skip
+        self._end_digests()
+        output = OutputFile(self._name, made.file_bytes, digests[0].result())
+        self._write_down(
+            (output,), made.seconds, made.peak_memory_bytes, made.verification, made.completed_keys
+        )
+        # A base that is removed in the end is used again only when its digest proves it whole.
+        files.publish(staged, self.path, durable=self._keep)
+
+    def _record(self) -> StepRecord | None:
+        """The record of an earlier conversion, if nothing changed since."""
+        manifest = self._job.manifest
+        if self._inputs is None or not manifest.current(
+            self.STEP, self._inputs, self._options, self._job.tool
+        ):
+            return None
+        return manifest.steps[self.STEP]
+
+    def _stand_in(self) -> str:
+        work = json.dumps([self._inputs, self._outtype, self._job.tool], sort_keys=True)
+        return f"of-{hashlib.sha256(work.encode()).hexdigest()}"
+
+    def _begin_digests(self) -> None:
+        if self._inputs is None and self._digesting is None:
+            self._digesting = self._job.background.submit(self._given.digests)
+
+    def _end_digests(self) -> None:
+        if self._digesting is not None:
+            self._inputs, self._digesting = self._digesting.result(), None
+
+    def _write_down(
+        self,
+        outputs: tuple[OutputFile, ...],
+        seconds: float,
+        peak_memory_bytes: int | None,
+        verification: Verification,
+        completed_keys: Mapping[str, Any],
+    ) -> None:
+        assert self._inputs is not None
+        record = StepRecord(
+            inputs=self._inputs,
+            options=self._options,
+            tool=self._job.tool,
+            outputs=outputs,
+            seconds=round(seconds, 2),
+            peak_memory_bytes=peak_memory_bytes,
+            findings=asdict(verification) | {"completed_keys": dict(completed_keys)},
+        )
+        self._job.record(self.STEP, record)
+
+
+def _digest_and_close(stream: BinaryIO) -> str:
+    with stream:
+        return files.sha256_stream(stream)

@@ -1,0 +1,195 @@
+"""The child process of a conversion from its parent's side: its job, its events, its end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ggq import __version__, files, gguf_file, hardware, process, transformers_model
+from ggq.checkpoint import Checkpoint
+from ggq.convert import failures, gaps, tokenizer_model, view
+from ggq.convert.accounting import account
+from ggq.convert.pipe import Pipe
+from ggq.convert.verification import Findings, Verification, judge
+from ggq.convert.view import SourceInfo
+from ggq.llamacpp import parse
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.progress import Listener, Notice, Step, silent
+
+Level = Literal["sampled", "full", "off"]
+
+
+class Child:
+    """One run of ggq.convert.child: its job, its events, its end.
+
+    ``gguf``: what it writes or checks; ``hollow``, ``without_values`` and ``pipe``: see ``child.Job``.
+    """
+
+    def __init__(
+        self,
+        given: Checkpoint,
+        gguf: Path,
+        outtype: str,
+        toolchain: Toolchain,
+        *,
+        mmproj: bool,
+        source: SourceInfo | None = None,
+        listener: Listener = silent,
+        hollow: bool = False,
+        without_values: bool = False,
+        pipe: Pipe | None = None,
+    ) -> None:
+        self._given = given
+        self._gguf = gguf
+        self._outtype = outtype
+        self._toolchain = toolchain
+        self._mmproj = mmproj
+        self._source = source
+        self._listener = listener
+        self._hollow = hollow
+        self._without_values = without_values
+        self._pipe = pipe
+        self._on_written: Callable[[Path], None] | None = None
+        self._on_header: Callable[[], None] | None = None
+        self._phase = ""
+        self._found: dict[str, Mapping[str, Any]] = {}
+        self.completed: Mapping[str, Any] = {}
+        self.seconds = 0.0
+        self.peak_memory_bytes: int | None = None
+
+    def run(
+        self,
+        *,
+        convert: bool,
+        level: Level,
+        on_written: Callable[[Path], None] | None = None,
+        on_header: Callable[[], None] | None = None,
+        on_start: Callable[[int], None] | None = None,
+    ) -> None:
+        """``on_start`` gets the process id; ``on_header`` is called when a file with a ``pipe`` is there.
+
+        Raises the GgqError that the child's failure is.
+        """
+        self._on_written, self._on_header = on_written, on_header
+        with tempfile.TemporaryDirectory(prefix="ggq-view-") as work:
+            folder = view.make(self._given, Path(work), self._source)
+            job = self._job(folder, convert=convert, level=level)
+            done = process.run(
+                [sys.executable, "-m", "ggq.convert.child"],
+                # In a folder of our own: Python looks for modules in the current one first.
+                cwd=Path(work),
+                stdin=json.dumps(job),
+                env=transformers_model.ENVIRONMENT,
+                on_stdout=self._hear,
+                on_stderr=self._watch,
+                on_start=on_start,
+                check=False,
+            )
+        self.seconds, self.peak_memory_bytes = done.seconds, done.peak_rss_bytes
+        if "failed" in self._found:
+            raise failures.explain(self._given, self._found["failed"])
+        if done.returncode != 0:
+            if done.returncode == -9 and self._phase == "reference":
+                why_not = "transformers was killed, as the kernel does when memory runs out"
+                self._found |= {"logits": {"why_not": why_not}, "tokenizer": {"why_not": why_not}}
+                return
+            raise failures.died(self._phase, done.returncode, done.stderr)
+
+    def _job(self, folder: Path, *, convert: bool, level: Level) -> dict[str, Any]:
+        why_not = self._no_logits()
+        if why_not:
+            self._found["logits"] = {"why_not": why_not}
+        names = [tensor.name for tensor in self._given.tensors]
+        return {
+            "view": str(folder),
+            "gguf": str(self._gguf.absolute()),
+            "outtype": self._outtype,
+            "architecture": self._given.architectures[0],
+            "source_dir": str(self._toolchain.converter.parent),
+            "lib_dir": str(self._toolchain.lib_dir),
+            # llama.cpp's threads wait for each other: where another program takes a core from one of them,
+            # all stand still, and a short prompt is not worth that.
+            "threads": max(1, hardware.usable_cores() // 2),
+            "convert": convert,
+            "check": level != "off",
+            "logits": not why_not,
+            "full": level == "full",
+            "mmproj": self._mmproj,
+            "bin_weights": self._given.weight_format == "bin",
+            "has_tokenizer_model": tokenizer_model.MODEL in self._given.tokenizer_files,
+            "hollow": self._hollow,
+            "without_values": self._without_values,
+            "pipe_folder": str(self._pipe.folder.absolute()) if self._pipe else "",
+            "arguments": gaps.options(self._given.architectures[0], names),
+            "metadata": {"general.quantized_by": f"ggq {__version__}"},
+            "repo_id": self._source.repo_id if self._source else "",
+            "commit": self._source.commit if self._source else "",
+        }
+
+    def _no_logits(self) -> str:
+        """Why the logits cannot be compared here, or an empty text."""
+        if self._mmproj:
+            return "a projector has no logits of its own"
+        available = hardware.available_ram_bytes()
+        wanted = transformers_model.needed_bytes(self._given)
+        if wanted > available:
+            return (
+                f"running the checkpoint takes {files.human_bytes(wanted)} of memory, "
+                f"{files.human_bytes(available)} are free"
+            )
+        return ""
+
+    def _hear(self, line: str) -> None:
+        if not line.startswith('{"event"'):
+            return
+        event = json.loads(line)
+        kind = event.pop("event")
+        if kind == "phase":
+            self._phase = event["name"]
+        elif kind == "step":
+            self._listener(Step("check values", event["done"], event["total"]))
+        elif kind == "completed":
+            self.completed = event["keys"]
+        elif kind == "written":
+            if self._on_written is not None:
+                self._on_written(self._gguf)
+        elif kind == "header":
+            if self._on_header is not None:
+                self._on_header()
+        elif kind == "remark":
+            self._listener(Notice(event["text"]))
+        else:
+            self._found[kind] = event
+
+    def _watch(self, line: str) -> None:
+        progress = parse.converter_progress(line)
+        if progress:
+            self._listener(Step("convert", *progress))
+
+    def judged(self, level: Level, made: gguf_file.GgufFile) -> Verification:
+        """The verdict on what was found. Raises ConversionProblem."""
+        if level == "off":
+            return Verification("off", len(made.tensors), made.parameter_count)
+        return judge(
+            level,
+            self._outtype,
+            Findings(
+                tensor_count=len(made.tensors),
+                gguf_parameters=made.parameter_count,
+                account=self._account(made),
+                not_finite=tuple(self._found.get("values", {}).get("not_finite", ())),
+                tokenizer=self._found.get("tokenizer", {}),
+                logits=self._found.get("logits", {}),
+            ),
+        )
+
+    def _account(self, made: gguf_file.GgufFile) -> Any:
+        if self._given.quantization is not None or self._mmproj:
+            return None
+        elements = {tensor.name: tensor.elements for tensor in self._given.tensors}
+        elements |= self._found.get("weights", {}).get("elements", {})
+        return account(elements, made) if elements else None

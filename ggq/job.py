@@ -1,0 +1,73 @@
+"""A run over a folder of outputs: its lock, its staging folder, its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+from ggq import __version__, files
+from ggq.environment import environment
+from ggq.errors import OutputProblem
+from ggq.llamacpp import toolchain as toolchains
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.progress import Listener, Notice
+from ggq.records import MANIFEST_SUFFIX, Manifest, StepRecord
+
+
+class Job(AbstractContextManager["Job"]):
+    """One run over one folder. ``staging`` ends with it; ``kept`` is for unfinished work that the next run
+    takes up, and is there only when one made it. ``force``: overwrite what is not ours.
+
+    Entering it raises OutputProblem, DiskFull.
+    """
+
+    def __init__(
+        self, name: str, outdir: Path, toolchain: Toolchain | None, listener: Listener, *, force: bool
+    ) -> None:
+        self.name = name
+        self.outdir = outdir
+        self.kept = outdir / f".ggq-sweep-{name}"
+        self.force = force
+        self.toolchain = toolchain or toolchains.find()
+        self.listener = listener
+        self.tool = f"ggq {__version__}, llama.cpp {self.toolchain.commit or 'of unknown commit'}"
+
+    def __enter__(self) -> Job:
+        with ExitStack() as stack:
+            stack.enter_context(files.lock(files.make_folder(self.outdir)))
+            self.staging = stack.enter_context(files.staging(self.outdir))
+            self.manifest = Manifest(self.outdir / f"{self.name}{MANIFEST_SUFFIX}")
+            # For what only the record needs: digests, and the machine, which takes a second to describe.
+            self.background = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+            self._environment = self.background.submit(environment, self.toolchain)
+            self._held = stack.pop_all()
+        for caveat in self.toolchain.caveats:
+            self.listener(Notice(caveat, "warning"))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._held.close()
+
+    def record(self, step: str, record: StepRecord) -> None:
+        """Write a finished step down. Raises OutputProblem, DiskFull."""
+        self.record_all({step: record})
+
+    def record_all(self, records: Mapping[str, StepRecord]) -> None:
+        """Write steps that were finished together down together. Raises OutputProblem, DiskFull."""
+        self.manifest.environment = self._environment.result()
+        self.manifest.record_all(records)
+
+    def own(self, model: Mapping[str, Any]) -> None:
+        """Say whose files these are. Raises OutputProblem when they are another model's of the same name."""
+        before = self.manifest.model
+        same = all(before.get(key) == model.get(key) for key in ("repo_id", "folder"))
+        if before and "base" not in before and not same and not self.force:
+            raise OutputProblem(
+                f"{self.outdir} holds the files of another {self.name}.",
+                f"They were made from {before.get('repo_id') or before.get('folder')}.",
+                "Choose another folder with --outdir, or give --force to replace them.",
+            )
+        self.manifest.model = dict(model)
