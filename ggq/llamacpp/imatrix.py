@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggq import gguf_file, gguf_hollow, process
-from ggq.errors import CannotServe, DiskFull, DoesNotFit, GgqError, GgufProblem
+from ggq.errors import CannotServe, DiskFull, GgqError, GgufProblem
 from ggq.files import free_bytes, human_bytes
 from ggq.gguf_file import GgufFile
 from ggq.gguf_header import Array, TensorInfo
 from ggq.gguf_hollow import HollowTensor
-from ggq.hardware import available_ram_bytes
-from ggq.llamacpp import bench, parse
+from ggq.llamacpp import bench, parse, tools
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 
@@ -200,16 +199,9 @@ def _failed(done: process.Completed, errors: Sequence[str], model: Path, context
         )
     if found := re.search(r"tokenizes to only (\d+) tokens", words):
         return too_short(int(found[1]), context)
-    if done.out_of_memory:
-        return DoesNotFit(
-            f"Memory ran out while {model.name} was evaluated: {TOOL} was ended by the kernel.",
-            f"The file has {human_bytes(model.stat().st_size)}; now {human_bytes(available_ram_bytes())} are"
-            " free.",
-            "Close other programs, or give a smaller context (-c).",
-        )
     if errors:
         done = replace(done, stdout=tuple(errors), stderr=())
-    return done.failed("Run `ggq doctor`; --verbose shows all that the tool says.")
+    return tools.evaluation_failed(done, model)
 
 
 def too_short(tokens: int, context: int) -> CannotServe:

@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggq import process
-from ggq.errors import CannotServe, DoesNotFit, GgqError, GgufProblem, ToolFailed
-from ggq.files import human_bytes
-from ggq.hardware import available_ram_bytes
-from ggq.llamacpp import logits_file, parse
+from ggq.errors import CannotServe, GgufProblem, ToolFailed
+from ggq.llamacpp import logits_file, parse, tools
 from ggq.llamacpp.logits_file import LogitsFile
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
@@ -121,7 +119,7 @@ def divergence(
     if done.returncode:
         # A foreign vocabulary ends in an abort, after the words that explain it.
         refuse_foreign_vocabulary(lines)
-        raise _failed(done, model)
+        raise tools.evaluation_failed(done, model)
     return parse_divergence(lines)
 
 
@@ -150,7 +148,7 @@ def _evaluate(
     done = process.run(command, on_stdout=watch, check=False)
     lines = (*done.stdout, *done.stderr)
     if done.returncode:
-        raise _failed(done, model)
+        raise tools.evaluation_failed(done, model)
     if any("failed to open" in line and "for writing" in line for line in lines):
         raise ToolFailed(done.command, done.returncode, done.tail)
     return parse_perplexity(lines)
@@ -239,17 +237,6 @@ def _of(found: dict[str, tuple[float, str | None]], name: str) -> tuple[float, s
     if name not in found:
         raise parse.unknown(f"{TOOL} --kl-divergence", f"its summary lacks {name!r}")
     return found[name]
-
-
-def _failed(done: process.Completed, model: Path) -> GgqError:
-    if done.out_of_memory:
-        return DoesNotFit(
-            f"Memory ran out while {model.name} was evaluated: {TOOL} was ended by the kernel.",
-            f"The file has {human_bytes(model.stat().st_size)}; now {human_bytes(available_ram_bytes())} are"
-            " free.",
-            "Close other programs, or give a smaller context (-c).",
-        )
-    return done.failed("Run `ggq doctor`; --verbose shows all that the tool says.")
 
 
 def _no_numbers() -> GgufProblem:

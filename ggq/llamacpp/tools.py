@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggq import process
-from ggq.errors import ToolFailed
+from ggq import files, hardware, process
+from ggq.errors import DoesNotFit, GgqError, ToolFailed
 from ggq.llamacpp import parse
 from ggq.llamacpp.toolchain import Toolchain
 
@@ -181,3 +181,16 @@ def forward_pass(toolchain: Toolchain, model: Path, *, repack: bool, gpu: bool =
     )  # fmt: skip
     if sum(line.startswith("{") for line in done.stdout) != 2:
         raise ToolFailed(done.command, 1, done.tail)
+
+
+def evaluation_failed(done: process.Completed, model: Path) -> GgqError:
+    """The error for a tool that evaluated ``model`` and did not end well."""
+    if done.out_of_memory:
+        return DoesNotFit(
+            f"Memory ran out while {model.name} was evaluated: {Path(done.command[0]).name} was ended by the"
+            " kernel.",
+            f"The file has {files.human_bytes(model.stat().st_size)}; now"
+            f" {files.human_bytes(hardware.available_ram_bytes())} are free.",
+            "Close other programs, or give a smaller context (-c).",
+        )
+    return done.failed("Run `ggq doctor`; --verbose shows all that the tool says.")
