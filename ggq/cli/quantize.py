@@ -144,18 +144,30 @@ def show_files(out: Output, made: Sequence[QuantizedFile]) -> None:
                 files.human_bytes(file.file_bytes),
                 f"{file.bits_per_weight:.2f}",
                 str(file.fallback_count) if file.fallback_count else "-",
-                "as it was" if file.reused else _time(file),
+                _time(file),
             ]
             for file in made
         ],
         right=(2, 3, 4, 5),
     )
+    for count, seconds in sorted({_pass(file) for file in made if _is_new_together(file)}):
+        out.text(f"All {count} were made in one pass, in {human_seconds(seconds)}.")
     warn_of_fallbacks(out, [file.preset for file in made if file.mostly_fell_back])
 
 
 def _time(file: QuantizedFile) -> str:
-    count = len(file.swept_with)
-    return human_seconds(file.seconds) + (f" for {count} in one pass" if count > 1 else "")
+    if file.reused:
+        return "as it was"
+    return "together" if _is_new_together(file) else human_seconds(file.seconds)
+
+
+def _is_new_together(file: QuantizedFile) -> bool:
+    return not file.reused and len(file.swept_with) > 1
+
+
+def _pass(file: QuantizedFile) -> tuple[int, float]:
+    """Of how many presets, and how long it took."""
+    return len(file.swept_with), file.seconds
 
 
 def warn_of_fallbacks(out: Output, names: Sequence[str]) -> None:
