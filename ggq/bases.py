@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -22,7 +24,7 @@ from ggq.convert import (
     resolve_outtype,
 )
 from ggq.job import Job
-from ggq.progress import Listener
+from ggq.progress import Listener, Notice
 from ggq.records import MANIFEST_SUFFIX, OutputFile, StepRecord
 
 KEPT = "base_kept"
@@ -30,11 +32,13 @@ KEPT = "base_kept"
 
 @dataclass(frozen=True)
 class LocalCheckpoint:
-    """A checkpoint on this disk; from the Hub, with its source and the digests that the Hub announced."""
+    """A checkpoint on this disk; from the Hub, with its source and the digests that the Hub announced.
+    ``remote``: the weights that the folder has only the headers of."""
 
     folder: Path
     source: SourceInfo | None = None
     announced: Mapping[str, str] | None = None
+    remote: hub.RemoteWeights | None = None
 
     def digests(self) -> dict[str, str]:
         """File name -> digest of everything in the folder that a conversion may read."""
@@ -59,6 +63,26 @@ def checkpoint_of(ref: reference.ModelRef, offline: bool, listener: Listener) ->
         SourceInfo(fetched.repo_id, fetched.commit),
         {file.path: file.blob_name for file in fetched.files},
     )
+
+
+@contextmanager
+def streamed_checkpoint(
+    ref: reference.ModelRef, offline: bool, listener: Listener
+) -> Iterator[LocalCheckpoint]:
+    """The checkpoint of a repository as far as a stream needs it on the disk: without its weights, unless
+    they are in the Hub cache anyway. Raises HubProblem, CheckpointProblem, DiskFull, OutputProblem."""
+    model = hub.inspect(ref.repo_id, ref.revision, offline=offline, listener=listener)
+    with tempfile.TemporaryDirectory(prefix="ggq-headers-") as folder:
+        files.require_holes(Path(folder), "set TMPDIR to another folder")
+        found = hub.gather(model, Path(folder), offline=offline, listener=listener)
+        if found.with_values:
+            listener(Notice(f"{model.repo_id} is in the Hub cache already: nothing is streamed."))
+        yield LocalCheckpoint(
+            found.folder,
+            SourceInfo(model.repo_id, model.commit),
+            {file.path: file.blob_name for file in hub.select_files(model.files)},
+            None if found.with_values else hub.RemoteWeights(model, found.folder, listener=listener),
+        )
 
 
 class Base(Protocol):
@@ -116,6 +140,11 @@ class ConvertedBase:
         return self._job.outdir / self._name
 
     @property
+    def is_remote(self) -> bool:
+        """Whether the weights are not on this disk: they can be streamed, and nothing else."""
+        return self._given.remote is not None
+
+    @property
     def findings(self) -> Mapping[str, Any]:
         """What the conversion was checked for, and what was seen."""
         return self._job.manifest.steps[self.STEP].findings
@@ -138,9 +167,11 @@ class ConvertedBase:
     def streamed(self) -> StreamedBase:
         """The base as the source of a sweep, without a file. Raises GgqError."""
         self._begin_digests()
+        remote = self._given.remote
         return StreamedBase(
             self._given.folder, self._job.staging, self.name, outtype=self._outtype,
-            source=self._given.source, toolchain=self._job.toolchain, listener=self._job.listener,
+            source=self._given.source, toolchain=self._job.toolchain,
+            weights=remote.read if remote else None, listener=self._job.listener,
         )  # fmt: skip
 
     def name(self) -> str:
@@ -154,6 +185,8 @@ class ConvertedBase:
             self._write_down(
                 (), source.seconds, source.peak_memory_bytes, source.verification, source.completed
             )
+        if self._given.remote is not None:
+            _tell_digests(self._given.remote, self._job.listener)
 
     def keep(self) -> Path:
         """Leave the base beside the outputs, for good: later runs that would not keep it spare it."""
@@ -234,6 +267,22 @@ class ConvertedBase:
             findings=asdict(verification) | {"completed_keys": dict(completed_keys)},
         )
         self._job.record(self.STEP, record)
+
+
+def _tell_digests(weights: hub.RemoteWeights, listener: Listener) -> None:
+    """Which weight files are known to be what the Hub announces."""
+    count = len(weights.proven) + len(weights.unproven)
+    listener(Notice(f"{files.human_bytes(weights.received_bytes)} of weights were read, and none kept."))
+    if weights.unproven:
+        listener(
+            Notice(
+                f"The digests of {len(weights.unproven)} of {count} weight files could not be checked: they"
+                " were not read from front to back in one go.",
+                "warning",
+            )
+        )
+    else:
+        listener(Notice(f"All {count} weight files have the digests that the Hub announces."))
 
 
 def _digest_and_close(stream: BinaryIO) -> str:

@@ -41,6 +41,10 @@ class HubProblem(GgqError):
     """The Hub refused, was out of reach, or sent something other than it announced."""
 
 
+class Damaged(HubProblem):
+    """What the Hub sent is not what it announced; what was made of it is worth nothing."""
+
+
 class ToolchainProblem(GgqError):
     """llama.cpp's tools are missing, unusable, or could not be built."""
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggq import hardware, presets, reference
+from ggq import files, hardware, hub, presets, reference
 from ggq.bench.workload import ALL_LAYERS, ThreadChoice
 from ggq.errors import CannotServe, UsageProblem
 from ggq.llamacpp import bench as llama_bench
@@ -112,7 +112,8 @@ class Companions:
 
 @dataclass(frozen=True)
 class Plan:
-    """``network_bytes`` were received for it; ``commit``: of a Hub model; ``layer_count``: the output layer
+    """``network_bytes`` were received for it; ``commit``: of a Hub model, of which ``download_bytes`` are not
+    on the disk, which has ``disk_free_bytes``; ``layer_count``: the output layer
     counted, as in n_gpu_layers; ``devices``: that may hold layers; ``room``: memory that may be used;
     ``companions``: what is loaded beside it, taken off the room; ``threads``: that the speed was foretold
     with; ``is_elsewhere``: it is of another machine."""
@@ -130,8 +131,15 @@ class Plan:
     threads: ThreadChoice
     is_elsewhere: bool
     presets: tuple[PresetPlan, ...]
+    download_bytes: int
+    disk_free_bytes: int
     network_bytes: int
     seconds: float
+
+    @property
+    def must_be_streamed(self) -> bool:
+        """Whether the checkpoint has no room on this disk."""
+        return self.download_bytes > self.disk_free_bytes
 
 
 def plan(
@@ -208,6 +216,8 @@ def plan(
         threads=threads,
         is_elsewhere=settings.is_elsewhere,
         presets=tuple(planned),
+        download_bytes=hollow.download_bytes,
+        disk_free_bytes=files.free_bytes(hub.cache_dir()),
         network_bytes=hollow.network_bytes,
         seconds=time.monotonic() - started,
     )

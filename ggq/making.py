@@ -12,7 +12,7 @@ from ggq import files, gguf_file, gguf_names, hardware
 from ggq.bases import Base, ConvertedBase
 from ggq.bench.corpus import Text
 from ggq.convert import pipe
-from ggq.errors import GgufProblem, OutputProblem, UsageProblem
+from ggq.errors import Damaged, GgufProblem, OutputProblem, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.job import Job
 from ggq.llamacpp.tools import QuantizeOptions
@@ -27,6 +27,9 @@ from ggq.quantize.source import BaseFile, Source
 from ggq.quantize.sweep import MAX_MEMORY_BYTES, Swept, sweep
 from ggq.quantize.tool import Quantized, quantize_one
 from ggq.records import OutputFile, StepRecord
+from ggq.reference import ModelRef
+
+_NO_ROOM = "the disk has no room for a base GGUF beside its presets"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class QuantizedFile:
 class Settings:
     """How to make the files. ``options`` go to llama-quantize; ``calibration``: a text, from which to make an
     importance matrix of the base in place of one in the options; ``engine``: auto, sweep or llama-quantize;
-    ``max_memory_bytes``: of the sweep (see ``quantize.engine``); ``verify``: off, sampled or full."""
+    ``max_memory_bytes``: of the sweep (see ``quantize.engine``); ``verify``: off, sampled or full;
+    ``stream``: read a checkpoint of the Hub while it is quantized, and keep nothing of its weights."""
 
     outtype: str = "auto"
     options: QuantizeOptions = field(default_factory=QuantizeOptions)
@@ -66,11 +70,35 @@ class Settings:
     verify: str = "sampled"
     keep_base: bool = False
     force: bool = False
+    stream: bool = False
+
+
+def refuse_to_stream(settings: Settings, ref: ModelRef) -> None:
+    """Raises UsageProblem where ``settings.stream`` cannot be had."""
+    if not settings.stream:
+        return
+    if ref.path is not None:
+        raise UsageProblem(
+            f"{ref} lies on this disk already.", "Only what is on the Hub is streamed.", "Leave --stream out."
+        )
+    obstacles = [
+        (settings.keep_base, "--keep-base asks for it."),
+        (settings.calibration is not None, "An importance matrix is to be made of it."),
+        (settings.engine == choice.TOOL, "llama-quantize reads it from the disk."),
+        (not pipe.are_there(), "It is handed over by a named pipe, and this system has none."),
+    ]
+    for holds, why in obstacles:
+        if holds:
+            raise UsageProblem(
+                "A stream leaves no base GGUF.", why, "Leave --stream out: the checkpoint is downloaded then."
+            )
 
 
 def without_base(settings: Settings, base_bytes: int, files_bytes: int, free_bytes: int) -> bool:
     """Whether a checkpoint's presets are made with no base GGUF on the disk: where nobody needs it, or there
     is no room for it beside its presets (``files_bytes``: as reckoned beforehand)."""
+    if settings.stream:
+        return True
     if settings.engine == choice.TOOL or settings.keep_base or settings.calibration is not None:
         return False
     needless = settings.verify.lower() == "off"
@@ -162,24 +190,33 @@ class Making:
     def _make_streamed(self, wanted: Sequence[Preset], base: Base) -> bool:
         """Make them from the converter's stream, without a base on the disk. False: nothing was made, since
         the base can be a file, or has to be one."""
-        job = self._job
-        if not isinstance(base, ConvertedBase):
+        job, settings = self._job, self._settings
+        if not isinstance(base, ConvertedBase) or base.is_there():
             return False
         reckoned = sum(nominal_bytes(preset, base.parameter_count, base.bits_per_weight) for preset in wanted)
         free = files.free_bytes(job.outdir) + self._kept_bytes()
-        if not without_base(self._settings, base.needed_bytes, reckoned, free) or base.is_there():
+        if not base.is_remote and not without_base(settings, base.needed_bytes, reckoned, free):
             return False
         try:
             files.require_holes(job.staging)
         except OutputProblem:
+            if base.is_remote:
+                raise
             return False
         with base.streamed() as source:
             recipes = self._ask(wanted, source.base)
-            choices = [choose(self._settings.engine, job.toolchain, source.base, each) for each in recipes]
-            if any(its.engine == choice.TOOL for its in choices):
-                return False
-            if self._settings.verify.lower() != "off":
-                why = "the disk has no room for a base GGUF beside its presets"
+            for recipe in recipes:
+                its = choose(settings.engine, job.toolchain, source.base, recipe)
+                if its.engine == choice.TOOL and base.is_remote:
+                    raise UsageProblem(
+                        f"{recipe.preset.name} of this model cannot be made from a stream.",
+                        f"llama-quantize must make it, from a base on the disk: {its.why}",
+                        "Leave that preset out, or --stream: the checkpoint is downloaded then.",
+                    )
+                if its.engine == choice.TOOL:
+                    return False
+            if settings.verify.lower() != "off":
+                why = "it is never on the disk" if base.is_remote else _NO_ROOM
                 job.listener(Notice(f"The conversion is not checked: {why}.", "warning"))
             self._require_space(recipes)
             made = self._sweep(recipes, source)
@@ -233,8 +270,8 @@ class Making:
                 job.toolchain, source, recipes, targets, threads=self._threads,
                 max_memory_bytes=settings.max_memory_bytes, listener=job.listener,
             )  # fmt: skip
-        except GgufProblem:
-            shutil.rmtree(job.kept, ignore_errors=True)  # going on would end the same way
+        except (GgufProblem, Damaged):
+            shutil.rmtree(job.kept, ignore_errors=True)  # going on would end the same way, or no better
             raise
 
     def _finish_swept(self, recipes: Sequence[Recipe], made: Swept, base_name: str) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ggq import gguf_file, gguf_names, presets, reference
-from ggq.bases import ConvertedBase, GivenBase, checkpoint_of
+from ggq.bases import ConvertedBase, GivenBase, LocalCheckpoint, checkpoint_of, streamed_checkpoint
 from ggq.errors import UsageProblem
 from ggq.job import Job
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.making import Making, QuantizedFile, Settings
+from ggq.making import Making, QuantizedFile, Settings, refuse_to_stream
 from ggq.progress import Listener, silent
 from ggq.quantize import choice
 from ggq.quantize.choice import Choice, choose
@@ -122,6 +123,7 @@ def convert_and_quantize(
     catalogue = catalogue or presets.load()
     chosen = catalogue.resolve(preset_names)
     ref = reference.parse_reference(model, revision)
+    refuse_to_stream(settings, ref)
     if ref.kind == "gguf" and ref.path is not None:
         return quantize(
             ref.path,
@@ -141,9 +143,10 @@ def convert_and_quantize(
     check(settings.options)
     choice.check(settings.engine)
     toolchain = toolchain or toolchains.find()
-    given = checkpoint_of(ref, offline, listener)
     name = model_name(ref)
-    with Job(name, outdir or Path(name), toolchain, listener, force=settings.force) as job:
+    with ExitStack() as stack:
+        given = _checkpoint(ref, settings, offline, listener, stack)
+        job = stack.enter_context(Job(name, outdir or Path(name), toolchain, listener, force=settings.force))
         job.own({"folder": str(given.folder.resolve())} if given.source is None else asdict(given.source))
         base = ConvertedBase(job, given, settings.outtype, settings.verify, keep=settings.keep_base)
         making = Making(job, settings)
@@ -153,6 +156,15 @@ def convert_and_quantize(
         if kept is None:
             base.remove()
         return PipelineResult(name, kept, made, job.manifest.path, base.findings)
+
+
+def _checkpoint(
+    ref: reference.ModelRef, settings: Settings, offline: bool, listener: Listener, stack: ExitStack
+) -> LocalCheckpoint:
+    """On the disk, or for a stream its headers alone."""
+    if settings.stream:
+        return stack.enter_context(streamed_checkpoint(ref, offline, listener))
+    return checkpoint_of(ref, offline, listener)
 
 
 def model_name(ref: reference.ModelRef) -> str:

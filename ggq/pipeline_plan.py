@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ggq import checkpoint, files, gguf_names, hub, presets, reference
 from ggq.convert import BITS_PER_WEIGHT, default_name, resolve_outtype
-from ggq.making import nominal_bytes, without_base
+from ggq.making import nominal_bytes, refuse_to_stream, without_base
 from ggq.pipeline import DEFAULT_PRESETS, Settings, model_name, recipes
 from ggq.presets import Preset
 
@@ -29,7 +29,8 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class PipelinePlan:
-    """What a run would do: bytes to download, the base on the way (None: there is none), the files."""
+    """What a run would do: bytes to download (``is_streamed``: the weights are not kept), the base on the way
+    (None: there is none), the files."""
 
     model: str
     outdir: Path
@@ -38,6 +39,7 @@ class PipelinePlan:
     base_bytes: int
     files: tuple[PlannedFile, ...]
     free_bytes: int
+    is_streamed: bool = False
 
     @property
     def needed_bytes(self) -> int:
@@ -73,6 +75,7 @@ def plan_convert_and_quantize(
             for recipe, chosen in asked
         )
         return PipelinePlan(name, outdir, 0, None, 0, planned, files.free_bytes(outdir))
+    refuse_to_stream(settings, ref)
     outdir = outdir or Path(name)
     download_bytes = 0
     outtype = settings.outtype.lower()
@@ -103,6 +106,7 @@ def plan_convert_and_quantize(
         base_bytes=base_bytes if has_base else 0,
         files=planned,
         free_bytes=free,
+        is_streamed=settings.stream,
     )
 
 

@@ -173,7 +173,11 @@ def recommend(
         serving=serving,
         file=file,
         commands={
-            "make": (*make, *(["--revision", revision] if revision else [])),
+            "make": (
+                *make,
+                *(["--revision", revision] if revision else []),
+                *(["--stream"] if found.must_be_streamed else []),
+            ),
             "serve": tuple(serving.server_command(file)),
         },
         llama=serving.binding_options(),

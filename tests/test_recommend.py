@@ -61,6 +61,8 @@ def planned(monkeypatch: pytest.MonkeyPatch, toolchain: Toolchain) -> list[Prese
             False,
             tuple(given),
             0,
+            1,
+            0,
             1.0,
         )
 

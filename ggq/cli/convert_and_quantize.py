@@ -39,6 +39,10 @@ from ggq.recommend import Recommendation
     "--outdir", type=click.Path(path_type=Path, file_okay=False), help="Default: ./NAME, or beside a GGUF.",
 )  # fmt: skip
 @click.option("--keep-base", is_flag=True, help="Keep the 16-bit GGUF, too.")
+@click.option(
+    "--stream", is_flag=True,
+    help="Read the weights from the Hub while they are quantized, and keep nothing of them.",
+)  # fmt: skip
 @outtype_option("bf16", "f16", "f32")
 @verify_option
 @quantize_options
@@ -54,6 +58,7 @@ def convert_and_quantize(
     presets_file: Path | None,
     outdir: Path | None,
     keep_base: bool,
+    stream: bool,
     outtype: str,
     verify: str,
     options: QuantizeOptions,
@@ -74,15 +79,20 @@ def convert_and_quantize(
     options for llama-quantize, of which a recommendation does not know, it is Q4_K_M. Stop it at any moment:
     the same command goes on where it was, with the preset chosen then.
 
+    With --stream the disk needs room for the files alone; a run that breaks off goes on with the first
+    tensor that is not finished, and the conversion is not checked.
+
     \b
     ggq convert-and-quantize Qwen/Qwen3-0.6B
     ggq convert-and-quantize Qwen/Qwen3-0.6B --preset k-quants --dry-run
     ggq convert-and-quantize ./my-checkpoint --preset q4_k_m,q8_0 --keep-base
+    ggq convert-and-quantize Qwen/Qwen3-32B --preset q4_k_m --stream
     """
     catalogue = presets.load(presets_file)
     settings = Settings(
         outtype=outtype, options=options, calibration=calibration, engine=engine,
         max_memory_bytes=max_memory_bytes, threads=threads, verify=verify, keep_base=keep_base, force=force,
+        stream=stream,
     )  # fmt: skip
     chosen = None
     names = preset_names or (automatic.WORD,)
@@ -94,7 +104,7 @@ def convert_and_quantize(
         try:
             with out.progress() as listener:
                 chosen = automatic.foretell(
-                    model, before, revision=revision, offline=offline, download=not dry_run,
+                    model, before, revision=revision, offline=offline, download=not (dry_run or stream),
                     catalogue=catalogue, listener=listener,
                 )  # fmt: skip
         except (DoesNotFit, NeedsWeights) as problem:
@@ -188,12 +198,19 @@ def show_plan(out: Output, plan: PipelinePlan) -> None:
     )
     out.fields(
         [
-            ("download", files.human_bytes(plan.download_bytes) if plan.download_bytes else "nothing"),
+            ("download", _download(plan)),
             ("disk needed", f"{files.human_bytes(plan.needed_bytes)} in {plan.outdir}"),
             ("disk free", files.human_bytes(plan.free_bytes)),
         ]
     )
     out.result(plan)
+
+
+def _download(plan: PipelinePlan) -> str:
+    if not plan.download_bytes:
+        return "nothing"
+    kept = ", of which the weights are not kept" if plan.is_streamed else ""
+    return f"{files.human_bytes(plan.download_bytes)}{kept}"
 
 
 def _size(count: int, exact: bool) -> str:

@@ -149,7 +149,8 @@ def plan(
             listener=listener,
         )
     show(out, found)
-    out.hint(f"\nmake one:  ggq convert-and-quantize {shlex.quote(model)} --preset {_usual(found)}")
+    stream = " --stream" if found.must_be_streamed else ""
+    out.hint(f"\nmake one:  ggq convert-and-quantize {shlex.quote(model)} --preset {_usual(found)}{stream}")
     out.result(found)
 
 
@@ -205,6 +206,12 @@ def _explain(out: Output, found: Plan) -> None:
         out.paragraph(f"prior: mean KLD published for {name} ({source}), not measured on this model.")
     if any(it.size.needs_imatrix for it in found.presets):
         out.paragraph("*: cannot be made without an importance matrix (--imatrix).")
+    if found.must_be_streamed:
+        needed, free = (files.human_bytes(it) for it in (found.download_bytes, found.disk_free_bytes))
+        out.paragraph(
+            f"The checkpoint takes {needed} of disk, {free} are free: --stream is the only way here; it keeps"
+            " nothing of the weights."
+        )
     read = f", {files.human_bytes(found.network_bytes)} read from the Hub" if found.network_bytes else ""
     out.info(f"Planned in {human_seconds(found.seconds)}{read}; no weights were read.")
 

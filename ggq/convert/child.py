@@ -12,14 +12,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ggq import gguf_file, gguf_values, process, transformers_model
 from ggq.convert import assumptions, gaps, tokenizer_model, view
-from ggq.convert.pipe import Pipe
+from ggq.convert.pipe import Feed, Pipe
 from ggq.errors import GgqError
 from ggq.llamacpp import converter
 from ggq.llamacpp.toolchain import Toolchain
@@ -51,7 +51,8 @@ class Job:
     """What to do. ``gguf`` is written when ``convert``, and only looked at otherwise; ``check``: hold it
     against the checkpoint; ``logits``: also what it computes; ``metadata``: for the converter's override.
     ``hollow``: write holes for the weights; ``without_values``: the checkpoint's own weights are holes;
-    ``pipe_folder``: of a ``Pipe`` for the tensors' data, which are holes in the file."""
+    ``pipe_folder``: of a ``Pipe`` for the tensors' data, which are holes in the file; ``fed``: the
+    checkpoint's weights come through the ``Feed`` beside it."""
 
     view: str
     gguf: str
@@ -70,6 +71,7 @@ class Job:
     hollow: bool = False
     without_values: bool = False
     pipe_folder: str = ""
+    fed: bool = False
     arguments: Sequence[str] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     repo_id: str = ""
@@ -192,7 +194,10 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
     if job.hollow:
         converter.leave_holes(without_values=job.without_values)
     elif job.pipe_folder:
-        converter.hand_over(lambda: _begin(Pipe(Path(job.pipe_folder))))
+        pipes = Path(job.pipe_folder)
+        converter.hand_over(lambda: _begin(Pipe(pipes)), ahead=job.fed)
+        if job.fed:
+            converter.read_elsewhere(_asking(Feed(pipes)))
     converter.run(
         Path(job.source_dir),
         folder,
@@ -207,6 +212,17 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
 def _begin(pipe: Pipe) -> tuple[str, BinaryIO]:
     say("header")
     return pipe.wait()
+
+
+def _asking(feed: Feed) -> Callable[[str, int, memoryview], None]:
+    """Weights by the parent's hand."""
+    source = feed.from_parent()
+
+    def read(file: str, offset: int, room: memoryview) -> None:
+        say("want", file=file, offset=offset, bytes=len(room))
+        source.fill(room)
+
+    return read
 
 
 def _known_pre_tokenizer(tokenizer: Mapping[str, Any]) -> str | None:

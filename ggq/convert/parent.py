@@ -13,6 +13,7 @@ from ggq import __version__, files, gguf_file, hardware, process, transformers_m
 from ggq.checkpoint import Checkpoint
 from ggq.convert import failures, gaps, tokenizer_model, view
 from ggq.convert.accounting import account
+from ggq.convert.feeder import Feeder
 from ggq.convert.pipe import Pipe
 from ggq.convert.verification import Findings, Verification, judge
 from ggq.convert.view import SourceInfo
@@ -26,7 +27,8 @@ Level = Literal["sampled", "full", "off"]
 class Child:
     """One run of ggq.convert.child: its job, its events, its end.
 
-    ``gguf``: what it writes or checks; ``hollow``, ``without_values`` and ``pipe``: see ``child.Job``.
+    ``gguf``: what it writes or checks; ``hollow``, ``without_values`` and ``pipe``: see ``child.Job``;
+    ``feeder``: of the checkpoint's weights, where they are not on the disk.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Child:
         hollow: bool = False,
         without_values: bool = False,
         pipe: Pipe | None = None,
+        feeder: Feeder | None = None,
     ) -> None:
         self._given = given
         self._gguf = gguf
@@ -53,6 +56,7 @@ class Child:
         self._hollow = hollow
         self._without_values = without_values
         self._pipe = pipe
+        self._feeder = feeder
         self._on_written: Callable[[Path], None] | None = None
         self._on_header: Callable[[], None] | None = None
         self._phase = ""
@@ -124,6 +128,7 @@ class Child:
             "hollow": self._hollow,
             "without_values": self._without_values,
             "pipe_folder": str(self._pipe.folder.absolute()) if self._pipe else "",
+            "fed": self._feeder is not None,
             "arguments": gaps.options(self._given.architectures[0], names),
             "metadata": {"general.quantized_by": f"ggq {__version__}"},
             "repo_id": self._source.repo_id if self._source else "",
@@ -160,6 +165,9 @@ class Child:
         elif kind == "header":
             if self._on_header is not None:
                 self._on_header()
+        elif kind == "want":
+            assert self._feeder is not None
+            self._feeder.want(event["file"], event["offset"], event["bytes"])
         elif kind == "remark":
             self._listener(Notice(event["text"]))
         else:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ggq import checkpoint, gguf_file, process
 from ggq.convert.conversion import remark, resolve_outtype
+from ggq.convert.feeder import Feeder, Weights
 from ggq.convert.parent import Child
 from ggq.convert.pipe import Pipe
 from ggq.convert.verification import Verification
@@ -34,9 +35,11 @@ class StreamedBase(contextlib.AbstractContextManager["StreamedBase"]):
     ended on leaving, well or by force.
 
     ``work``: a staging folder that allows holes (``files.require_holes``); ``identity``: what tells this base
-    from others. ``seconds`` and ``peak_memory_bytes`` are the child's, when it has ended.
+    from others; ``weights``: of a checkpoint whose files are hollow. ``seconds`` and ``peak_memory_bytes``
+    are the child's, when it has ended.
 
-    Raises CheckpointProblem, ConversionProblem, UsageProblem, OutputProblem, from each method.
+    Raises CheckpointProblem, ConversionProblem, UsageProblem, OutputProblem, and what ``weights`` raises,
+    from each method.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class StreamedBase(contextlib.AbstractContextManager["StreamedBase"]):
         outtype: str,
         source: SourceInfo | None,
         toolchain: Toolchain,
+        weights: Weights | None = None,
         listener: Listener = silent,
     ) -> None:
         given = checkpoint.read(checkpoint_folder)
@@ -57,9 +61,10 @@ class StreamedBase(contextlib.AbstractContextManager["StreamedBase"]):
         self._listener = listener
         self._file = work / "header.gguf"
         self._pipe = Pipe(work)
+        self._feeder = Feeder(work, weights, self._stop) if weights else None
         self._child = Child(
             given, self._file, resolve_outtype(given, outtype), toolchain, mmproj=False, source=source,
-            listener=listener, pipe=self._pipe,
+            listener=listener, pipe=self._pipe, feeder=self._feeder,
         )  # fmt: skip
         self._thread = threading.Thread(target=self._convert, daemon=True)
         self._told = threading.Event()  # the header is written, or the child has ended
@@ -73,6 +78,8 @@ class StreamedBase(contextlib.AbstractContextManager["StreamedBase"]):
 
     def __enter__(self) -> StreamedBase:
         self._pipe.make()
+        if self._feeder is not None:
+            self._feeder.start()
         self._thread.start()
         return self
 
@@ -160,8 +167,10 @@ class StreamedBase(contextlib.AbstractContextManager["StreamedBase"]):
         try:
             self._child.run(convert=True, level="off", on_start=self._started, on_header=self._told.set)
         except BaseException as failure:
-            self._failure = failure
+            self._failure = (self._feeder.failure if self._feeder else None) or failure
         finally:
+            if self._feeder is not None:
+                self._feeder.end()
             self._ended.set()
             self._told.set()
 
@@ -170,11 +179,15 @@ class StreamedBase(contextlib.AbstractContextManager["StreamedBase"]):
         if self._cancelled:
             process.end(process_id)
 
+    def _stop(self) -> None:
+        """End the child, now or as soon as it has begun."""
+        self._cancelled = True
+        if self._process_id is not None and not self._ended.is_set():
+            process.end(self._process_id)
+
     def _end(self) -> None:
         if self._thread.is_alive():
-            self._cancelled = True
-            if self._process_id is not None and not self._ended.is_set():
-                process.end(self._process_id)
+            self._stop()
             self._thread.join()
 
 

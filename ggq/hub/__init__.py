@@ -4,6 +4,7 @@ from ggq.hub.client import Retry, cache_dir, token_present
 from ggq.hub.dataset import dataset_file
 from ggq.hub.download import Download, Preview, download, preview
 from ggq.hub.hollow import Gathered, gather
+from ggq.hub.ranges import RemoteWeights
 from ggq.hub.remote import RemoteFile, RemoteModel, inspect
 from ggq.hub.selection import select_files, weight_files
 
@@ -13,6 +14,7 @@ __all__ = [
     "Preview",
     "RemoteFile",
     "RemoteModel",
+    "RemoteWeights",
     "Retry",
     "cache_dir",
     "dataset_file",

@@ -18,19 +18,16 @@ from ggq.errors import HubProblem
 from ggq.hub import client
 from ggq.hub.client import Retry
 from ggq.hub.remote import RemoteFile, RemoteModel
+from ggq.hub.transfer import RangeIgnored, blocks
 from ggq.progress import Listener, Notice
 
 _BLOCK = 1 << 20
 # A content network need not serve more than 50 GB in one response (huggingface_hub refuses to ask for it).
-_LONGEST_RESPONSE_BYTES = 10_000_000_000
+LONGEST_RESPONSE_BYTES = 10_000_000_000
 
 
 class Stopped(Exception):
     """The download was called off: another file failed, or Ctrl-C."""
-
-
-class _RangeIgnored(Exception):
-    """The server answered with another part of the file than was asked for."""
 
 
 class _Partial:
@@ -46,7 +43,7 @@ class _Partial:
             self._take_up()
 
     def _take_up(self) -> None:
-        self._digest, self.have = _new_digest(self._file), 0
+        self._digest, self.have = new_digest(self._file), 0
         self._stream.seek(0)
         while block := self._stream.read(_BLOCK):
             self._digest.update(block)
@@ -55,7 +52,7 @@ class _Partial:
 
     def restart(self) -> None:
         self._stream.truncate(0)
-        self._digest, self.have = _new_digest(self._file), 0
+        self._digest, self.have = new_digest(self._file), 0
         self._grown(0)
 
     def append(self, block: bytes) -> None:
@@ -126,12 +123,8 @@ def _complete(
     stop: threading.Event,
 ) -> int:
     """Receive until the partial file has its full size; return the bytes received."""
-    from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import httpx
 
-    url = hf_hub_url(
-        repo.repo_id, file.path, repo_type=repo.kind, revision=repo.commit, endpoint=client.endpoint()
-    )
     received, failures, furthest = 0, 0, part.have
 
     def take(block: bytes) -> None:
@@ -149,9 +142,12 @@ def _complete(
         part.append(block)
 
     while part.have < file.file_bytes:
+        end = min(file.file_bytes, part.have + LONGEST_RESPONSE_BYTES)
         try:
-            _receive(url, part.have, file.file_bytes, retry.silence_s, take)
-        except _RangeIgnored:
+            with contextlib.closing(blocks(repo, file, part.have, end, retry.silence_s)) as coming:
+                for block in coming:
+                    take(block)
+        except RangeIgnored:
             part.restart()
         except httpx.HTTPError as error:
             failures = 1 if part.have > furthest else failures + 1
@@ -160,29 +156,6 @@ def _complete(
         if stop.is_set():
             raise Stopped
     return received
-
-
-def _receive(url: str, start: int, file_bytes: int, silence_s: float, take: Callable[[bytes], None]) -> None:
-    from huggingface_hub.utils import get_session, hf_raise_for_status, httpx
-
-    end = min(file_bytes, start + _LONGEST_RESPONSE_BYTES)
-    wanted = {**client.headers(), "accept-encoding": "identity"}
-    if start or end < file_bytes:
-        wanted["range"] = f"bytes={start}-{end - 1}"
-    with get_session().stream(
-        "GET", url, headers=wanted, timeout=silence_s, follow_redirects=True
-    ) as response:
-        if response.is_error:
-            response.read()
-        hf_raise_for_status(response)
-        if start and not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
-            raise _RangeIgnored
-        came = 0
-        for block in response.iter_bytes():
-            came += len(block)
-            take(block)
-    if came < end - start:
-        raise httpx.RemoteProtocolError(f"the connection ended after {came:,} of {end - start:,} bytes")
 
 
 @contextlib.contextmanager
@@ -208,7 +181,8 @@ def _locked(repo: RemoteModel, file: RemoteFile, listener: Listener, stop: threa
         yield
 
 
-def _new_digest(file: RemoteFile) -> hashlib._Hash:
+def new_digest(file: RemoteFile) -> hashlib._Hash:
+    """Of the kind that the Hub announces for this file."""
     if file.sha256:
         return hashlib.sha256()
     return hashlib.sha1(b"blob %d\0" % file.file_bytes, usedforsecurity=False)

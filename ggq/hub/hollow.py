@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ggq.hub.client import DEFAULT_RETRY, Retry
 from ggq.hub.download import WORKERS, bring, require_whole, without_weights
 from ggq.hub.remote import RemoteFile, RemoteModel
 from ggq.hub.selection import select_files, weight_files
+from ggq.hub.transfer import blocks
 from ggq.progress import Listener, Step, silent
 
 # Most headers fit: 290 tensors take some 30 kB, and a model of 8 B has four files of 75.
@@ -121,22 +123,12 @@ def _beginning(
 
 
 def _ranged(model: RemoteModel, file: RemoteFile, size: int, silence_s: float) -> bytes:
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import get_session, hf_raise_for_status, httpx
-
-    url = hf_hub_url(model.repo_id, file.path, revision=model.commit, endpoint=client.endpoint())
     size = min(size, file.file_bytes)
-    asked = {**client.headers(), "accept-encoding": "identity", "range": f"bytes=0-{size - 1}"}
     found = b""
-    with get_session().stream(
-        "GET", url, headers=asked, timeout=silence_s, follow_redirects=True
-    ) as response:
-        if response.is_error:
-            response.read()
-        hf_raise_for_status(response)
+    with contextlib.closing(blocks(model, file, 0, size, silence_s)) as coming:
         # A server that knows no ranges sends the file from its start; we hang up where it is enough.
-        for block in response.iter_bytes():
+        for block in coming:
             found += block
             if len(found) >= size:
-                return found[:size]
-    raise httpx.RemoteProtocolError(f"the connection ended after {len(found):,} of {size:,} bytes")
+                break
+    return found[:size]

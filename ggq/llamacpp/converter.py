@@ -13,6 +13,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -162,12 +163,27 @@ def leave_holes(*, without_values: bool) -> None:
         LocalTensor.mmap_bytes = mmap_bytes
 
 
-def hand_over(begin: Callable[[], tuple[str, BinaryIO]]) -> None:
+def read_elsewhere(read: Callable[[str, int, memoryview], None]) -> None:
+    """From now on have the converter take the values of the checkpoint's weights from ``read``, which fills a
+    room with a file's bytes from an offset on; the files need hold no more than their headers."""
+    import numpy as np
+    from gguf.utility import LocalTensor
+
+    def mmap_bytes(self: Any) -> Any:
+        found = np.empty(self.data_range.size, np.uint8)
+        read(Path(self.data_range.filename).name, self.data_range.offset, found.data)
+        return found
+
+    LocalTensor.mmap_bytes = mmap_bytes
+
+
+def hand_over(begin: Callable[[], tuple[str, BinaryIO]], *, ahead: bool) -> None:
     """From now on have the converter write headers as ever, holes instead of all data, and then the data of
     its tensors, one after the other in the file's order, to a stream.
 
     ``begin``: called when the file is there; returns the name of the first tensor that is wanted, and the
-    stream, which has no buffer of its own.
+    stream, which has no buffer of its own. ``ahead``: convert a tensor while the one before it is written:
+    for weights that one has to wait for, at the price of the memory of another tensor.
     """
     from gguf.gguf_writer import GGUFWriter, WriterState
 
@@ -180,15 +196,34 @@ def hand_over(begin: Callable[[], tuple[str, BinaryIO]]) -> None:
         file.flush()
         first, stream = begin()
         with stream:
-            waiting = True
-            for name, info in tensors.items():
-                waiting = waiting and name != first
-                if not waiting:
-                    info.tensor.tofile(stream)
-                info.tensor = None  # and its memory
+            taken = map(_take, tensors.values())
+            for _ in range(list(tensors).index(first)):
+                next(taken)
+            for tensor in _one_ahead(taken) if ahead else taken:
+                tensor.tofile(stream)
         self.state = WriterState.WEIGHTS
 
     GGUFWriter.write_tensors_to_file = write_tensors_to_file
+
+
+def _take(info: Any) -> Any:
+    """A tensor out of its place, so that its memory ends with its use."""
+    tensor, info.tensor = info.tensor, None
+    return tensor
+
+
+def _one_ahead(tensors: Iterator[Any]) -> Iterator[Any]:
+    """The tensors with their values, each while those of the next are on their way."""
+    from gguf.lazy import LazyNumpyTensor
+
+    def with_values() -> Any:
+        return LazyNumpyTensor.to_eager(next(tensors, None))
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(with_values)
+        while (tensor := coming.result()) is not None:
+            coming = pool.submit(with_values)
+            yield tensor
 
 
 def _as_json(tokenizer: Any) -> Mapping[str, Any]:

@@ -54,9 +54,10 @@ class HollowModel:
     """A model whose weights are not needed.
 
     ``base``: its 16-bit GGUF (hollow, but for a reference to a GGUF file: then that file itself); ``folder``:
-    where its hollow files are kept; ``repo_id`` and ``commit`` of a Hub model. ``network_bytes`` of files
-    were received for it, now, and ``seconds`` were spent; ``reused``: it was in the cache.
-    ``peak_memory_bytes`` of the conversion (None: there was none now, or the platform does not tell).
+    where its hollow files are kept; ``repo_id`` and ``commit`` of a Hub model, of which ``download_bytes``
+    are not on the disk. ``network_bytes`` of files were received for it, now, and ``seconds`` were spent;
+    ``reused``: it was in the cache. ``peak_memory_bytes`` of the conversion (None: there was none now, or the
+    platform does not tell).
     """
 
     name: str
@@ -65,6 +66,7 @@ class HollowModel:
     repo_id: str | None
     commit: str | None
     license: str | None
+    download_bytes: int
     network_bytes: int
     seconds: float
     peak_memory_bytes: int | None
@@ -178,7 +180,8 @@ class _Maker:
             made = self._convert(found.folder, staged, source, without_values=not found.with_values)
             return replace(made, network_bytes=found.received_bytes)
 
-        return self._model(name, folder, source, fill)
+        missing = sum(file.file_bytes for file in hub.select_files(model.files) if not file.cached)
+        return replace(self._model(name, folder, source, fill), download_bytes=missing)
 
     def of_folder(self, path: Path) -> HollowModel:
         checkpoint.read(path)  # what is no checkpoint is told first, and in its own words
@@ -241,6 +244,7 @@ class _Maker:
             repo_id=source.repo_id if source else None,
             commit=source.commit if source else None,
             license=source.license if source else None,
+            download_bytes=0,
             network_bytes=made.network_bytes,
             seconds=round(time.monotonic() - started, 2),
             peak_memory_bytes=made.peak_memory_bytes,
