@@ -37,6 +37,22 @@ _OWN_BYTES = 1_000_000_000
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
+def import_lightly() -> None:
+    """Have transformers, when this process imports it, leave out torch's tools for clusters and its compiler.
+
+    Its configs alone pull them in otherwise (DTensor, dynamo, sympy): a second and 70 MB in transformers 5.
+    A torch that was built without the former says so in the same way.
+    """
+    import torch
+    import torch.distributed
+
+    def disable(function: Any = None, *_: Any, **__: Any) -> Any:
+        return function if function is not None else (lambda it: it)
+
+    torch.distributed.is_available = lambda: False
+    torch.compiler.disable = disable  # nothing is compiled here
+
+
 def needed_bytes(given: Checkpoint) -> int:
     """Memory that a run of the checkpoint takes: its weights as the file's pages, the libraries, and the
     largest layer, or tensor outside of layers, in float32 (the experts of a layer are one module in

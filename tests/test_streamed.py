@@ -8,10 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +17,9 @@ import psutil
 import pytest
 from ctrl_c import heed_ctrl_c
 from disks import tmpfs
+from outputs import converters, digests, finished, watched
 
-from ggq import files, making, pipeline
+from ggq import making, pipeline
 from ggq.errors import CheckpointProblem, ConversionProblem
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import Settings
@@ -31,55 +30,6 @@ pytestmark = pytest.mark.tool
 
 STREAMED = Settings(verify="off")
 SLOWLY = replace(STREAMED, threads=1, max_memory_bytes=1 << 16)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: files.sha256_file(path) for path in sorted(folder.glob("*.gguf"))}
-
-
-def taken_bytes(folder: Path) -> int:
-    """Disk that all files below a folder take."""
-    taken = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            taken += files.allocated_bytes(path) or 0 if path.is_file() else 0
-    return taken
-
-
-@contextmanager
-def watched(folder: Path) -> Iterator[list[int]]:
-    """The disk that a folder takes, every few milliseconds."""
-    seen = [0]
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.005):
-            seen.append(taken_bytes(folder))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        watcher.join()
-
-
-def converters() -> list[psutil.Process]:
-    """The conversions that this process has started and that still run."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if "ggq.convert.child" in child.cmdline():
-                found.append(child)
-    return found
-
-
-def finished(folder: Path) -> list[str]:
-    """The tensors that an unfinished sweep has written down."""
-    journal = folder / ".ggq-sweep-prose-llama-8m" / "journal"
-    lines = journal.read_text().splitlines()[1:] if journal.exists() else []
-    return [json.loads(line) for line in lines if line.endswith('"')]
 
 
 def at_first_step(act: Callable[[], None]) -> Callable[[Event], None]:
@@ -166,7 +116,7 @@ def test_broken_off_in_the_middle_it_goes_on_and_leaves_no_orphan(
             command(prose, tmp_path), stderr=subprocess.DEVNULL, preexec_fn=heed_ctrl_c, env=os.environ
         ) as child:
             deadline = time.monotonic() + 120
-            while len(finished(tmp_path)) < len(before) + 2:
+            while len(finished(tmp_path, "prose-llama-8m")) < len(before) + 2:
                 assert time.monotonic() < deadline and child.poll() is None
                 time.sleep(0.005)
             below = psutil.Process(child.pid).children(recursive=True)
@@ -174,7 +124,7 @@ def test_broken_off_in_the_middle_it_goes_on_and_leaves_no_orphan(
             child.wait(timeout=30)
         assert below and not psutil.wait_procs(below, timeout=10)[1], "the converter lives on"
         assert not digests(tmp_path)
-        after = finished(tmp_path)
+        after = finished(tmp_path, "prose-llama-8m")
         assert after[: len(before)] == before and len(after) == len(set(after)), "a tensor was made twice"
         before = after
     made = pipeline.convert_and_quantize(str(prose), ["k-quants"], tmp_path, STREAMED)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggq.transformers_model import load_model, logits
+from ggq.transformers_model import import_lightly, load_model, logits
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ def say(event: str, **content: Any) -> None:
 
 
 def main() -> int:
+    import_lightly()
     job = Job(**json.loads(sys.stdin.read()))
     try:
         run(job)

@@ -93,6 +93,7 @@ def say(event: str, **content: Any) -> None:
 
 def main() -> int:
     job = Job(**json.loads(sys.stdin.read()))
+    transformers_model.import_lightly()
     converter.prepare(Path(job.source_dir))
     run(job)
     return 0

@@ -20,7 +20,7 @@ from ggq.progress import Listener, Step, silent
 
 # Most headers fit: 290 tensors take some 30 kB, and a model of 8 B has four files of 75.
 _FIRST_READ_BYTES = 32 << 10
-_HEADER_LIMIT_BYTES = 32 << 20
+HEADER_LIMIT_BYTES = 32 << 20
 # Nothing of them is in a GGUF.
 _NOT_READ = ("LICENSE", "LICENCE", "NOTICE")
 
@@ -103,7 +103,7 @@ def _header(model: RemoteModel, file: RemoteFile, retry: Retry, listener: Listen
     """
     blob = model.home / "blobs" / file.blob_name
     start, came = _beginning(model, file, _FIRST_READ_BYTES, blob, retry, listener)
-    size = min(8 + int.from_bytes(start[:8], "little"), file.file_bytes, _HEADER_LIMIT_BYTES)
+    size = min(8 + int.from_bytes(start[:8], "little"), file.file_bytes, HEADER_LIMIT_BYTES)
     if size > len(start):
         start, more = _beginning(model, file, size, blob, retry, listener)
         came += more

@@ -9,6 +9,7 @@ from ggq.errors import Damaged, HubProblem
 from ggq.hub import client
 from ggq.hub.client import DEFAULT_RETRY, Retry
 from ggq.hub.fetch import LONGEST_RESPONSE_BYTES, new_digest
+from ggq.hub.hollow import HEADER_LIMIT_BYTES
 from ggq.hub.remote import RemoteFile, RemoteModel
 from ggq.hub.transfer import Place, RangeIgnored, blocks
 from ggq.progress import Listener, silent
@@ -134,7 +135,7 @@ class _Reading:
         self._digest = new_digest(file)
         with hollow.open("rb") as stream:
             header = stream.read(8)
-            header += stream.read(int.from_bytes(header, "little"))
+            header += stream.read(min(int.from_bytes(header, "little"), HEADER_LIMIT_BYTES))
         self._digest.update(header)
         self._at = len(header)
         self._is_whole = True  # so far

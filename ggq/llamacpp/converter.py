@@ -104,7 +104,7 @@ def _fill_gaps(complete_config: Completer, known_pre_tokenizer: PreTokenizers) -
         try:
             return str(recognise(self, tokenizer))
         except NotImplementedError:
-            name = known_pre_tokenizer(_as_json(tokenizer))
+            name = known_pre_tokenizer(_rules(tokenizer))
             if name is None:
                 raise
             return name
@@ -226,13 +226,15 @@ def _one_ahead(tensors: Iterator[Any]) -> Iterator[Any]:
             yield tensor
 
 
-def _as_json(tokenizer: Any) -> Mapping[str, Any]:
-    """The rules of a tokenizer as tokenizer.json has them; empty for one that is not of that kind."""
+def _rules(tokenizer: Any) -> Mapping[str, Any]:
+    """How a tokenizer splits, as tokenizer.json has it; empty for one that is not of that kind."""
     import json
 
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules: Mapping[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
-    return rules
+    pre_tokenizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
+    if pre_tokenizer is None:
+        return {}
+    # Its state is its JSON; the whole tokenizer's would be a vocabulary of 100 MB in Python.
+    return {"pre_tokenizer": json.loads(pre_tokenizer.__getstate__())}
 
 
 def _refusal(error: Exception, source_dir: Path) -> Refusal:
