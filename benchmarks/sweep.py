@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,8 @@ class Round:
 
 @dataclass(frozen=True)
 class Scale:
-    """The sweep over ONE of a model of some size, in some threads."""
+    """The sweep over ONE of a model of some size, in some threads: its own seconds, without the start of
+    Python, which is the same for all sizes."""
 
     parameters: int
     threads: int
@@ -88,11 +90,11 @@ def by_tool(base: Path, preset: str) -> Watched:
     return made
 
 
-def by_sweep(base: Path, presets: Sequence[str], threads: int = THREADS) -> tuple[Watched, float]:
+def by_sweep(base: Path, presets: Sequence[str]) -> tuple[Watched, float]:
     """The run, and the disk that its folder takes in the end over the bytes of the files."""
     folder = base.with_name("by-sweep")
     folder.mkdir()
-    made = watch([sys.executable, "-m", "benchmarks.swept", base, folder, str(threads), *presets])
+    made = watch([sys.executable, "-m", "benchmarks.swept", base, folder, str(THREADS), *presets])
     there = list(folder.iterdir())
     taken = sum(files.allocated_bytes(path) or 0 for path in there)
     wanted = sum(path.stat().st_size for path in there if path.suffix == ".gguf")
@@ -119,10 +121,17 @@ def compare(base: Path, rounds: int) -> list[Round]:
 
 
 def scale(base: Path, parameters: int, rounds: int) -> list[Scale]:
-    return [
-        Scale(parameters, threads, tuple(by_sweep(base, (ONE,), threads)[0].seconds for _ in range(rounds)))
-        for threads in range(1, THREADS + 1)
-    ]
+    found: dict[int, list[float]] = {threads: [] for threads in range(1, THREADS + 1)}
+    for _ in range(rounds):
+        for threads, seconds in found.items():
+            seconds.append(own_seconds(base, threads))
+    return [Scale(parameters, threads, tuple(seconds)) for threads, seconds in found.items()]
+
+
+def own_seconds(base: Path, threads: int) -> float:
+    with tempfile.TemporaryDirectory(dir=base.parent) as folder:
+        command = [sys.executable, "-m", "benchmarks.swept", str(base), folder, str(threads), ONE]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def flatness(scales: Sequence[Scale]) -> float:

@@ -1,4 +1,7 @@
-"""The sweep alone, as a program: ``python -m benchmarks.swept BASE FOLDER THREADS PRESET…``."""
+"""The sweep alone, as a program: ``python -m benchmarks.swept BASE FOLDER THREADS PRESET…``.
+
+It prints the sweep's own seconds, without the start of Python and the dry runs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def main() -> None:
     whole = gguf_file.read_all(Path(base))
     recipes = [ask(tools, whole, preset, QuantizeOptions()) for preset in presets.load().resolve(names)]
     targets = [Path(folder) / f"{recipe.preset.name}.gguf" for recipe in recipes]
-    sweep(tools, BaseFile(whole), recipes, targets, threads=int(threads))
+    print(sweep(tools, BaseFile(whole), recipes, targets, threads=int(threads)).seconds)
 
 
 if __name__ == "__main__":

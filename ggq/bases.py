@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -23,11 +23,13 @@ from ggq.convert import (
     needed_bytes,
     resolve_outtype,
 )
+from ggq.errors import CheckpointProblem, NeedsWeights
 from ggq.job import Job
 from ggq.progress import Listener, Notice
 from ggq.records import MANIFEST_SUFFIX, OutputFile, StepRecord
 
 KEPT = "base_kept"
+_UNPROVEN = {"unproven": True}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def checkpoint_of(ref: reference.ModelRef, offline: bool, listener: Listener) ->
     return LocalCheckpoint(
         fetched.folder,
         SourceInfo(fetched.repo_id, fetched.commit),
-        {file.path: file.blob_name for file in fetched.files},
+        _announced(fetched.files),
     )
 
 
@@ -72,17 +74,30 @@ def streamed_checkpoint(
     """The checkpoint of a repository as far as a stream needs it on the disk: without its weights, unless
     they are in the Hub cache anyway. Raises HubProblem, CheckpointProblem, DiskFull, OutputProblem."""
     model = hub.inspect(ref.repo_id, ref.revision, offline=offline, listener=listener)
+    source = SourceInfo(model.repo_id, model.commit)
+    announced = _announced(hub.select_files(model.files))
     with tempfile.TemporaryDirectory(prefix="ggq-headers-") as folder:
         files.require_holes(Path(folder), "set TMPDIR to another folder")
-        found = hub.gather(model, Path(folder), offline=offline, listener=listener)
+        try:
+            found = hub.gather(model, Path(folder), for_stream=True, offline=offline, listener=listener)
+        except NeedsWeights as problem:
+            raise CheckpointProblem(
+                f"{model.repo_id} cannot be streamed.",
+                problem.why,
+                "Leave --stream out: it is downloaded then.",
+            ) from problem
         if found.with_values:
             listener(Notice(f"{model.repo_id} is in the Hub cache already: nothing is streamed."))
-        yield LocalCheckpoint(
-            found.folder,
-            SourceInfo(model.repo_id, model.commit),
-            {file.path: file.blob_name for file in hub.select_files(model.files)},
-            None if found.with_values else hub.RemoteWeights(model, found.folder, listener=listener),
-        )
+            yield LocalCheckpoint(found.folder, source, announced)
+            return
+        with closing(hub.RemoteWeights(model, found.folder, listener=listener)) as remote:
+            yield LocalCheckpoint(found.folder, source, announced, remote)
+
+
+def _announced(found: Sequence[hub.RemoteFile]) -> dict[str, str] | None:
+    """The files' digests; None where the cache of a Hub that is out of reach does not tell them all."""
+    digests = {file.path: file.blob_name for file in found}
+    return digests if all(digests.values()) else None
 
 
 class Base(Protocol):
@@ -151,7 +166,9 @@ class ConvertedBase:
 
     def known(self) -> tuple[str, ...]:
         record = self._record()
-        return () if record is None else (*(output.sha256 for output in record.outputs), self._stand_in())
+        if record is None:
+            return ()
+        return (*(output.sha256 for output in record.outputs), self._stand_in(record.options))
 
     def ensure(self) -> tuple[Path, str]:
         if not self._ensured and not self.is_there():
@@ -167,23 +184,23 @@ class ConvertedBase:
     def streamed(self) -> StreamedBase:
         """The base as the source of a sweep, without a file. Raises GgqError."""
         self._begin_digests()
-        remote = self._given.remote
         return StreamedBase(
             self._given.folder, self._job.staging, self.name, outtype=self._outtype,
             source=self._given.source, toolchain=self._job.toolchain,
-            weights=remote.read if remote else None, listener=self._job.listener,
+            weights=self._given.remote, listener=self._job.listener,
         )  # fmt: skip
 
     def name(self) -> str:
         """What new records call it."""
         self._end_digests()
-        return (*self.known(), self._stand_in())[0]
+        return (*self.known(), self._stand_in({}))[0]
 
     def record_streamed(self, source: StreamedBase) -> None:
         """Write a conversion without a file down; of an earlier one with a file there is more to say."""
+        unproven = self._given.remote.unproven if self._given.remote else ()
         if self._record() is None:
             self._write_down(
-                (), source.seconds, source.peak_memory_bytes, source.verification, source.completed
+                (), source.seconds, source.peak_memory_bytes, source.verification, source.completed, unproven
             )
         if self._given.remote is not None:
             _tell_digests(self._given.remote, self._job.listener)
@@ -230,14 +247,17 @@ class ConvertedBase:
     def _record(self) -> StepRecord | None:
         """The record of an earlier conversion, if nothing changed since."""
         manifest = self._job.manifest
-        if self._inputs is None or not manifest.current(
-            self.STEP, self._inputs, self._options, self._job.tool
+        # What was never held against its digest is good enough for a stream, which does no better.
+        accepted = (self._options, self._options | _UNPROVEN)[: 1 + self.is_remote]
+        if self._inputs is None or not any(
+            manifest.current(self.STEP, self._inputs, options, self._job.tool) for options in accepted
         ):
             return None
         return manifest.steps[self.STEP]
 
-    def _stand_in(self) -> str:
-        work = json.dumps([self._inputs, self._outtype, self._job.tool], sort_keys=True)
+    def _stand_in(self, options: Mapping[str, Any]) -> str:
+        unproven = [key for key in _UNPROVEN if key in options]
+        work = json.dumps([self._inputs, self._outtype, self._job.tool, *unproven], sort_keys=True)
         return f"of-{hashlib.sha256(work.encode()).hexdigest()}"
 
     def _begin_digests(self) -> None:
@@ -255,16 +275,18 @@ class ConvertedBase:
         peak_memory_bytes: int | None,
         verification: Verification,
         completed_keys: Mapping[str, Any],
+        unproven: Sequence[str] = (),
     ) -> None:
         assert self._inputs is not None
         record = StepRecord(
             inputs=self._inputs,
-            options=self._options,
+            options=self._options | (_UNPROVEN if unproven else {}),
             tool=self._job.tool,
             outputs=outputs,
             seconds=round(seconds, 2),
             peak_memory_bytes=peak_memory_bytes,
-            findings=asdict(verification) | {"completed_keys": dict(completed_keys)},
+            findings=asdict(verification)
+            | {"completed_keys": dict(completed_keys), "unproven_files": list(unproven)},
         )
         self._job.record(self.STEP, record)
 

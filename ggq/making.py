@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from ggq import files, gguf_file, gguf_names, hardware
 from ggq.bases import Base, ConvertedBase
 from ggq.bench.corpus import Text
 from ggq.convert import pipe
-from ggq.errors import Damaged, GgufProblem, OutputProblem, UsageProblem
+from ggq.errors import Damaged, GgqError, GgufProblem, OutputProblem, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.job import Job
 from ggq.llamacpp.tools import QuantizeOptions
@@ -97,8 +99,6 @@ def refuse_to_stream(settings: Settings, ref: ModelRef) -> None:
 def without_base(settings: Settings, base_bytes: int, files_bytes: int, free_bytes: int) -> bool:
     """Whether a checkpoint's presets are made with no base GGUF on the disk: where nobody needs it, or there
     is no room for it beside its presets (``files_bytes``: as reckoned beforehand)."""
-    if settings.stream:
-        return True
     if settings.engine == choice.TOOL or settings.keep_base or settings.calibration is not None:
         return False
     needless = settings.verify.lower() == "off"
@@ -203,7 +203,7 @@ class Making:
             if base.is_remote:
                 raise
             return False
-        with base.streamed() as source:
+        with self._dropping(Damaged), base.streamed() as source:
             recipes = self._ask(wanted, source.base)
             for recipe in recipes:
                 its = choose(settings.engine, job.toolchain, source.base, recipe)
@@ -265,13 +265,19 @@ class Making:
         with files.explain_os_error(job.kept):
             job.kept.mkdir(exist_ok=True)
         targets = [job.kept / gguf_names.output_name(job.name, recipe.preset.name) for recipe in recipes]
-        try:
+        with self._dropping(GgufProblem):
             return sweep(
                 job.toolchain, source, recipes, targets, threads=self._threads,
                 max_memory_bytes=settings.max_memory_bytes, listener=job.listener,
             )  # fmt: skip
-        except (GgufProblem, Damaged):
-            shutil.rmtree(job.kept, ignore_errors=True)  # going on would end the same way, or no better
+
+    @contextmanager
+    def _dropping(self, kind: type[GgqError]) -> Iterator[None]:
+        """Do not keep what was made until such an error: going on would end the same way, or no better."""
+        try:
+            yield
+        except kind:
+            shutil.rmtree(self._job.kept, ignore_errors=True)
             raise
 
     def _finish_swept(self, recipes: Sequence[Recipe], made: Swept, base_name: str) -> None:
@@ -302,12 +308,14 @@ class Making:
         job = self._job
         paths = [path for each in made for path in each.paths]
         job.manifest.claim(tuple(path.name for path in paths), force=job.force)
+        with ThreadPoolExecutor(self._threads) as pool:  # digests, a second per 1.5 GB
+            outputs = dict(zip(paths, pool.map(OutputFile.of, paths), strict=True))
         records = {
             _step_of(recipe.preset): StepRecord(
                 inputs={"base": base_name},
                 options=self._options_of(recipe.preset),
                 tool=job.tool,
-                outputs=tuple(OutputFile.of(path) for path in each.paths),
+                outputs=tuple(outputs[path] for path in each.paths),
                 seconds=round(each.seconds, 2),
                 peak_memory_bytes=each.peak_memory_bytes,
                 findings={

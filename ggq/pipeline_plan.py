@@ -65,6 +65,7 @@ def plan_convert_and_quantize(
     settings = settings or Settings()
     chosen = (catalogue or presets.load()).resolve(preset_names)
     ref = reference.parse_reference(model, revision)
+    refuse_to_stream(settings, ref)
     name = model_name(ref)
     if ref.kind == "gguf" and ref.path is not None:
         asked = recipes(ref.path, preset_names, settings, catalogue=catalogue)
@@ -75,7 +76,6 @@ def plan_convert_and_quantize(
             for recipe, chosen in asked
         )
         return PipelinePlan(name, outdir, 0, None, 0, planned, files.free_bytes(outdir))
-    refuse_to_stream(settings, ref)
     outdir = outdir or Path(name)
     download_bytes = 0
     outtype = settings.outtype.lower()
@@ -97,7 +97,8 @@ def plan_convert_and_quantize(
     )
     base_bytes, free = int(parameters * bits / 8), files.free_bytes(outdir)
     to_make = sum(file.file_bytes for file in planned if not file.exists)
-    has_base = not without_base(settings, base_bytes, to_make, free)
+    is_streamed = settings.stream and download_bytes > 0
+    has_base = not is_streamed and not without_base(settings, base_bytes, to_make, free)
     return PipelinePlan(
         model=name,
         outdir=outdir,
@@ -106,7 +107,7 @@ def plan_convert_and_quantize(
         base_bytes=base_bytes if has_base else 0,
         files=planned,
         free_bytes=free,
-        is_streamed=settings.stream,
+        is_streamed=is_streamed,
     )
 
 

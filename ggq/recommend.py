@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import files, gguf_names, presets, reference
+from ggq import files, gguf_names, hub, presets, reference
 from ggq.bench.record import Record, rows
 from ggq.errors import CannotServe, DoesNotFit, GgufProblem
 from ggq.foresee import DEFAULT_PRESETS, LoadPlan, Plan, PlanSettings, PresetPlan, plan
@@ -143,7 +143,8 @@ def recommend(
             candidates = _candidates(smaller, limits, measured)
             found = smaller if candidates else found
     if not candidates:
-        raise _nothing_fits(found, settings, planned)
+        smaller_model = None if found.repo_id is None or offline else hub.next_smaller(found.repo_id)
+        raise _nothing_fits(found, settings, planned, smaller_model)
     within = [it for it in candidates if _keeps(it, limits)]
     if not within:
         raise _nothing_keeps(candidates, limits)
@@ -319,8 +320,14 @@ def _nothing_keeps(candidates: Sequence[Candidate], limits: Limits) -> DoesNotFi
     return DoesNotFit("No preset keeps these limits.", f"{why[:1].upper()}{why[1:]}.", "Ask for less.")
 
 
-def _nothing_fits(found: Plan, settings: PlanSettings, planned: Callable[[PlanSettings], Plan]) -> DoesNotFit:
-    """With the nearest that does: the smallest preset in a shorter context, with a smaller cache."""
+def _nothing_fits(
+    found: Plan,
+    settings: PlanSettings,
+    planned: Callable[[PlanSettings], Plan],
+    smaller_model: str | None,
+) -> DoesNotFit:
+    """With the nearest that does: the smallest preset in a shorter context, with a smaller cache; or the next
+    smaller model."""
     smallest = min(found.presets, key=lambda it: it.loads[0].memory.missing_bytes)
     memory = smallest.loads[0].memory
     what = f"No preset of {found.model} fits."
@@ -338,4 +345,5 @@ def _nothing_fits(found: Plan, settings: PlanSettings, planned: Callable[[PlanSe
                     ask = f"--ctx {context} --kv {cache[0]}"
                     return DoesNotFit(what, why, f"{fitting[-1]} fits with {ask}: ask for that.")
         context //= 2
-    return DoesNotFit(what, why, "Close other programs, or choose a smaller model.")
+    advice = f"the next smaller one: ggq recommend {smaller_model}" if smaller_model else "a smaller model."
+    return DoesNotFit(what, why, f"Close other programs, or choose {advice}")

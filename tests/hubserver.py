@@ -10,7 +10,8 @@ keeps a log of every request and of the bytes it sent. Like the real one it has 
         ...
         assert hub.bytes_sent("model.safetensors") == ...
 
-Read off huggingface_hub 2.4: ``hf_api.py`` (model_info, dataset_info, list_repo_tree, list_repo_refs),
+Read off huggingface_hub 2.4: ``hf_api.py`` (model_info, dataset_info, list_models, list_repo_tree,
+list_repo_refs),
 ``file_download.py`` (get_hf_file_metadata), ``utils/_http.py`` (hf_raise_for_status).
 """
 
@@ -353,6 +354,8 @@ class _HubHandler(_Handler):
     def route(self, path: str, query: dict[str, list[str]]) -> None:
         if self.token is not None and self.token not in self.hub.tokens:
             self._refuse(401, "", "Invalid credentials in Authorization header")
+        elif path == "/api/models":
+            self._list(query.get("author", [""])[0], query.get("search", [""])[0])
         elif api := self._API.fullmatch(path):
             kind, repo_id, what, revision = api.groups()
             self._api(kind, repo_id, what or "revision", unquote(revision or "main"), "blobs" in query)
@@ -365,6 +368,16 @@ class _HubHandler(_Handler):
     def _refuse(self, status: int, code: str, message: str) -> None:
         headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
         self.answer(status, {"error": message}, headers)
+
+    def _list(self, author: str, search: str) -> None:
+        """Search is in the whole name, whatever the case; what is private is not listed."""
+        found = [
+            repo_id
+            for (kind, repo_id), repo in self.hub.repos.items()
+            if kind == "models" and not repo.private
+            and repo_id.split("/")[0].lower() == author.lower() and search.lower() in repo_id.lower()
+        ]  # fmt: skip
+        self.answer(200, [{"id": repo_id, "modelId": repo_id} for repo_id in found])
 
     def _find(self, kind: str, repo_id: str) -> Repo | None:
         repo = self.hub.repos.get((kind, repo_id))

@@ -161,6 +161,14 @@ def test_experts_are_merged_out_of_order_and_it_is_said(
     said = [event.text for event in heard if isinstance(event, Notice)]
     assert any("could not be checked" in text for text in said)
 
+    def reused(settings: Settings) -> bool:
+        made = pipeline.convert_and_quantize("org/tiny-mixtral", ["q4_k_m"], tmp_path / "out", settings)
+        return made.files[0].reused
+
+    # A stream does no better the next time; a download does.
+    assert reused(STREAM) and not reused(replace(STREAM, stream=False)) and reused(STREAM)
+    assert digests(tmp_path / "out") == expected
+
 
 def test_what_arrives_damaged_is_worth_nothing(hub: HubServer, example: Path, tmp_path: Path) -> None:
     hub.add_repo("org/tiny-llama", example)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,8 +52,8 @@ class Job:
     """What to do. ``gguf`` is written when ``convert``, and only looked at otherwise; ``check``: hold it
     against the checkpoint; ``logits``: also what it computes; ``metadata``: for the converter's override.
     ``hollow``: write holes for the weights; ``without_values``: the checkpoint's own weights are holes;
-    ``pipe_folder``: of a ``Pipe`` for the tensors' data, which are holes in the file; ``fed``: the
-    checkpoint's weights come through the ``Feed`` beside it."""
+    ``pipe_folder``: of a ``Pipe`` for the tensors' data, which are holes in the file; ``fed``: the files of
+    the checkpoint whose content comes through the ``Feed`` beside it."""
 
     view: str
     gguf: str
@@ -71,7 +72,7 @@ class Job:
     hollow: bool = False
     without_values: bool = False
     pipe_folder: str = ""
-    fed: bool = False
+    fed: Sequence[str] = ()
     arguments: Sequence[str] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     repo_id: str = ""
@@ -196,9 +197,9 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
         converter.leave_holes(without_values=job.without_values)
     elif job.pipe_folder:
         pipes = Path(job.pipe_folder)
-        converter.hand_over(lambda: _begin(Pipe(pipes)), ahead=job.fed)
+        converter.hand_over(lambda: _begin(Pipe(pipes)), ahead=bool(job.fed))
         if job.fed:
-            converter.read_elsewhere(_asking(Feed(pipes)))
+            converter.read_elsewhere([folder / file for file in job.fed], _asking(Feed(pipes)))
     converter.run(
         Path(job.source_dir),
         folder,
@@ -217,11 +218,12 @@ def _begin(pipe: Pipe) -> tuple[str, BinaryIO]:
 
 def _asking(feed: Feed) -> Callable[[str, int, memoryview], None]:
     """Weights by the parent's hand."""
-    source = feed.from_parent()
+    source, turn = feed.from_parent(), threading.Lock()
 
     def read(file: str, offset: int, room: memoryview) -> None:
-        say("want", file=file, offset=offset, bytes=len(room))
-        source.fill(room)
+        with turn:
+            say("want", file=file, offset=offset, bytes=len(room))
+            source.fill(room)
 
     return read
 

@@ -5,25 +5,34 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
 from ggq.convert.pipe import ChildEnded, Feed
 
-#: (file, offset in bytes, bytes) -> these bytes, as they arrive.
-Weights = Callable[[str, int, int], Generator[bytes]]
+
+class Weights(Protocol):
+    """Of a checkpoint whose ``files``, some of its safetensors in its top folder, are hollow."""
+
+    @property
+    def files(self) -> Sequence[str]: ...
+
+    def read(self, path: str, start: int, size: int, /) -> Generator[bytes]:
+        """``size`` bytes of a file, from ``start`` on, as they arrive."""
 
 
 class Feeder:
     """Serves one child process, in a thread of its own. ``on_failure``: called when the weights cannot be
-    had; ``failure`` is then what they raised."""
+    had; ``failure`` is then what they raised. ``files``: those it serves."""
 
     def __init__(self, folder: Path, weights: Weights, on_failure: Callable[[], None]) -> None:
         self._feed = Feed(folder)
         self._weights = weights
         self._on_failure = on_failure
         self._wanted: queue.SimpleQueue[tuple[str, int, int] | None] = queue.SimpleQueue()
+        self.files = weights.files
         self.failure: BaseException | None = None
 
     def start(self) -> None:
@@ -46,7 +55,7 @@ class Feeder:
             while (wanted := self._wanted.get()) is not None:
                 if handle is None:
                     handle = self._feed.to_child()
-                with closing(self._weights(*wanted)) as coming:
+                with closing(self._weights.read(*wanted)) as coming:
                     for block in coming:
                         self._feed.write(handle, block)
         except ChildEnded:

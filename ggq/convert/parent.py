@@ -128,7 +128,7 @@ class Child:
             "hollow": self._hollow,
             "without_values": self._without_values,
             "pipe_folder": str(self._pipe.folder.absolute()) if self._pipe else "",
-            "fed": self._feeder is not None,
+            "fed": list(self._feeder.files) if self._feeder else [],
             "arguments": gaps.options(self._given.architectures[0], names),
             "metadata": {"general.quantized_by": f"ggq {__version__}"},
             "repo_id": self._source.repo_id if self._source else "",

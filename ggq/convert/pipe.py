@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import time
@@ -69,7 +70,9 @@ def _child_ended() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ChildEnded from error
+        if error.errno in (errno.EPIPE, errno.ENXIO, errno.ENOENT):
+            raise ChildEnded from error
+        raise
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class StreamedBase(contextlib.AbstractContextManager["StreamedBase"]):
         checkpoint.require_convertible(given)
         self._given = given
         self._identity = identity
+        self.is_remote = weights is not None
         self._listener = listener
         self._file = work / "header.gguf"
         self._pipe = Pipe(work)
@@ -107,7 +108,8 @@ class StreamedBase(contextlib.AbstractContextManager["StreamedBase"]):
 
     @property
     def identity(self) -> str:
-        return self._identity()
+        # What was not proven must not be mixed with what was.
+        return f"{self._identity()}{' from afar' if self.is_remote else ''}"
 
     @property
     def verification(self) -> Verification:

@@ -2,7 +2,8 @@
 
 from ggq.hub.client import Retry, cache_dir, token_present
 from ggq.hub.dataset import dataset_file
-from ggq.hub.download import Download, Preview, download, preview
+from ggq.hub.download import Download, Preview, download, needed_bytes, preview
+from ggq.hub.family import next_smaller
 from ggq.hub.hollow import Gathered, gather
 from ggq.hub.ranges import RemoteWeights
 from ggq.hub.remote import RemoteFile, RemoteModel, inspect
@@ -21,6 +22,8 @@ __all__ = [
     "download",
     "gather",
     "inspect",
+    "needed_bytes",
+    "next_smaller",
     "preview",
     "select_files",
     "token_present",

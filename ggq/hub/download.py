@@ -102,7 +102,7 @@ def bring(repo: RemoteModel, wanted: Sequence[RemoteFile], retry: Retry, listene
     Raises HubProblem, DiskFull, OutputProblem.
     """
     cache = client.cache_dir()
-    files.require_space(cache, _needed_bytes(repo, wanted), repo.repo_id, _ELSEWHERE)
+    files.require_space(cache, needed_bytes(repo, wanted), repo.repo_id, _ELSEWHERE)
     with files.explain_os_error(cache, _ELSEWHERE), client.explained(repo.repo_id, kind=repo.kind):
         received = _fetch_all(repo, [file for file in wanted if not file.cached], retry, listener)
         for file in wanted:
@@ -134,7 +134,7 @@ def _look_up(
 
 def _preview(model: RemoteModel, wanted: Sequence[RemoteFile]) -> Preview:
     whole = sum(file.file_bytes for file in wanted)
-    needed = _needed_bytes(model, wanted)
+    needed = needed_bytes(model, wanted)
     left_out = sum(file.file_bytes for file in model.files) - whole
     cache = client.cache_dir()
     return Preview(
@@ -152,7 +152,8 @@ def _preview(model: RemoteModel, wanted: Sequence[RemoteFile]) -> Preview:
     )
 
 
-def _needed_bytes(repo: RemoteModel, wanted: Sequence[RemoteFile]) -> int:
+def needed_bytes(repo: RemoteModel, wanted: Sequence[RemoteFile]) -> int:
+    """Of these files, what is still to come: less unfinished parts."""
     blobs = {file.blob_name: file for file in wanted if not file.cached}
     return sum(file.file_bytes - _begun_bytes(repo, file) for file in blobs.values())
 

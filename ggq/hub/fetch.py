@@ -18,12 +18,10 @@ from ggq.errors import HubProblem
 from ggq.hub import client
 from ggq.hub.client import Retry
 from ggq.hub.remote import RemoteFile, RemoteModel
-from ggq.hub.transfer import RangeIgnored, blocks
+from ggq.hub.transfer import LONGEST_RESPONSE_BYTES, RangeIgnored, blocks
 from ggq.progress import Listener, Notice
 
 _BLOCK = 1 << 20
-# A content network need not serve more than 50 GB in one response (huggingface_hub refuses to ask for it).
-LONGEST_RESPONSE_BYTES = 10_000_000_000
 
 
 class Stopped(Exception):

@@ -39,6 +39,7 @@ def gather(
     model: RemoteModel,
     parent: Path,
     *,
+    for_stream: bool = False,
     offline: bool = False,
     retry: Retry = DEFAULT_RETRY,
     listener: Listener = silent,
@@ -46,8 +47,10 @@ def gather(
     """The snapshot in the Hub cache when it is whole; else a hollow checkpoint, made below ``parent``.
 
     The small files (config, tokenizer, model card) go into the Hub cache, as a download would put them there,
-    and are linked; of each safetensors file only the header is asked for, by a Range. ``parent``: a folder of
-    our own that allows holes (``files.require_holes``).
+    and are linked, as are weights that are there already; of each other safetensors file only the header is
+    asked for, by a Range. ``for_stream``: the weights will be read, too, as far as they are the converter's
+    own; what it reads by other means (the dense modules of sentence-transformers) is brought whole.
+    ``parent``: a folder of our own that allows holes (``files.require_holes``).
 
     Raises HubProblem, CheckpointProblem (no weights), NeedsWeights (they are not safetensors), DiskFull,
     OutputProblem.
@@ -62,21 +65,23 @@ def gather(
     if all(file.cached for file in wanted):
         received = 0 if offline else bring(model, wanted, retry, listener)
         return Gathered(model.folder, True, received)
-    hollow = [file for file in wanted if file.path.endswith(".safetensors")]
-    if not any(file.path in weights for file in hollow):
+    tensors = [file for file in wanted if file.path.endswith(".safetensors")]
+    if not any(file.path in weights for file in tensors):
         raise NeedsWeights(
             f"{model.repo_id} can only be planned after download.",
             f"Its weights ({weights[0]}) are not safetensors, whose headers can be read alone.",
             f"Run `ggq download {model.repo_id}` first; then the same command again.",
         )
-    small = [file for file in wanted if file not in hollow and not file.path.startswith(_NOT_READ)]
-    received = bring(model, small, retry, listener)
+    hollow = [file for file in tensors if not file.cached and (file.path in weights or not for_stream)]
+    linked = [file for file in wanted if file not in hollow and not file.path.startswith(_NOT_READ)]
+    received = bring(model, linked, retry, listener)
     folder = parent / model.repo_id.rpartition("/")[2]
-    for file in small:
-        place = folder / file.path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(model.folder / file.path)
-    received += _hollow_out(model, hollow, folder, retry, listener)
+    with files.explain_os_error(folder, "choose a folder on another file system (TMPDIR, XDG_CACHE_HOME)"):
+        for file in linked:
+            place = folder / file.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(model.folder / file.path)
+        received += _hollow_out(model, hollow, folder, retry, listener)
     return Gathered(folder, False, received)
 
 
@@ -89,9 +94,8 @@ def _hollow_out(
         for index, (file, (header, came)) in enumerate(zip(weights, headers, strict=True), 1):
             received += came
             place = folder / file.path
-            with files.explain_os_error(place, "set XDG_CACHE_HOME to a folder on another file system"):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                files.write_hollow(place, header, file.file_bytes)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            files.write_hollow(place, header, file.file_bytes)
             listener(Step("read headers", index, len(weights), "files"))
     return received
 
@@ -101,25 +105,18 @@ def _header(model: RemoteModel, file: RemoteFile, retry: Retry, listener: Listen
 
     It is believed as far as the file reaches; what it says is checked with the checkpoint.
     """
-    blob = model.home / "blobs" / file.blob_name
-    start, came = _beginning(model, file, _FIRST_READ_BYTES, blob, retry, listener)
+
+    def first(size: int) -> bytes:
+        with client.explained(model.repo_id, kind=model.kind):
+            return client.ask(lambda: _ranged(model, file, size, retry.silence_s), retry, listener)
+
+    start = first(_FIRST_READ_BYTES)
+    came = len(start)
     size = min(8 + int.from_bytes(start[:8], "little"), file.file_bytes, HEADER_LIMIT_BYTES)
     if size > len(start):
-        start, more = _beginning(model, file, size, blob, retry, listener)
-        came += more
+        start = first(size)
+        came += len(start)
     return start[:size], came
-
-
-def _beginning(
-    model: RemoteModel, file: RemoteFile, size: int, blob: Path, retry: Retry, listener: Listener
-) -> tuple[bytes, int]:
-    """The first ``size`` bytes of a file, or all of it, and how many came over the network."""
-    if file.cached and blob.is_file():
-        with blob.open("rb") as stream:
-            return stream.read(size), 0
-    with client.explained(model.repo_id, kind=model.kind):
-        found = client.ask(lambda: _ranged(model, file, size, retry.silence_s), retry, listener)
-    return found, len(found)
 
 
 def _ranged(model: RemoteModel, file: RemoteFile, size: int, silence_s: float) -> bytes:

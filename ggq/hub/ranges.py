@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
 from pathlib import Path
 
 from ggq.errors import Damaged, HubProblem
 from ggq.hub import client
 from ggq.hub.client import DEFAULT_RETRY, Retry
-from ggq.hub.fetch import LONGEST_RESPONSE_BYTES, new_digest
+from ggq.hub.fetch import new_digest
 from ggq.hub.hollow import HEADER_LIMIT_BYTES
 from ggq.hub.remote import RemoteFile, RemoteModel
-from ggq.hub.transfer import Place, RangeIgnored, blocks
+from ggq.hub.transfer import LONGEST_RESPONSE_BYTES, Place, RangeIgnored, blocks
 from ggq.progress import Listener, silent
 
 # What a converter passes over, a small tensor as a rule, is read all the same: so the file is read whole.
@@ -19,7 +20,7 @@ _GAP_BYTES = 1 << 20
 
 
 class RemoteWeights:
-    """The safetensors files of ``model``. ``hollow``: the folder that ``gather`` made of them, with their
+    """The safetensors files of ``model`` that ``gather`` made hollow in the folder ``hollow``, with their
     headers. ``received_bytes`` were read.
 
     As long as a file is read from front to back, one answer of the server serves many tensors, and a file
@@ -35,10 +36,20 @@ class RemoteWeights:
         self._readings = {
             file.path: _Reading(file, hollow / file.path)
             for file in model.files
-            if file.path.endswith(".safetensors") and (hollow / file.path).exists()
+            if file.path.endswith(".safetensors") and _is_hollow(hollow / file.path)
         }
+        self._stop = threading.Event()
         self._answer: _Answer | None = None
         self.received_bytes = 0
+
+    def close(self) -> None:
+        """Read no more; from any thread."""
+        self._stop.set()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Which they are."""
+        return tuple(self._readings)
 
     @property
     def proven(self) -> tuple[str, ...]:
@@ -62,7 +73,7 @@ class RemoteWeights:
         at = reading.begin(start)
         failures = 0
         with client.explained(self._model.repo_id, kind=self._model.kind):
-            while at < end:
+            while at < end and not self._stop.is_set():
                 try:
                     block = self._next(reading, at, end)
                 except RangeIgnored as error:
@@ -72,12 +83,12 @@ class RemoteWeights:
                         "Leave --stream out: the checkpoint is downloaded then.",
                     ) from error
                 except httpx.HTTPError as error:
-                    self._answer = None
-                    if reading.place.url and isinstance(error, HfHubHTTPError):
-                        reading.place.url = None  # it may have expired: the Hub tells another
-                        continue
+                    self._hang_up()
+                    known, reading.place.url = reading.place.url, None  # the Hub may tell another
+                    if known and isinstance(error, HfHubHTTPError):
+                        continue  # it has expired
                     failures += 1
-                    client.pause(self._retry, failures, error, self._listener)
+                    client.pause(self._retry, failures, error, self._listener, self._stop)
                     continue
                 failures = 0
                 self.received_bytes += len(block)
@@ -90,6 +101,7 @@ class RemoteWeights:
         """Some bytes before ``end``: of the answer under way, or of a new one."""
         answer = self._answer
         if answer is None or answer.reading is not reading or answer.at != at:
+            self._hang_up()
             last = end
             if reading.is_in_order:
                 last = min(reading.file.file_bytes, at + LONGEST_RESPONSE_BYTES)
@@ -97,9 +109,17 @@ class RemoteWeights:
             answer = self._answer = _Answer(reading, at, last, coming)
         block = answer.take(end - at)
         if answer.at >= answer.end:
-            answer.close()
-            self._answer = None
+            self._hang_up()
         return block
+
+    def _hang_up(self) -> None:
+        if self._answer is not None:
+            self._answer.close()
+            self._answer = None
+
+
+def _is_hollow(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 class _Answer:

@@ -26,7 +26,8 @@ class RemoteFile:
     """A file as the Hub announces it.
 
     Large files have a ``sha256``, the others git's ``git_sha1`` (of ``blob <bytes>\\0<content>``); a file
-    that was only seen in the cache has neither. ``cached``: it lies in the Hub cache with the announced size.
+    that was only seen in the cache has neither, unless it is a link to its blob. ``cached``: it lies in the
+    Hub cache with the announced size.
     """
 
     path: str
@@ -176,7 +177,10 @@ def _held_files(snapshot: Path) -> Iterator[RemoteFile]:
     for place in snapshot.rglob("*"):
         if place.is_file():
             path = place.relative_to(snapshot).as_posix()
-            yield RemoteFile(path, place.stat().st_size, None, None, cached=True)
+            blob = place.resolve().name
+            sha256 = blob if _SHA256.fullmatch(blob) else None
+            git_sha1 = blob if _COMMIT.fullmatch(blob) else None
+            yield RemoteFile(path, place.stat().st_size, sha256, git_sha1, cached=True)
 
 
 def _held(repo: Path) -> str:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from ggq.hub import client
 from ggq.hub.remote import RemoteFile, RemoteModel
 
+# A content network need not serve more than 50 GB in one response (huggingface_hub refuses to ask for it).
+LONGEST_RESPONSE_BYTES = 10_000_000_000
+
 
 class RangeIgnored(Exception):
     """The server answered with another part of the file than was asked for."""
@@ -15,7 +18,7 @@ class RangeIgnored(Exception):
 
 @dataclass
 class Place:
-    """Where a file was found: the content network's address, which is good for a while."""
+    """Where a file was found, if not at the Hub itself: an address that is good for a while."""
 
     url: str | None = None
 
@@ -50,7 +53,7 @@ def blocks(
         hf_raise_for_status(response)
         if start and not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
             raise RangeIgnored
-        if response.history:
+        if response.history and response.url.netloc != response.history[0].url.netloc:
             place.url = str(response.url)
         came = 0
         for block in response.iter_bytes():

@@ -12,7 +12,7 @@ import functools
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,15 +163,21 @@ def leave_holes(*, without_values: bool) -> None:
         LocalTensor.mmap_bytes = mmap_bytes
 
 
-def read_elsewhere(read: Callable[[str, int, memoryview], None]) -> None:
-    """From now on have the converter take the values of the checkpoint's weights from ``read``, which fills a
-    room with a file's bytes from an offset on; the files need hold no more than their headers."""
+def read_elsewhere(hollow: Collection[Path], read: Callable[[str, int, memoryview], None]) -> None:
+    """From now on have the converter take the values of weights in the files ``hollow``, which hold no more
+    than their headers, from ``read``: it fills a room with the bytes of a file, by name, from an offset on.
+    It is called from several threads."""
     import numpy as np
     from gguf.utility import LocalTensor
 
+    mapped = LocalTensor.mmap_bytes
+
     def mmap_bytes(self: Any) -> Any:
+        path = Path(self.data_range.filename)
+        if path not in hollow:
+            return mapped(self)
         found = np.empty(self.data_range.size, np.uint8)
-        read(Path(self.data_range.filename).name, self.data_range.offset, found.data)
+        read(path.name, self.data_range.offset, found.data)
         return found
 
     LocalTensor.mmap_bytes = mmap_bytes

@@ -180,7 +180,7 @@ class _Maker:
             made = self._convert(found.folder, staged, source, without_values=not found.with_values)
             return replace(made, network_bytes=found.received_bytes)
 
-        missing = sum(file.file_bytes for file in hub.select_files(model.files) if not file.cached)
+        missing = hub.needed_bytes(model, hub.select_files(model.files))
         return replace(self._model(name, folder, source, fill), download_bytes=missing)
 
     def of_folder(self, path: Path) -> HollowModel:

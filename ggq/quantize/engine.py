@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -111,15 +111,21 @@ class Engine:
                 stack.callback(os.close, self._files[path])
             pool = stack.enter_context(ThreadPoolExecutor(self._threads))
             under_way: deque[tuple[_Block, Future[int]]] = deque()
+
+            def settle(*, wait: bool) -> None:
+                while under_way and (wait or under_way[0][1].done()):
+                    self._settle(*under_way.popleft(), finished, written)
+
             try:
                 for work in works:
                     for block in self._read(work):
                         under_way.append((block, pool.submit(self._do, block)))
-                        while under_way and under_way[0][1].done():
-                            self._settle(*under_way.popleft(), finished, written)
-                while under_way:
-                    self._settle(*under_way.popleft(), finished, written)
+                        settle(wait=False)
+                    settle(wait=self._source.is_remote)
+                settle(wait=True)
             except BaseException:
+                with suppress(Exception):
+                    settle(wait=False)
                 self._stopped.set()
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -27,6 +27,10 @@ class Source(Protocol):
     def identity(self) -> str:
         """What tells these data from others: a digest, as a rule."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the data come from afar: a finished tensor is written down before the next is awaited."""
+
     def open(self, tensor: TensorInfo) -> AbstractContextManager[Stream]:
         """A tensor's data in its own type, little-endian, from the first row on; what comes after the last
         row is not read. One tensor is open at a time, in the order of the base. Raises GgqError, OSError."""
@@ -37,6 +41,8 @@ class BaseFile:
 
     It is read, not mapped: a disk that fails is then an error, and not the death of the process.
     """
+
+    is_remote = False
 
     def __init__(self, base: GgufFile, identity: str | None = None) -> None:
         """``identity``: the file's digest, where it is known; else name, size and time of change stand in."""

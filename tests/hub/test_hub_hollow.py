@@ -99,3 +99,30 @@ def test_a_repository_without_weights(hub: HubServer, tmp_path: Path) -> None:
     hub.add_repo("org/empty", {"config.json": b"{}"})
     with pytest.raises(HubProblem, match="no weights"):
         gathered(tmp_path, "org/empty")
+
+
+def test_for_a_stream_what_the_converter_reads_by_itself_is_whole(
+    hub: HubServer, example: Path, tmp_path: Path
+) -> None:
+    weights = (example / "model.safetensors").read_bytes()
+    content = {file.name: file.read_bytes() for file in example.iterdir()}
+    del content["model.safetensors"]
+    content |= {"1_Dense/config.json": b"{}", "1_Dense/model.safetensors": weights[:5000]}
+    content["model-00001-of-00002.safetensors"] = weights
+    content["model-00002-of-00002.safetensors"] = weights[:-1] + b"?"
+    hub.add_repo("org/dense", content)
+    the_hub.download(ModelRef("hub", "org/dense"), exclude=["model-00002*", "1_Dense/*"])
+    found = the_hub.gather(the_hub.inspect("org/dense"), tmp_path / "made", for_stream=True).folder
+    assert (found / "1_Dense" / "model.safetensors").read_bytes() == weights[:5000]
+    # What is in the cache is not made hollow, and not read again.
+    assert (found / "model-00001-of-00002.safetensors").read_bytes() == weights
+    remote = the_hub.RemoteWeights(the_hub.inspect("org/dense"), found)
+    assert remote.files == ("model-00002-of-00002.safetensors",)
+
+
+def test_offline_the_files_are_told_from_others_by_their_digests(hub: HubServer, example: Path) -> None:
+    hub.add_repo("org/tiny-llama", example)
+    the_hub.download(ModelRef("hub", "org/tiny-llama"))
+    online = {file.path: file.blob_name for file in the_hub.inspect("org/tiny-llama").files if file.cached}
+    offline = {file.path: file.blob_name for file in the_hub.inspect("org/tiny-llama", offline=True).files}
+    assert offline == online and all(online.values())
