@@ -175,7 +175,7 @@ class Foresight:
                 measured = self._resident(file.paths[0], load, mode)
                 words = f"{load.context_tokens} {load.type_k} {mode} ngl {load.offload.n_gpu_layers}"
                 yield Cell("memory", self._name, preset.name, words, foretold.resident_bytes(mode), measured)
-            turns = _TURNS if file.file_bytes < _SECOND_BYTES else 1
+            turns = _TURNS if file.file_bytes < 2 * _SECOND_BYTES else 1
             tried = [self._speeds(preset, file.paths[0], sizes, number) for number in range(turns)]
             for cells in zip(*tried, strict=True):
                 yield sorted(cells, key=lambda cell: cell.error)[turns // 2]

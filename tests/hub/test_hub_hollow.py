@@ -109,7 +109,7 @@ def test_for_a_stream_what_the_converter_reads_by_itself_is_whole(
     del content["model.safetensors"]
     content |= {"1_Dense/config.json": b"{}", "1_Dense/model.safetensors": weights[:5000]}
     content["model-00001-of-00002.safetensors"] = weights
-    content["model-00002-of-00002.safetensors"] = weights[:-1] + b"?"
+    content["model-00002-of-00002.safetensors"] = weights[:-1] + b"!"
     hub.add_repo("org/dense", content)
     the_hub.download(ModelRef("hub", "org/dense"), exclude=["model-00002*", "1_Dense/*"])
     found = the_hub.gather(the_hub.inspect("org/dense"), tmp_path / "made", for_stream=True).folder
