@@ -34,7 +34,7 @@ types: $(INSTALLED) ## Static types
 	$(BIN)/mypy
 
 tests: $(INSTALLED) ## The tests alone
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 demo: setup ## Convert and quantize the small model that comes with ggq, and hear one of the results
 	$(BIN)/ggq convert-and-quantize examples/tiny-llama --preset k-quants --outdir demo

@@ -26,7 +26,8 @@ class LossPrior:
     """Published loss against 16 bits: what to expect before anything is measured here.
 
     Mean KL divergence in nats per token; increase of perplexity; each without and with an importance
-    matrix. ``source`` says who measured it on what.
+    matrix. ``source`` says who measured it on what; ``mean_kld_of_others``: of other models, by the same
+    hand, which shows how far it spreads.
     """
 
     model: str
@@ -35,6 +36,7 @@ class LossPrior:
     ppl_increase: float | None = None
     mean_kld_imatrix: float | None = None
     ppl_increase_imatrix: float | None = None
+    mean_kld_of_others: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,15 @@ def _preset(name: str, table: _Table, sources: _Table, ftypes: set[str] | None) 
 
 
 def _prior(table: _Table, sources: _Table) -> LossPrior:
-    table.refuse_other_keys("model", "source", *_LOSSES)
+    table.refuse_other_keys("model", "source", "mean_kld_of_others", *_LOSSES)
     losses = {key: table.get(key, float, None) for key in _LOSSES}
-    return LossPrior(table.get("model", str), _source(table, "source", sources), **losses)
+    others = table.table("mean_kld_of_others")
+    return LossPrior(
+        table.get("model", str),
+        _source(table, "source", sources),
+        **losses,
+        mean_kld_of_others={model: others.get(model, float) for model in others.values},
+    )
 
 
 def _source(table: _Table, key: str, sources: _Table) -> str:

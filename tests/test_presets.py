@@ -26,7 +26,7 @@ bits_per_weight = 5
 bits_source = "notes"
 summary = "Q4_K_M with attention values at 8 bits."
 use = "Tests."
-loss_prior = { model = "M", source = "notes", mean_kld = 0.1 }
+loss_prior = { model = "M", source = "notes", mean_kld = 0.1, mean_kld_of_others = { N = 0.2 } }
 tensor_types = { "attn_v" = "q8_0", 'blk\\.[01]\\.' = "Q6_K" }
 """
 
@@ -92,6 +92,7 @@ def test_a_file_of_ones_own(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert preset.bits_per_weight == 5 and preset.bits_source == "my notes"
     assert preset.tensor_types == {"attn_v": "q8_0", r"blk\.[01]\.": "Q6_K"}
     assert preset.loss_prior and preset.loss_prior.source == "my notes"
+    assert preset.loss_prior.mean_kld_of_others == {"N": 0.2}
     assert not preset.needs_imatrix
     assert names("own", extra=mine) == ["MINE", "Q4_K_M"]
     monkeypatch.setenv("GGQ_PRESETS", str(mine))

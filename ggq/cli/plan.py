@@ -204,6 +204,12 @@ def _explain(out: Output, found: Plan) -> None:
     priors = {it.prior.model: it.prior.source for it in found.presets if it.prior}
     for name, source in priors.items():
         out.paragraph(f"prior: mean KLD published for {name} ({source}), not measured on this model.")
+    others: dict[str, list[str]] = {}
+    for it in found.presets:
+        for name, mean_kld in (it.prior.mean_kld_of_others if it.prior else {}).items():
+            others.setdefault(name, []).append(f"{it.preset} {mean_kld:.4f}")
+    for name, losses in others.items():
+        out.paragraph(f"How far it spreads: of {name} they were {', '.join(losses)}.")
     if any(it.size.needs_imatrix for it in found.presets):
         out.paragraph("*: cannot be made without an importance matrix (--imatrix).")
     if found.must_be_streamed:

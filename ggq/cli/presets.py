@@ -85,6 +85,7 @@ def _show(preset: Preset, catalogue: Catalogue, out: Output) -> None:
         pairs += [
             ("loss", f"published for {prior.model}, not measured here"),
             ("  KL divergence", _both(prior.mean_kld, prior.mean_kld_imatrix)),
+            ("  of others", ", ".join(f"{name} {kld:.4g}" for name, kld in prior.mean_kld_of_others.items())),
             ("  perplexity", _both(prior.ppl_increase, prior.ppl_increase_imatrix, "+")),
             ("  source", prior.source),
         ]
