@@ -276,12 +276,14 @@ def _place(name: str, devices: Sequence[str]) -> Literal["own", "file", "pinned"
 
 
 def _json_lines(lines: Iterable[str]) -> list[dict[str, Any]]:
-    """The JSON objects among ``lines``; the tools print plain text between them."""
+    """The JSON objects among ``lines``; the tools print plain text between them, from another thread: the
+    first words of such a text may stand before an object."""
     found = []
     for line in lines:
-        if line.startswith("{"):
+        _, brace, content = line.partition('{"')
+        if brace:
             try:
-                found.append(json.loads(line))
+                found.append(json.loads(brace + content))
             except ValueError as error:
                 raise parse.unknown(FIT_TOOL, f"a line that is not JSON: {line[:120]!r}") from error
     return found

@@ -35,6 +35,13 @@ def test_the_breakdown_of_the_cpu() -> None:
     assert found.anonymous_bytes("mmap") == (132 + 28 + 47) * MIB
 
 
+def test_a_breakdown_that_another_thread_wrote_into() -> None:
+    log, content, text = lines("memory_breakdown")
+    name, numbers = text.split(" ", 1)
+    mixed = [log, f"{name} {content}", numbers]
+    assert memory.parse_breakdown(mixed) == memory.parse_breakdown([log, content, text])
+
+
 def test_the_breakdown_with_a_device() -> None:
     found = memory.parse_breakdown(lines("memory_breakdown_rpc"))
     assert found.devices == (

