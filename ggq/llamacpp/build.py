@@ -19,7 +19,7 @@ from typing import Literal
 
 from ggq import files, hardware, process
 from ggq.errors import DiskFull, GgqError, ToolchainProblem, ToolFailed, signal_name
-from ggq.llamacpp import binding, selftest, source, toolchain
+from ggq.llamacpp import binding, quants, selftest, source, toolchain
 from ggq.llamacpp.pin import cmake_hook, pin
 from ggq.llamacpp.toolchain import TOOLS, BuildInfo, Toolchain
 from ggq.progress import Listener, Notice, Step, silent
@@ -149,6 +149,7 @@ def _make(
         compiler = _compile(home, flags, options.jobs, listener)
         try:
             results = self_test(candidate, listener)
+            quick_types = quants.proven(candidate)
             break
         except ToolFailed as failure:
             if not ladder or signal_name(-failure.returncode) not in _REFUSALS:
@@ -173,6 +174,8 @@ def _make(
         built_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         seconds=round(time.monotonic() - started, 1),
         self_test=results,
+        made_for=hardware.native_target(),
+        quick_types=quick_types,
     )
     files.write_json(home / "build.json", info.to_json())
     return replace(candidate, build=info)
@@ -282,15 +285,10 @@ def _stamp(backends: tuple[str, ...], portable: bool) -> str:
     for variant in _ladder(portable):
         digest.update("\0".join(_flags(backends, variant)).encode())
     if not portable:
-        digest.update(_cpu().encode())
+        digest.update(hardware.native_target().encode())
     for file in sorted(cmake_hook().parent.iterdir()):
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _cpu() -> str:
-    """What a native build is made for."""
-    return " ".join((platform.machine(), *hardware.instruction_sets()))
 
 
 # ---- compiling -------------------------------------------------------------------------------------------
@@ -347,10 +345,10 @@ def _compile(home: Path, flags: tuple[str, ...], jobs: int | None, listener: Lis
     build = home / "build"
     made_for = build / ".ggq-cpu"
     with files.explain_os_error(build):
-        if not made_for.is_file() or made_for.read_text(encoding="utf-8") != _cpu():
+        if not made_for.is_file() or made_for.read_text(encoding="utf-8") != hardware.native_target():
             shutil.rmtree(build, ignore_errors=True)
         build.mkdir(exist_ok=True)
-        made_for.write_text(_cpu(), encoding="utf-8")
+        made_for.write_text(hardware.native_target(), encoding="utf-8")
         # CMake's cache would keep the flags of an earlier backend or variant, a compiler that was replaced,
         # and a path that was left. (CMake's own --fresh drops objects, too.)
         (build / "CMakeCache.txt").unlink(missing_ok=True)

@@ -1,4 +1,5 @@
-"""Rows of numbers as ggml checks, widens and quantizes them, by its own library in this process.
+"""Rows of numbers as ggml checks, widens and quantizes them, by its own library in this process, or by ggq's
+quicker build of the same functions (``quants``).
 
 ctypes gives Python's lock back while a function runs, so that threads work side by side. Types are named as
 GGUF files name them (``Q4_K``).
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ggq.errors import ToolchainProblem
 from ggq.llamacpp.toolchain import SETUP_HINT, Toolchain
 
 FLOAT_BYTES = 4
+QUICK = "ggq-quants"
 # What llama-quantize turns into other types (llama_tensor_dequantize_impl in src/llama-quant.cpp), and how.
 _WIDENING: Mapping[str, str | None] = {
     "F32": None,
@@ -29,11 +31,15 @@ class Rows:
     """The functions of one toolchain's library. Rows are bytes, one after the other, in memory that can be
     written to.
 
-    Raises ToolchainProblem when the library is not there or lacks one of them.
+    ``quick_types``: to be made by libggq-quants; None: those that are proven to be the same.
+
+    Raises ToolchainProblem when a library is not there or lacks one of them.
     """
 
-    def __init__(self, toolchain: Toolchain) -> None:
-        self._library = _library(toolchain.lib_dir)
+    def __init__(self, toolchain: Toolchain, quick_types: Collection[str] | None = None) -> None:
+        self._library = _library(toolchain.lib_dir, "ggml-base")
+        self._quick_types = toolchain.quick_types if quick_types is None else quick_types
+        self._quick = _library(toolchain.lib_dir, QUICK) if self._quick_types else None
 
     def needs_importance(self, kind: str) -> bool:
         """Whether ggml ends the whole process when it has to quantize to this type without importance."""
@@ -65,9 +71,13 @@ class Rows:
         count = len(values) // FLOAT_BYTES
         made = room[: ggml_types.by_name()[kind].row_bytes(count)]
         weights = None if importance is None else _address(importance)
-        self._library.ggml_quantize_chunk(
-            _number(kind), _address(values), _address(made), 0, count // width, width, weights
-        )
+        shape = (count // width, width)
+        if self._quick is not None and kind in self._quick_types:
+            self._quick.ggq_quantize(_number(kind), _address(values), _address(made), *shape, weights)
+        else:
+            self._library.ggml_quantize_chunk(
+                _number(kind), _address(values), _address(made), 0, *shape, weights
+            )
         return made
 
 
@@ -99,23 +109,33 @@ def _number(kind: str) -> int:
     return ggml_types.by_name()[kind].number
 
 
+def library_file(lib_dir: Path, name: str) -> Path:
+    """Where a library of a toolchain is, as this platform names it; where it would be, if it is not there."""
+    names = (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll")
+    return next((lib_dir / name for name in names if (lib_dir / name).exists()), lib_dir / names[0])
+
+
+_NUMBER, _COUNT, _MEMORY, _SIZE = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_size_t
+_SIGNATURES: Mapping[str, Mapping[str, tuple[Any, list[Any]]]] = {
+    "ggml-base": {  # ggml/include/ggml.h
+        "ggml_quantize_requires_imatrix": (ctypes.c_bool, [_NUMBER]),
+        "ggml_validate_row_data": (ctypes.c_bool, [_NUMBER, _MEMORY, _SIZE]),
+        "ggml_fp16_to_fp32_row": (None, [_MEMORY, _MEMORY, _COUNT]),
+        "ggml_bf16_to_fp32_row": (None, [_MEMORY, _MEMORY, _COUNT]),
+        "ggml_quantize_chunk": (_SIZE, [_NUMBER, _MEMORY, _MEMORY, _COUNT, _COUNT, _COUNT, _MEMORY]),
+    },
+    QUICK: {  # vendor/llama.cpp/cmake/side_by_side.h
+        "ggq_quantize": (_SIZE, [_NUMBER, _MEMORY, _MEMORY, _COUNT, _COUNT, _MEMORY]),
+    },
+}
+
+
 @functools.cache
-def _library(lib_dir: Path) -> Any:
-    names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
-    path = next((lib_dir / name for name in names if (lib_dir / name).exists()), lib_dir / names[0])
-    number, count, memory, size = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_size_t
-    # ggml/include/ggml.h
-    signatures: Mapping[str, tuple[Any, list[Any]]] = {
-        "ggml_quantize_requires_imatrix": (ctypes.c_bool, [number]),
-        "ggml_validate_row_data": (ctypes.c_bool, [number, memory, size]),
-        "ggml_fp16_to_fp32_row": (None, [memory, memory, count]),
-        "ggml_bf16_to_fp32_row": (None, [memory, memory, count]),
-        "ggml_quantize_chunk": (size, [number, memory, memory, count, count, count, memory]),
-    }
+def _library(lib_dir: Path, name: str) -> Any:
     try:
-        library = ctypes.CDLL(str(path))
-        for name, (result, arguments) in signatures.items():
-            function = getattr(library, name)
+        library = ctypes.CDLL(str(library_file(lib_dir, name)))
+        for function_name, (result, arguments) in _SIGNATURES[name].items():
+            function = getattr(library, function_name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise ToolchainProblem("ggml's library cannot be used.", f"{error}.", SETUP_HINT) from error

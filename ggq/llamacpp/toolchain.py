@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import process, resources
+from ggq import hardware, process, resources
 from ggq.errors import ToolchainProblem
 from ggq.llamacpp.pin import pin
 
@@ -33,7 +33,10 @@ SETUP_HINT = "Run `ggq setup` (in a checkout: `make setup`); it takes some minut
 
 @dataclass(frozen=True)
 class BuildInfo:
-    """What build.json records of a finished build."""
+    """What build.json records of a finished build.
+
+    ``made_for``: the CPU it is for; ``quick_types``: what libggq-quants makes as ggml does (see ``quants``).
+    """
 
     schema_version: int
     stamp: str
@@ -48,15 +51,16 @@ class BuildInfo:
     built_at: str
     seconds: float
     self_test: dict[str, str] = field(default_factory=dict)
+    made_for: str = ""
+    quick_types: tuple[str, ...] = ()
 
     @staticmethod
     def load(file: Path) -> BuildInfo | None:
         """The record, or None when there is none that this ggq can read."""
         try:
             raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            return BuildInfo(
-                **{**raw, "backends": tuple(raw["backends"]), "cmake_flags": tuple(raw["cmake_flags"])}
-            )
+            lists = ("backends", "cmake_flags", "quick_types")
+            return BuildInfo(**raw | {name: tuple(raw[name]) for name in lists if name in raw})
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -101,6 +105,13 @@ class Toolchain:
     def may_see_gpus(self) -> bool:
         """False for a build that has code for none."""
         return self.build is None or not set(self.build.backends) <= {"cpu", "rpc"}
+
+    @property
+    def quick_types(self) -> tuple[str, ...]:
+        """Types that libggq-quants quantizes to, on the CPU that it was proven on."""
+        if self.build is None or self.build.made_for != hardware.native_target():
+            return ()
+        return self.build.quick_types
 
     @property
     def caveats(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ import pytest
 
 from ggq import files, hardware
 from ggq.errors import DiskFull, OutputProblem, ToolchainProblem, ToolFailed
-from ggq.llamacpp import binding, build, source, toolchain
+from ggq.llamacpp import binding, build, quants, source, toolchain
 from ggq.llamacpp.build import BASELINE, NATIVE, PORTABLE, WITHOUT_AMX, BuildOptions
 from ggq.llamacpp.pin import pin
 from ggq.llamacpp.toolchain import Toolchain
@@ -263,6 +263,24 @@ def test_two_at_once_are_refused(home: Path) -> None:
     home.mkdir()
     with files.lock(home), pytest.raises(OutputProblem, match="Another ggq is at work"):
         build.setup(BuildOptions("cpu"), silent, passes)
+
+
+def test_quantizers_that_the_machine_refuses_are_built_without_what_it_refuses(
+    flags_of_each_build: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([ToolFailed(["python"], -signal.SIGILL, []), ("Q4_K",)])
+
+    def proven(candidate: Toolchain) -> tuple[str, ...]:
+        answer = next(answers)
+        if isinstance(answer, ToolFailed):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(quants, "proven", proven)
+    made = build.setup(BuildOptions("cpu"), silent, passes)
+    assert len(flags_of_each_build) == 2 and made.build is not None
+    assert made.build.quick_types == ("Q4_K",) == made.quick_types
+    assert toolchain.built() == made
 
 
 # ---- what the system lacks -------------------------------------------------------------------------------

@@ -209,6 +209,19 @@ def test_options_are_heeded(
     assert digests(made) == made_by(hand, base, recipes, tmp_path / "by hand")
 
 
+def test_without_the_quicker_library_the_bytes_are_the_same(
+    base_gguf: Path, toolchain: Toolchain, tmp_path: Path
+) -> None:
+    if not toolchain.quick_types:
+        pytest.skip("this build has no quicker library")
+    base = gguf_file.read_all(base_gguf)
+    recipes = ask(toolchain, base, presets.load().resolve(["k-quants"]))
+    plain = replace(toolchain, build=None)
+    assert digests(swept(plain, base, recipes, tmp_path / "plain")) == digests(
+        swept(toolchain, base, recipes, tmp_path / "quick")
+    )
+
+
 @pytest.mark.parametrize("max_memory_bytes", [1, 60_000, 1_000_000])
 def test_how_rows_are_cut_into_blocks_does_not_matter(
     hand: ByHand,

@@ -1,0 +1,36 @@
+# What ggq adds to llama.cpp's targets.
+
+target_sources(llama-common PRIVATE ${CMAKE_CURRENT_LIST_DIR}/flush_log_at_exit.cpp)
+
+# libggq-quants: ggml's quantizers compiled once more, with side_by_side.h and for this CPU. Products are not fused
+# with sums, which would round otherwise than libggml-base, whose bytes it must make. Without vectors of eight
+# numbers it would be slower than that library.
+set(vectors "")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND CMAKE_C_COMPILER_ID MATCHES "GNU|Clang")
+    if(GGML_NATIVE)
+        set(vectors -march=native)
+    elseif(GGML_AVX2)
+        set(vectors -mavx2 -mf16c)
+    endif()
+endif()
+if(vectors)
+    file(READ ${CMAKE_SOURCE_DIR}/ggml/src/ggml-quants.c quants)
+    set(include "#include \"side_by_side.h\"\n")
+    foreach(search make_qx_quants make_qkx2_quants make_qkx3_quants)
+        set(definition "static float ${search}(")
+        string(FIND "${quants}" "${definition}" found)
+        if(found LESS 0)
+            message(FATAL_ERROR "ggml-quants.c defines no ${search}: side_by_side.h was written for another one.")
+        endif()
+        string(REPLACE "${definition}" "${include}static float one_by_one_${search}(" quants "${quants}")
+        set(include "")
+    endforeach()
+    file(GENERATE OUTPUT ${CMAKE_BINARY_DIR}/ggq-quants.c CONTENT "${quants}")
+    add_library(ggq-quants SHARED ${CMAKE_BINARY_DIR}/ggq-quants.c)
+    target_include_directories(ggq-quants PRIVATE ${CMAKE_CURRENT_LIST_DIR} ${CMAKE_SOURCE_DIR}/ggml/src)
+    target_link_libraries(ggq-quants PRIVATE ggml-base)
+    # Its functions have the names of libggml-base's own: none but ours is to be seen from outside.
+    target_compile_options(ggq-quants PRIVATE ${vectors} -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math
+        -UGGML_SHARED -fvisibility=hidden -Wno-unused-function)
+    add_dependencies(llama-quantize ggq-quants)
+endif()
