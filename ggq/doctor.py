@@ -172,6 +172,18 @@ def _toolchain(patient: _Patient) -> Iterator[Check]:
         yield Check("converter", "problem", "This llama.cpp comes without its converter.", SETUP_HINT)
 
 
+def _quantizers(patient: _Patient) -> Iterator[Check]:
+    if patient.toolchain is None:
+        return
+    quick = len(patient.toolchain.quick_types)
+    if quick:
+        yield Check("quantizers", "ok", f"ggq's quicker ones for {quick} types, proven to make ggml's bytes")
+    elif patient.toolchain.build is not None and "avx2" in hardware.instruction_sets():
+        yield Check("quantizers", "warning", "ggml's own; quicker ones were not built for this CPU", SETUP_HINT)
+    else:
+        yield Check("quantizers", "ok", "ggml's own")
+
+
 def _self_test(patient: _Patient) -> Iterator[Check]:
     if patient.toolchain is None:
         return
@@ -281,5 +293,5 @@ def _is_writable(folder: Path) -> bool:
 
 
 _EXAMINATIONS: tuple[Callable[[_Patient], Iterator[Check]], ...] = (
-    _system, _memory, _gpus, _toolchain, _self_test, _binding, _hub, _packages, _disks,
+    _system, _memory, _gpus, _toolchain, _quantizers, _self_test, _binding, _hub, _packages, _disks,
 )  # fmt: skip

@@ -46,6 +46,18 @@ def test_a_machine_that_is_ready(toolchain: Toolchain) -> None:
 
 
 @pytest.mark.tool
+def test_a_build_that_was_made_for_another_cpu_quantizes_with_ggmls_own(
+    toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not toolchain.quick_types:
+        pytest.skip("this build has no quicker quantizers")
+    assert "proven" in lines(examine()[1], "quantizers")[0]["finding"]
+    monkeypatch.setattr(hardware, "native_target", lambda: "x86_64 of another kind")
+    (check,) = lines(examine()[1], "quantizers")
+    assert check["status"] == "warning" and "ggq setup" in check["next_step"]
+
+
+@pytest.mark.tool
 @pytest.mark.parametrize("columns", [60, 80])
 def test_a_terminal_is_not_overrun(toolchain: Toolchain, columns: int) -> None:
     parent, child = pty.openpty()
