@@ -176,12 +176,8 @@ def _quantizers(patient: _Patient) -> Iterator[Check]:
     if patient.toolchain is None:
         return
     quick = len(patient.toolchain.quick_types)
-    if quick:
-        yield Check("quantizers", "ok", f"ggq's quicker ones for {quick} types, proven to make ggml's bytes")
-    elif patient.toolchain.build is not None and "avx2" in hardware.instruction_sets():
-        yield Check("quantizers", "warning", "ggml's own; quicker ones were not built for this CPU", SETUP_HINT)
-    else:
-        yield Check("quantizers", "ok", "ggml's own")
+    finding = f"ggq's quicker ones for {quick} types, with ggml's bytes" if quick else "ggml's own"
+    yield Check("quantizers", "ok", finding)
 
 
 def _self_test(patient: _Patient) -> Iterator[Check]:

@@ -152,11 +152,6 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(name for name in _INSTRUCTION_SETS if name in flags)
 
 
-def native_target() -> str:
-    """What a program is made for that is compiled for this very CPU."""
-    return " ".join((platform.machine(), *instruction_sets()))
-
-
 @functools.cache
 def _cpu() -> dict[str, Any]:
     """Name and flags, as Linux on x86 has them at hand; elsewhere py-cpuinfo asks around for a second."""

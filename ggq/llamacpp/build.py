@@ -149,7 +149,6 @@ def _make(
         compiler = _compile(home, flags, options.jobs, listener)
         try:
             results = self_test(candidate, listener)
-            quick_types = quants.proven(candidate)
             break
         except ToolFailed as failure:
             if not ladder or signal_name(-failure.returncode) not in _REFUSALS:
@@ -174,11 +173,19 @@ def _make(
         built_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         seconds=round(time.monotonic() - started, 1),
         self_test=results,
-        made_for=hardware.native_target(),
-        quick_types=quick_types,
+        quick_types=_quick_types(candidate, listener),
     )
     files.write_json(home / "build.json", info.to_json())
     return replace(candidate, build=info)
+
+
+def _quick_types(candidate: Toolchain, listener: Listener) -> tuple[str, ...]:
+    """What libggq-quants may make. That it does not run is no reason to build anything else."""
+    try:
+        return quants.proven(candidate)
+    except GgqError as problem:
+        listener(Notice(f"ggq's quicker quantizers are not used: {problem}", "warning"))
+        return ()
 
 
 # ---- what to build ---------------------------------------------------------------------------------------
@@ -285,10 +292,15 @@ def _stamp(backends: tuple[str, ...], portable: bool) -> str:
     for variant in _ladder(portable):
         digest.update("\0".join(_flags(backends, variant)).encode())
     if not portable:
-        digest.update(hardware.native_target().encode())
+        digest.update(_cpu().encode())
     for file in sorted(cmake_hook().parent.iterdir()):
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _cpu() -> str:
+    """What a native build is made for."""
+    return " ".join((platform.machine(), *hardware.instruction_sets()))
 
 
 # ---- compiling -------------------------------------------------------------------------------------------
@@ -345,10 +357,10 @@ def _compile(home: Path, flags: tuple[str, ...], jobs: int | None, listener: Lis
     build = home / "build"
     made_for = build / ".ggq-cpu"
     with files.explain_os_error(build):
-        if not made_for.is_file() or made_for.read_text(encoding="utf-8") != hardware.native_target():
+        if not made_for.is_file() or made_for.read_text(encoding="utf-8") != _cpu():
             shutil.rmtree(build, ignore_errors=True)
         build.mkdir(exist_ok=True)
-        made_for.write_text(hardware.native_target(), encoding="utf-8")
+        made_for.write_text(_cpu(), encoding="utf-8")
         # CMake's cache would keep the flags of an earlier backend or variant, a compiler that was replaced,
         # and a path that was left. (CMake's own --fresh drops objects, too.)
         (build / "CMakeCache.txt").unlink(missing_ok=True)

@@ -47,5 +47,5 @@ def pin() -> Pin:
 
 
 def cmake_hook() -> Path:
-    """The CMake file that links ggq's own source into the tools (flushes their log at exit)."""
+    """The CMake file through which ggq adds to the build; what it adds lies beside it."""
     return resources.data("vendor", "llama.cpp", "cmake", "ggq.cmake")

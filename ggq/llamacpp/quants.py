@@ -1,8 +1,8 @@
-"""Proof that libggq-quants makes what ggml makes.
+"""Whether libggq-quants makes what ggml makes.
 
-ggq's build compiles ggml's quantizers a second time, for this CPU and with their searches done side by side
-(vendor/llama.cpp/cmake/side_by_side.h): two to three times as fast. It is used for a type only where it made
-the same bytes as libggml-base of every kind of rows below, on the machine where it was built.
+On x86-64 ggq's build compiles ggml's quantizers a second time, with their searches done side by side
+(vendor/llama.cpp/cmake/side_by_side.h): two to three times as fast. It is made to do the same arithmetic, and
+is used for a type only where it also made the same bytes as libggml-base of every kind of rows below.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ from ggq.llamacpp.toolchain import Toolchain
 
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 _COUNT, _WIDTH = 24, 1024
+_TIMEOUT_S = 300  # it takes two seconds
 
 
 def proven(toolchain: Toolchain) -> tuple[str, ...]:
     """The types that this toolchain's libggq-quants makes as ggml does, tried in a child process; none where
     it has no such library.
 
-    Raises ToolFailed when the child dies: this machine refuses an instruction.
+    Raises ToolFailed when the child fails, as where this machine has no AVX2.
     """
     if not library_file(toolchain.lib_dir, QUICK).exists():
         return ()
-    done = process.run([sys.executable, "-m", __name__, toolchain.lib_dir])
+    # In a folder of ours: Python looks for modules in the current one first.
+    done = process.run(
+        [sys.executable, "-m", __name__, toolchain.lib_dir], cwd=toolchain.lib_dir, timeout_s=_TIMEOUT_S
+    )
     try:
         return tuple(json.loads(done.stdout[-1]))
     except (IndexError, ValueError, TypeError) as error:
@@ -40,15 +44,13 @@ def proven(toolchain: Toolchain) -> tuple[str, ...]:
 def is_same(toolchain: Toolchain, kind: str) -> bool:
     """Whether both libraries make the same bytes of all kinds of rows, in this process."""
     by_ggml, quick = Rows(toolchain, ()), Rows(toolchain, (kind,))
-    row_bytes = ggml_types.by_name()[kind].row_bytes(_COUNT * _WIDTH)
-    rooms = [memoryview(bytearray(row_bytes)) for _ in range(2)]
+    size = ggml_types.by_name()[kind].row_bytes(_COUNT * _WIDTH)
+    expected, made = (memoryview(bytearray(size)) for _ in range(2))
     for values in kinds_of_rows():
         for importance in (None, *kinds_of_importance()):
-            made = [
-                rows.quantize(kind, _bytes(values), _WIDTH, _bytes(importance), room)
-                for rows, room in zip((by_ggml, quick), rooms, strict=True)
-            ]
-            if made[0] != made[1]:
+            rows = (kind, _bytes(values), _WIDTH, _bytes(importance))
+            by_ggml.quantize(*rows, expected)
+            if not quick.quantize_quickly(*rows, made) or made != expected:
                 return False
     return True
 

@@ -70,15 +70,25 @@ class Rows:
         """
         count = len(values) // FLOAT_BYTES
         made = room[: ggml_types.by_name()[kind].row_bytes(count)]
-        weights = None if importance is None else _address(importance)
-        shape = (count // width, width)
-        if self._quick is not None and kind in self._quick_types:
-            self._quick.ggq_quantize(_number(kind), _address(values), _address(made), *shape, weights)
-        else:
+        if not self.quantize_quickly(kind, values, width, importance, made):
+            weights = None if importance is None else _address(importance)
             self._library.ggml_quantize_chunk(
-                _number(kind), _address(values), _address(made), 0, *shape, weights
+                _number(kind), _address(values), _address(made), 0, count // width, width, weights
             )
         return made
+
+    def quantize_quickly(
+        self, kind: str, values: memoryview, width: int, importance: memoryview | None, made: memoryview
+    ) -> bool:
+        """Fill ``made`` by libggq-quants, if it is one of the quick types. Returns whether it did."""
+        if self._quick is None or kind not in self._quick_types:
+            return False
+        weights = None if importance is None else _address(importance)
+        count = len(values) // FLOAT_BYTES // width
+        done: int = self._quick.ggq_quantize(
+            _number(kind), _address(values), _address(made), count, width, weights
+        )
+        return done == len(made)
 
 
 def can_be_widened(kind: str) -> bool:

@@ -35,7 +35,7 @@ SETUP_HINT = "Run `ggq setup` (in a checkout: `make setup`); it takes some minut
 class BuildInfo:
     """What build.json records of a finished build.
 
-    ``made_for``: the CPU it is for; ``quick_types``: what libggq-quants makes as ggml does (see ``quants``).
+    ``quick_types``: what its libggq-quants makes as ggml does (see ``quants``).
     """
 
     schema_version: int
@@ -51,7 +51,6 @@ class BuildInfo:
     built_at: str
     seconds: float
     self_test: dict[str, str] = field(default_factory=dict)
-    made_for: str = ""
     quick_types: tuple[str, ...] = ()
 
     @staticmethod
@@ -108,8 +107,8 @@ class Toolchain:
 
     @property
     def quick_types(self) -> tuple[str, ...]:
-        """Types that libggq-quants quantizes to, on the CPU that it was proven on."""
-        if self.build is None or self.build.made_for != hardware.native_target():
+        """Types that its libggq-quants may make on this CPU; none without such a library."""
+        if self.build is None or "avx2" not in hardware.instruction_sets():
             return ()
         return self.build.quick_types
 

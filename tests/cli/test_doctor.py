@@ -46,15 +46,11 @@ def test_a_machine_that_is_ready(toolchain: Toolchain) -> None:
 
 
 @pytest.mark.tool
-def test_a_build_that_was_made_for_another_cpu_quantizes_with_ggmls_own(
-    toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not toolchain.quick_types:
-        pytest.skip("this build has no quicker quantizers")
-    assert "proven" in lines(examine()[1], "quantizers")[0]["finding"]
-    monkeypatch.setattr(hardware, "native_target", lambda: "x86_64 of another kind")
-    (check,) = lines(examine()[1], "quantizers")
-    assert check["status"] == "warning" and "ggq setup" in check["next_step"]
+def test_it_says_who_quantizes(toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch) -> None:
+    if toolchain.quick_types:
+        assert "for 10 types" in lines(examine()[1], "quantizers")[0]["finding"]
+    monkeypatch.setattr(hardware, "instruction_sets", lambda: ("avx",))
+    assert lines(examine()[1], "quantizers")[0]["finding"] == "ggml's own"
 
 
 @pytest.mark.tool

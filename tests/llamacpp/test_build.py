@@ -265,22 +265,28 @@ def test_two_at_once_are_refused(home: Path) -> None:
         build.setup(BuildOptions("cpu"), silent, passes)
 
 
-def test_quantizers_that_the_machine_refuses_are_built_without_what_it_refuses(
+def test_quantizers_that_do_not_run_here_are_done_without(
     flags_of_each_build: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = iter([ToolFailed(["python"], -signal.SIGILL, []), ("Q4_K",)])
+    def refused(candidate: Toolchain) -> tuple[str, ...]:
+        raise ToolFailed(["python"], -signal.SIGILL, [])
 
-    def proven(candidate: Toolchain) -> tuple[str, ...]:
-        answer = next(answers)
-        if isinstance(answer, ToolFailed):
-            raise answer
-        return answer
+    monkeypatch.setattr(quants, "proven", refused)
+    events: list[Event] = []
+    made = build.setup(BuildOptions("cpu"), events.append, passes)
+    assert len(flags_of_each_build) == 1 and made.build is not None
+    assert made.build.variant == "native" and made.quick_types == ()
+    (notice,) = (event for event in events if isinstance(event, Notice))
+    assert "quicker quantizers are not used" in notice.text and "SIGILL" in notice.text
 
-    monkeypatch.setattr(quants, "proven", proven)
+
+def test_what_was_proven_is_recorded(
+    flags_of_each_build: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quants, "proven", lambda candidate: ("Q4_K",))
+    monkeypatch.setattr(hardware, "instruction_sets", lambda: ("avx2",))
     made = build.setup(BuildOptions("cpu"), silent, passes)
-    assert len(flags_of_each_build) == 2 and made.build is not None
-    assert made.build.quick_types == ("Q4_K",) == made.quick_types
-    assert toolchain.built() == made
+    assert made.quick_types == ("Q4_K",) and toolchain.built() == made
 
 
 # ---- what the system lacks -------------------------------------------------------------------------------

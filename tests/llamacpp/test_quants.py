@@ -18,32 +18,40 @@ from ggq.llamacpp.toolchain import Toolchain
 
 pytestmark = pytest.mark.tool
 
-# What another library would do with the rows: ggml's own bytes are not zero.
+# What other libraries do with rows; 12 is Q4_K, 144 bytes for 256 weights.
 NOTHING = "return 0;"
+NOISE = (
+    "unsigned long size = type == 12 ? count * width / 256 * 144 : 0; memset(made, 0x5a, size); return size;"
+)
 REFUSED = "raise(SIGILL); return 0;"
+SOURCE = """
+#include <signal.h>
+#include <string.h>
+unsigned long ggq_quantize(int type, float * rows, void * made, long count, long width, float * importance) {
+    %s
+}
+"""
 
 
 @pytest.fixture
 def own(toolchain: Toolchain) -> Toolchain:
-    """A build with such a library."""
-    if not library_file(toolchain.lib_dir, QUICK).exists():
-        pytest.skip("this build has no libggq-quants: it is for x86-64 with AVX2")
+    """A build that ought to have such a library."""
+    if toolchain.build is None or "avx2" not in hardware.instruction_sets():
+        pytest.skip("libggq-quants is of ggq's own builds, for x86-64 with AVX2")
     return toolchain
 
 
 def with_library(toolchain: Toolchain, folder: Path, body: str) -> Toolchain:
     """The same ggml, beside another libggq-quants."""
-    (folder / "quants.c").write_text(f"#include <signal.h>\nunsigned long ggq_quantize(void) {{ {body} }}\n")
+    (folder / "quants.c").write_text(SOURCE % body)
     for file in toolchain.lib_dir.glob("libggml*"):
         (folder / file.name).symlink_to(file)
     process.run(["cc", "-shared", "-fPIC", "-o", library_file(folder, QUICK), folder / "quants.c"])
-    return Toolchain("built", folder, folder, None, None)
+    return replace(toolchain, lib_dir=folder)
 
 
 def test_this_builds_library_makes_what_ggml_makes(own: Toolchain) -> None:
-    assert quants.proven(own) == quants.TYPES
-    if own.build is not None:
-        assert own.build.quick_types == quants.TYPES == own.quick_types
+    assert quants.proven(own) == quants.TYPES == own.quick_types
 
 
 @pytest.mark.parametrize("kind", quants.TYPES)
@@ -70,8 +78,9 @@ def test_also_of_other_rows(own: Toolchain, kind: str) -> None:
         assert made[0] == made[1] and any(made[0])
 
 
-def test_one_that_makes_other_bytes_is_not_believed(own: Toolchain, tmp_path: Path) -> None:
-    assert quants.proven(with_library(own, tmp_path, NOTHING)) == ()
+@pytest.mark.parametrize("body", [NOTHING, NOISE])
+def test_one_that_makes_something_else_is_not_believed(own: Toolchain, tmp_path: Path, body: str) -> None:
+    assert quants.proven(with_library(own, tmp_path, body)) == ()
 
 
 def test_one_that_the_machine_refuses_is_a_finding(own: Toolchain, tmp_path: Path) -> None:
@@ -80,17 +89,34 @@ def test_one_that_the_machine_refuses_is_a_finding(own: Toolchain, tmp_path: Pat
     assert caught.value.returncode == -signal.SIGILL
 
 
+def test_modules_of_the_users_folder_are_not_run(
+    own: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert quants.proven(own) == quants.TYPES
+
+
 def test_a_llama_cpp_without_one_does_without(toolchain: Toolchain, tmp_path: Path) -> None:
-    for file in toolchain.lib_dir.glob("libggml*"):
-        (tmp_path / file.name).symlink_to(file)
-    named = Toolchain("named", tmp_path, tmp_path, None, None)
-    assert quants.proven(named) == () == named.quick_types
+    assert quants.proven(replace(toolchain, lib_dir=tmp_path)) == ()
 
 
-def test_on_another_cpu_it_is_not_used(own: Toolchain, monkeypatch: pytest.MonkeyPatch) -> None:
-    if own.build is None:
-        pytest.skip("this llama.cpp was not built by ggq")
-    proven_there = replace(own, build=replace(own.build, made_for=hardware.native_target()))
-    assert proven_there.quick_types
+def rows_of(toolchain: Toolchain) -> bytes:
+    values = memoryview(bytearray(np.linspace(-1, 1, 512, dtype="f4").tobytes()))
+    return bytes(Rows(toolchain).quantize("Q4_K", values, 256, None, memoryview(bytearray(288))))
+
+
+def test_what_is_proven_is_used_and_nothing_else(
+    own: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert own.build is not None
+    other = with_library(own, tmp_path, NOISE)
+    assert rows_of(other) == b"\x5a" * 288 != rows_of(own)
+    unproven = replace(other, build=replace(own.build, quick_types=("Q6_K",)))
+    assert rows_of(unproven) == rows_of(own)
     monkeypatch.setattr(hardware, "instruction_sets", lambda: ("avx",))
-    assert proven_there.quick_types == ()
+    assert other.quick_types == () and rows_of(other) == rows_of(own)
+
+
+def test_what_it_did_not_do_ggml_does(own: Toolchain, tmp_path: Path) -> None:
+    assert rows_of(with_library(own, tmp_path, NOTHING)) == rows_of(own)

@@ -40,8 +40,6 @@ from ggq.quantize.sweep import JOURNAL, Swept, obstacle, sweep
 
 pytestmark = pytest.mark.tool
 
-# Of 8 million weights the other i-quants would take minutes.
-CHEAP = ("k-quants", "Q4_0", "Q5_1", "IQ4_XS")
 OTHER = ("Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "MXFP4_MOE", "F16", "BF16", "F32", "COPY")
 KILLS = 20
 
@@ -172,7 +170,7 @@ def test_whole_files_are_llama_quantizes_own(
         imatrix=matrix(toolchain, base.path, example, tmp_path) if with_matrix else None,
         keep_split=name == "split, kept",
     )
-    chosen = presets.load().resolve(CHEAP) if name == "prose" else offered()
+    chosen = offered()
     recipes = ask(toolchain, base, chosen, options)
     allowed = [it for it in recipes if not it.needs_imatrix and obstacle(toolchain, base, it) is None]
     assert len(allowed) == len(recipes) if with_matrix else len(allowed) >= len(recipes) - 9

@@ -5,7 +5,8 @@
 // adds the numbers that ggml adds, in ggml's order, so that the result is the same to the last bit.
 //
 // targets.cmake has this file included in a copy of ggml-quants.c, whose own three functions of these names it
-// renames to one_by_one_*. All else (weights, scales of scales, packing) stays ggml's.
+// renames to one_by_one_*. All else (weights, scales of scales, packing) stays ggml's. What is computed here is
+// what those three compute (by the ggml authors, MIT licence), since every bit must be theirs.
 
 enum { LANES = 8, MOST_WEIGHTS = 32 };
 
@@ -36,6 +37,7 @@ ALWAYS_INLINE lanes cost_of(lanes difference, bool use_mad) {
 static float search_scale_and_min(int n, int nmax, const float * GGML_RESTRICT x,
         const float * GGML_RESTRICT weights, uint8_t * GGML_RESTRICT L, float * GGML_RESTRICT the_min,
         float rmin, float rdelta, int nstep, bool use_mad) {
+    GGML_ASSERT(n <= MOST_WEIGHTS && nstep >= 1);
     float min = x[0];
     float max = x[0];
     float sum_w = weights[0];
@@ -162,7 +164,6 @@ static float make_qx_quants(int n, int nmax, const float * GGML_RESTRICT x, int8
 __attribute__((visibility("default")))
 size_t ggq_quantize(enum ggml_type type, const float * rows, void * made, int64_t count, int64_t width,
         const float * importance) {
-#ifdef __AVX2__
     switch (type) {
         case GGML_TYPE_Q4_0: return quantize_q4_0(rows, made, count, width, importance);
         case GGML_TYPE_Q4_1: return quantize_q4_1(rows, made, count, width, importance);
@@ -174,8 +175,6 @@ size_t ggq_quantize(enum ggml_type type, const float * rows, void * made, int64_
         case GGML_TYPE_Q4_K: return quantize_q4_K(rows, made, count, width, importance);
         case GGML_TYPE_Q5_K: return quantize_q5_K(rows, made, count, width, importance);
         case GGML_TYPE_Q6_K: return quantize_q6_K(rows, made, count, width, importance);
-        default: break;
+        default: return 0;
     }
-#endif
-    return 0;
 }
