@@ -108,9 +108,8 @@ class Toolchain:
     @property
     def quick_types(self) -> tuple[str, ...]:
         """Types that its libggq-quants may make on this CPU; none without such a library."""
-        if self.build is None or "avx2" not in hardware.instruction_sets():
-            return ()
-        return self.build.quick_types
+        made = self.build.quick_types if self.build else ()
+        return made if made and "avx2" in hardware.instruction_sets() else ()
 
     @property
     def caveats(self) -> tuple[str, ...]:
