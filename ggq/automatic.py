@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -106,7 +107,7 @@ def foretell(
             raise NeedsWeights(
                 problem.what,
                 f"{problem.why} So the preset can only be chosen after the download.",
-                f"Name one with --preset, or run `ggq download {ref}` first.",
+                f"Name one with --preset, or run `ggq download {shlex.quote(str(ref))}` first.",
             ) from problem
         listener(Notice("This model can only be planned after its download."))
         fetched = hub.download(ref, offline=offline, listener=listener)

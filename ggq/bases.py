@@ -26,7 +26,7 @@ from ggq.convert import (
 from ggq.errors import CheckpointProblem, NeedsWeights
 from ggq.job import Job
 from ggq.progress import Listener, Notice
-from ggq.records import MANIFEST_SUFFIX, OutputFile, StepRecord
+from ggq.records import OutputFile, StepRecord, is_ours
 
 KEPT = "base_kept"
 _UNPROVEN = {"unproven": True}
@@ -49,9 +49,7 @@ class LocalCheckpoint:
         return {
             path.name: files.sha256_file(path)
             for path in sorted(self.folder.iterdir())
-            if path.is_file()
-            and not path.name.startswith(".")
-            and not path.name.lower().endswith((".gguf", MANIFEST_SUFFIX))
+            if path.is_file() and not path.name.startswith(".") and not is_ours(path.name)
         }
 
 
@@ -200,8 +198,9 @@ class ConvertedBase:
         unproven = self._given.remote.unproven if self._given.remote else ()
         if self._record() is None:
             self._write_down(
-                (), source.seconds, source.peak_memory_bytes, source.verification, source.completed, unproven
-            )
+                (), source.seconds, source.peak_memory_bytes, source.verification, source.completed, unproven,
+                stays=self._stays(),
+            )  # fmt: skip
         if self._given.remote is not None:
             _tell_digests(self._given.remote, self._job.listener)
 
@@ -223,6 +222,7 @@ class ConvertedBase:
     def _make(self) -> None:
         job = self._job
         job.manifest.claim((self._name,), force=job.force)
+        stays = self._stays()
         staged = job.staging / self._name
         # Digests are taken beside the work: of the checkpoint while the converter starts, of the GGUF while
         # it is checked.
@@ -239,10 +239,23 @@ class ConvertedBase:
         self._end_digests()
         output = OutputFile(self._name, made.file_bytes, digests[0].result())
         self._write_down(
-            (output,), made.seconds, made.peak_memory_bytes, made.verification, made.completed_keys
-        )
+            (output,), made.seconds, made.peak_memory_bytes, made.verification, made.completed_keys,
+            stays=stays,
+        )  # fmt: skip
         # A base that is removed in the end is used again only when its digest proves it whole.
         files.publish(staged, self.path, durable=self._keep)
+
+    def _stays(self) -> bool:
+        """Whether a base is to stay that lies here now: all but one that a broken run of ours left on its
+        way."""
+        before = self._job.manifest.steps.get(self.STEP)
+        on_the_way = (
+            before is not None
+            and not before.findings.get(KEPT)
+            and any(output.name == self._name for output in before.outputs)
+            and self._job.manifest.outputs_whole(self.STEP)
+        )
+        return self.path.exists() and not on_the_way
 
     def _record(self) -> StepRecord | None:
         """The record of an earlier conversion, if nothing changed since."""
@@ -276,6 +289,8 @@ class ConvertedBase:
         verification: Verification,
         completed_keys: Mapping[str, Any],
         unproven: Sequence[str] = (),
+        *,
+        stays: bool,
     ) -> None:
         assert self._inputs is not None
         record = StepRecord(
@@ -286,7 +301,8 @@ class ConvertedBase:
             seconds=round(seconds, 2),
             peak_memory_bytes=peak_memory_bytes,
             findings=asdict(verification)
-            | {"completed_keys": dict(completed_keys), "unproven_files": list(unproven)},
+            | {"completed_keys": dict(completed_keys), "unproven_files": list(unproven)}
+            | ({KEPT: True} if stays else {}),
         )
         self._job.record(self.STEP, record)
 

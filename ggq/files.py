@@ -37,7 +37,7 @@ def parse_bytes(text: str) -> int:
 
     Raises UsageProblem.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", text, re.IGNORECASE)
     if found is None:
         raise UsageProblem(f"{text!r} is not a size.", "", "Write it as 500M, 4G or 4GiB.")
     exponent = " kmgt".index((found[2] or " ").lower())

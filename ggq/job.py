@@ -64,7 +64,9 @@ class Job(AbstractContextManager["Job"]):
         """Say whose files these are. Raises OutputProblem when they are another model's of the same name."""
         before = self.manifest.model
         same = all(before.get(key) == model.get(key) for key in ("repo_id", "folder"))
-        if before and "base" not in before and not same and not self.force:
+        # A checkpoint is a better answer than the base that was made of it.
+        better = "base" in before and "base" not in model
+        if before and not same and not better and not self.force:
             raise OutputProblem(
                 f"{self.outdir} holds the files of another {self.name}.",
                 f"They were made from {before.get('repo_id') or before.get('folder')}.",

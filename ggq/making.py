@@ -24,7 +24,7 @@ from ggq.quantize import choice
 from ggq.quantize.choice import choose
 from ggq.quantize.imatrix import ImatrixSettings, Matrix
 from ggq.quantize.imatrix import default_name as matrix_name
-from ggq.quantize.recipe import Recipe, ask, refuse_without_imatrix
+from ggq.quantize.recipe import Recipe, ask, check, refuse_without_imatrix, without_imatrix
 from ggq.quantize.source import BaseFile, Source
 from ggq.quantize.sweep import MAX_MEMORY_BYTES, Swept, sweep
 from ggq.quantize.tool import Quantized, quantize_one
@@ -75,10 +75,27 @@ class Settings:
     stream: bool = False
 
 
-def refuse_to_stream(settings: Settings, ref: ModelRef) -> None:
-    """Raises UsageProblem where ``settings.stream`` cannot be had."""
-    if not settings.stream:
+def refuse_beforehand(settings: Settings, ref: ModelRef, chosen: Sequence[Preset]) -> None:
+    """What can be said before anything is read. Raises UsageProblem."""
+    check(settings.options)
+    choice.check(settings.engine)
+    if settings.stream:
+        _refuse_to_stream(settings, ref)
+    if ref.kind == "gguf":
         return
+    if settings.options.keep_split:
+        raise UsageProblem(
+            "There is no split base to keep the shards of.",
+            "--keep-split is for a GGUF in shards; a checkpoint becomes one base file.",
+            "Leave --keep-split out.",
+        )
+    if settings.options.imatrix is None and settings.calibration is None:
+        for preset in chosen:
+            if preset.needs_imatrix:
+                raise without_imatrix(preset)
+
+
+def _refuse_to_stream(settings: Settings, ref: ModelRef) -> None:
     if ref.path is not None:
         raise UsageProblem(
             f"{ref} lies on this disk already.", "Only what is on the Hub is streamed.", "Leave --stream out."

@@ -10,11 +10,10 @@ from typing import Any
 
 from ggq import gguf_file, gguf_names, presets, reference
 from ggq.bases import ConvertedBase, GivenBase, LocalCheckpoint, checkpoint_of, streamed_checkpoint
-from ggq.errors import UsageProblem
 from ggq.job import Job
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.making import Making, QuantizedFile, Settings, refuse_to_stream
+from ggq.making import Making, QuantizedFile, Settings, refuse_beforehand
 from ggq.progress import Listener, silent
 from ggq.quantize import choice
 from ggq.quantize.choice import Choice, choose
@@ -69,11 +68,13 @@ def quantize(
     base = whole.path
     name = gguf_names.parse_name(base.name).model
     with Job(name, outdir or base.parent, toolchain, listener, force=settings.force) as job:
-        # Where an earlier run converted the base here, its source is the better answer.
-        job.manifest.model = job.manifest.model or {"base": base.name}
+        given = GivenBase(base, listener)
+        if not job.manifest.knows(given.known()[0]):
+            # Else an earlier run made it here, whose source is the better answer.
+            job.own({"base": base.name, "folder": str(base.parent.resolve())})
         making = Making(job, settings)
         making.claim(chosen, whole.paths, "Choose another folder with --outdir.")
-        made = making.quantize_all(GivenBase(base, listener), chosen)
+        made = making.quantize_all(given, chosen)
         return PipelineResult(name, base, made, job.manifest.path, verification={})
 
 
@@ -123,7 +124,7 @@ def convert_and_quantize(
     catalogue = catalogue or presets.load()
     chosen = catalogue.resolve(preset_names)
     ref = reference.parse_reference(model, revision)
-    refuse_to_stream(settings, ref)
+    refuse_beforehand(settings, ref, chosen)
     if ref.kind == "gguf" and ref.path is not None:
         return quantize(
             ref.path,
@@ -134,14 +135,6 @@ def convert_and_quantize(
             toolchain=toolchain,
             listener=listener,
         )
-    if settings.options.keep_split:
-        raise UsageProblem(
-            "There is no split base to keep the shards of.",
-            "--keep-split is for a GGUF in shards; a checkpoint becomes one base file.",
-            "Leave --keep-split out.",
-        )
-    check(settings.options)
-    choice.check(settings.engine)
     toolchain = toolchain or toolchains.find()
     name = model_name(ref)
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ggq import checkpoint, files, gguf_names, hub, presets, reference
 from ggq.convert import BITS_PER_WEIGHT, default_name, resolve_outtype
-from ggq.making import nominal_bytes, refuse_to_stream, without_base
+from ggq.making import nominal_bytes, refuse_beforehand, without_base
 from ggq.pipeline import DEFAULT_PRESETS, Settings, model_name, recipes
 from ggq.presets import Preset
 
@@ -65,7 +65,7 @@ def plan_convert_and_quantize(
     settings = settings or Settings()
     chosen = (catalogue or presets.load()).resolve(preset_names)
     ref = reference.parse_reference(model, revision)
-    refuse_to_stream(settings, ref)
+    refuse_beforehand(settings, ref, chosen)
     name = model_name(ref)
     if ref.kind == "gguf" and ref.path is not None:
         asked = recipes(ref.path, preset_names, settings, catalogue=catalogue)

@@ -144,7 +144,7 @@ def recommend(
             found = smaller if candidates else found
     if not candidates:
         smaller_model = None if found.repo_id is None or offline else hub.next_smaller(found.repo_id)
-        raise _nothing_fits(found, settings, planned, smaller_model)
+        raise _nothing_fits(found, measured, settings, planned, smaller_model)
     within = [it for it in candidates if _keeps(it, limits)]
     if not within:
         raise _nothing_keeps(candidates, limits)
@@ -164,7 +164,6 @@ def recommend(
     ref = reference.parse_reference(str(model), revision)
     folder = ref.path.parent if ref.kind == "gguf" and ref.path else Path(found.model)
     file = folder / gguf_names.output_name(found.model, chosen.preset)
-    make = ["ggq", "convert-and-quantize", str(model), "--preset", chosen.preset]
     return Recommendation(
         plan=found,
         chosen=chosen,
@@ -174,16 +173,26 @@ def recommend(
         serving=serving,
         file=file,
         commands={
-            "make": (
-                *make,
-                *(["--revision", revision] if revision else []),
-                *(["--stream"] if found.must_be_streamed else []),
-            ),
-            "serve": tuple(serving.server_command(file)),
+            "make": make_command(model, chosen.preset, found, revision=revision, offline=offline),
+            "serve": tuple(serving.server_command(file, None if settings.is_elsewhere else toolchain)),
         },
         llama=serving.binding_options(),
         limits=limits,
     )
+
+
+def make_command(
+    model: str | Path, preset: str, found: Plan, *, revision: str | None, offline: bool
+) -> tuple[str, ...]:
+    """The command that makes what was planned."""
+    (size,) = (it.size for it in found.presets if it.preset == preset)
+    return (
+        "ggq", "convert-and-quantize", str(model), "--preset", preset,
+        *(["--revision", revision] if revision else []),
+        *(["--offline"] if offline else []),
+        *(["--imatrix", "auto"] if size.needs_imatrix else []),
+        *(["--stream"] if found.must_be_streamed and not size.needs_imatrix else []),
+    )  # fmt: skip
 
 
 def _candidates(found: Plan, limits: Limits, measured: Mapping[str, float]) -> list[Candidate]:
@@ -214,7 +223,7 @@ def _candidates(found: Plan, limits: Limits, measured: Mapping[str, float]) -> l
 
 def _require_known(found: Plan, measured: Mapping[str, float]) -> None:
     """Raises CannotServe when nothing is known of the loss of any preset, or none can be made."""
-    if any(not it.size.needs_imatrix and _loss(it, measured) is not None for it in found.presets):
+    if any(_can_be_chosen(it, measured) for it in found.presets):
         return
     names = ", ".join(it.preset for it in found.presets)
     raise CannotServe(
@@ -222,6 +231,11 @@ def _require_known(found: Plan, measured: Mapping[str, float]) -> None:
         "These need an importance matrix, or nobody published what they lose.",
         "Ask for k-quants, or see `ggq plan` for their sizes.",
     )
+
+
+def _can_be_chosen(preset: PresetPlan, measured: Mapping[str, float]) -> bool:
+    """Whether it can be made as it is, and something is known of its loss."""
+    return not preset.size.needs_imatrix and _loss(preset, measured) is not None
 
 
 def _loss(preset: PresetPlan, measured: Mapping[str, float]) -> float | None:
@@ -238,10 +252,12 @@ def _measured(records: Sequence[Path], found: Plan) -> dict[str, float]:
     Raises OutputProblem for a file that is no record, CannotServe for one of another model.
     """
     made: dict[str, float] = {}
+    # A preset of the user's own can have any name, which no parser of file names finds.
+    names = {gguf_names.output_name(found.model, it.preset): it.preset for it in found.presets}
     for path in records:
         own = [it for it in Record(path).entries if it.model["parameter_count"] == found.parameter_count]
         for row in rows(own):
-            preset = gguf_names.parse_name(row.file_name).type
+            preset = names.get(row.file_name) or gguf_names.parse_name(row.file_name).type
             if preset and row.mean_kld is not None:
                 made[preset] = row.mean_kld.value
     if records and not made:
@@ -322,13 +338,15 @@ def _nothing_keeps(candidates: Sequence[Candidate], limits: Limits) -> DoesNotFi
 
 def _nothing_fits(
     found: Plan,
+    measured: Mapping[str, float],
     settings: PlanSettings,
     planned: Callable[[PlanSettings], Plan],
     smaller_model: str | None,
 ) -> DoesNotFit:
     """With the nearest that does: the smallest preset in a shorter context, with a smaller cache; or the next
     smaller model."""
-    smallest = min(found.presets, key=lambda it: it.loads[0].memory.missing_bytes)
+    possible = [it for it in found.presets if _can_be_chosen(it, measured)]
+    smallest = min(possible, key=lambda it: it.loads[0].memory.missing_bytes)
     memory = smallest.loads[0].memory
     what = f"No preset of {found.model} fits."
     why = (
@@ -340,7 +358,8 @@ def _nothing_fits(
         for cache in dict.fromkeys((settings.cache_types[0], _SMALL_CACHE)):
             shorter = replace(settings, contexts=(context,), cache_types=(cache,), speed_budget_s=0)
             with contextlib.suppress(GgufProblem):
-                fitting = [it.preset for it in planned(shorter).presets if it.loads[0].fits]
+                again = [it for it in planned(shorter).presets if _can_be_chosen(it, measured)]
+                fitting = [it.preset for it in again if it.loads[0].fits]
                 if fitting:
                     ask = f"--ctx {context} --kv {cache[0]}"
                     return DoesNotFit(what, why, f"{fitting[-1]} fits with {ask}: ask for that.")

@@ -19,6 +19,12 @@ from ggq.progress import Listener, silent
 
 SCHEMA_VERSION = 1
 MANIFEST_SUFFIX = ".ggq.json"
+BENCH_RECORD = "ggq-bench.json"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name in a checkpoint's folder is of ggq's making, and no part of it."""
+    return name.lower().endswith((".gguf", MANIFEST_SUFFIX, BENCH_RECORD))
 
 
 @dataclass(frozen=True)
@@ -118,15 +124,18 @@ class Manifest:
         record = self.steps.get(step)
         return record is not None and all(output.is_whole_in(self.folder) for output in record.outputs)
 
+    def knows(self, sha256: str) -> bool:
+        """Whether a file of this digest was made here."""
+        made = (output.sha256 for step in self.steps.values() for output in step.outputs)
+        return sha256 in self.superseded or sha256 in made
+
     def claim(self, names: tuple[str, ...], *, force: bool) -> None:
         """Refuse to overwrite a file that these records do not know. Raises OutputProblem."""
         if force:
             return
-        ours = {output.sha256 for step in self.steps.values() for output in step.outputs}
-        ours.update(self.superseded)
         for name in names:
             path = self.folder / name
-            if path.exists() and not (path.is_file() and files.sha256_file(path) in ours):
+            if path.exists() and not (path.is_file() and self.knows(files.sha256_file(path))):
                 raise OutputProblem(
                     f"{path} exists already.",
                     "It is not a file that ggq made here, or it was changed since.",

@@ -11,6 +11,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -517,3 +519,30 @@ def test_a_read_only_folder_is_met_with_words(place: Place) -> None:
             place.main_job(None, "--outdir", str(frozen)),
             "cannot be written",
         )
+
+
+def ggq(*arguments: str | bytes) -> subprocess.CompletedProcess[bytes]:
+    """As a shell in a UTF-8 locale runs it."""
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    return subprocess.run(
+        [sys.executable, "-m", "ggq", *arguments], capture_output=True, env=env, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["plan", ".", "--ram", "foo"], "is not a size"),
+        (["plan", ".", "--ram", "9" * 400], "is not a size"),
+        (["quantize", "x.gguf", "--imatrix-text", "y"], "of no use without"),
+    ],
+)
+def test_json_also_tells_what_is_wrong_with_an_option(arguments: list[str], word: str) -> None:
+    done = ggq(*arguments, "--json")
+    assert done.returncode == 2 and word in json.dumps(json.loads(done.stdout))
+
+
+def test_a_name_that_is_no_text_is_told_as_well_as_it_can_be() -> None:
+    done = ggq("inspect", b"\xff\xfe.gguf", "--json")
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+    assert "??.gguf" in json.dumps(json.loads(done.stdout))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from ggq.errors import OutputProblem, UsageProblem
 from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import Settings
+from ggq.pipeline_plan import plan_convert_and_quantize
 from ggq.records import Manifest
 
 pytestmark = pytest.mark.tool
@@ -129,6 +131,56 @@ def test_a_file_of_the_users_with_the_bases_name_is_not_removed(example: Path, t
     assert again.files[0].reused and mine.read_text() == "mine"
 
 
+def test_a_base_that_was_kept_stays_kept(example: Path, tmp_path: Path) -> None:
+    """Also where the conversion is done anew, or is never a file."""
+    base = tmp_path / "tiny-llama-BF16.gguf"
+
+    def run(preset: str, **changes: object) -> None:
+        settings = replace(UNVERIFIED, **changes)  # type: ignore[arg-type]
+        pipeline.convert_and_quantize(str(example), [preset], tmp_path, settings)
+
+    run("Q4_0", keep_base=True)
+    kept = files.sha256_file(base)
+    run("Q8_0", verify="full")
+    assert files.sha256_file(base) == kept
+    base.write_bytes(b"damaged, and so of no use")
+    with pytest.raises(OutputProblem, match="exists already"):
+        run("Q5_0", verify="sampled")
+    run("Q5_0", verify="sampled", force=True)
+    assert files.sha256_file(base) == kept
+    run("Q5_1")
+    assert files.sha256_file(base) == kept
+
+
+def test_force_takes_the_place_of_a_users_base_and_does_not_remove_it(example: Path, tmp_path: Path) -> None:
+    base = tmp_path / "tiny-llama-BF16.gguf"
+    base.write_bytes(b"of the user")
+    settings = Settings(verify="sampled", force=True)
+    pipeline.convert_and_quantize(str(example), ["Q8_0"], tmp_path, settings)
+    assert base.stat().st_size > 1_000_000
+
+
+def test_a_base_of_the_same_name_from_elsewhere_is_another_model(base_gguf: Path, tmp_path: Path) -> None:
+    one, other = (files.make_folder(tmp_path / name) / "m-BF16.gguf" for name in ("one", "other"))
+    shutil.copy(base_gguf, one)
+    other.write_bytes(base_gguf.read_bytes())
+    out = tmp_path / "out"
+    (first,) = pipeline.quantize(one, ["Q8_0"], out).files
+    with pytest.raises(OutputProblem, match="holds the files of another m") as refused:
+        pipeline.quantize(other, ["Q8_0"], out)
+    assert str(one.parent) in refused.value.why
+    assert pipeline.quantize(one, ["Q8_0"], out).files[0].reused
+    assert pipeline.quantize(other, ["Q8_0"], out, Settings(force=True)).files[0].paths == first.paths
+
+
+def test_what_needs_a_matrix_is_refused_before_the_conversion(example: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageProblem, match="IQ2_XS needs an importance matrix"):
+        pipeline.convert_and_quantize(str(example), ["Q8_0", "iq2_xs"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageProblem, match="IQ2_XS needs an importance matrix"):
+        plan_convert_and_quantize(str(example), ["iq2_xs"], tmp_path / "out")
+
+
 def test_the_records_beside_a_checkpoint_are_no_part_of_it(stories: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(stories, folder, copy_function=shutil.copyfile)
@@ -136,6 +188,7 @@ def test_the_records_beside_a_checkpoint_are_no_part_of_it(stories: Path, tmp_pa
     for reused in (False, True):
         made = pipeline.convert_and_quantize(str(folder), ["Q8_0"], folder, UNVERIFIED)
         assert made.files[0].reused is reused
+        (folder / "ggq-bench.json").write_text("{}")
 
 
 def test_dry_run_sizes_are_exact_and_nothing_is_written(base_gguf: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import ggq
-from ggq import process
+from ggq import presets, process
 from ggq.bench.workload import ThreadChoice
 from ggq.cli.main import cli
 from ggq.errors import CannotServe, DoesNotFit
@@ -23,7 +23,7 @@ from ggq.plan.memory import MemoryForecast
 from ggq.plan.placement import Room
 from ggq.plan.speed import RateForecast, SpeedForecast
 from ggq.presets import LossPrior
-from ggq.recommend import Limits, recommend
+from ggq.recommend import Limits, make_command, recommend
 
 GB = 1_000_000_000
 ALONE = Companions(None, 0, None, False, Room(0))
@@ -154,6 +154,25 @@ def test_the_reasons_have_the_numbers(planned: list[PresetPlan]) -> None:
     assert found.llama is not None and found.llama["n_gpu_layers"] == 33 and found.llama["n_ctx"] == 4096
 
 
+def test_what_cannot_be_made_is_not_the_nearest(planned: list[PresetPlan]) -> None:
+    small = preset("IQ1_S", 5, 0.9, 9)
+    planned += [preset("Q8_0", 20, 0.001, 5), replace(small, size=replace(small.size, needs_imatrix=True))]
+    with pytest.raises(DoesNotFit, match="The nearest, Q8_0, takes 20") as refused:
+        recommend("org/tiny")
+    assert "IQ1_S" not in str(refused.value)
+
+
+def test_the_command_makes_what_was_planned(planned: list[PresetPlan]) -> None:
+    planned.append(preset("Q4_K_M", 5, 0.02, 20))
+    found = recommend("org/tiny", revision="v1", offline=True)
+    assert found.commands["make"][5:] == ("--revision", "v1", "--offline")
+    made = make_command("m", "Q4_K_M", found.plan, revision=None, offline=False)
+    assert made == ("ggq", "convert-and-quantize", "m", "--preset", "Q4_K_M")
+    size = replace(planned[0].size, needs_imatrix=True)
+    unlikely = replace(found.plan, presets=(replace(planned[0], size=size),))
+    assert make_command("m", "Q4_K_M", unlikely, revision=None, offline=False)[5:] == ("--imatrix", "auto")
+
+
 # --- on real plans ---------------------------------------------------------------------------------------
 
 
@@ -173,9 +192,7 @@ def test_the_commands_run(example: Path, toolchain: Toolchain, tmp_path: Path) -
     done = process.run(run, env={"LLAMA_CPP_LIB_PATH": str(toolchain.lib_dir)}, cwd=toolchain.lib_dir)
     assert done.stdout[-1] == "1"
     # llama-server knows every option: it stops at the file, which is not there.
-    command = [*found.commands["serve"]]
-    command[0] = str(toolchain.tool(command[0]))
-    ended = process.run(command, check=False, cwd=tmp_path)
+    ended = process.run(found.commands["serve"], check=False, cwd=tmp_path)
     assert ended.returncode != 0 and "invalid argument" not in "\n".join((*ended.stderr, *ended.stdout))
     assert "failed to open" in "\n".join((*ended.stderr, *ended.stdout))
 
@@ -198,6 +215,17 @@ def test_the_loss_of_a_record_takes_the_published_ones_place(
     assert not before.chosen.measured and after.chosen.measured
     assert before.chosen.mean_kld != after.chosen.mean_kld
     assert "(measured)" in after.reasons[-1]
+    # A preset of the user's own is found by its file's name, whatever that looks like.
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        '[preset.MY_Q4_K_M]\nftype = "Q4_K_M"\nbits_per_weight = 4.9\nsummary = "Mine."\nuse = "Mine."\n'
+    )
+    written = json.loads(record.read_text())
+    renamed = json.dumps(written).replace("tiny-llama-Q4_K_M.gguf", "tiny-llama-MY_Q4_K_M.gguf")
+    record.write_text(renamed)
+    catalogue = presets.load(mine)
+    own = recommend(example, ["MY_Q4_K_M"], settings=QUIET, records=[record], catalogue=catalogue)
+    assert own.chosen.preset == "MY_Q4_K_M" and own.chosen.measured
     with pytest.raises(CannotServe, match="no measured loss"):
         recommend(stories, names, settings=QUIET, records=[record], toolchain=toolchain)
 
@@ -219,7 +247,7 @@ def test_a_draft_is_served_with_it(example: Path, base_gguf: Path, toolchain: To
     served = list(found.commands["serve"])
     assert served[served.index("-md") + 1] == str(base_gguf) and "draft-simple" in served
     assert found.llama is None
-    served[0], served[2] = str(toolchain.tool(served[0])), "missing.gguf"
+    served[2] = "missing.gguf"
     ended = process.run(served, check=False)
     words = "\n".join((*ended.stderr, *ended.stdout))
     assert "failed to open" in words and "invalid argument" not in words

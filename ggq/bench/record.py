@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import files
+from ggq import files, records
 from ggq.bench.quality import QualityResult
 from ggq.bench.subject import Subject
 from ggq.errors import OutputProblem
 from ggq.llamacpp.perplexity import Estimate
 
 SCHEMA_VERSION = 1
-FILE_NAME = "ggq-bench.json"
+FILE_NAME = records.BENCH_RECORD
 JOURNAL_NAME = ".ggq-bench.{}.partial.jsonl"  # of each run its own, by a digest of what it measures
 
 Kind = Literal["quality", "speed", "memory"]

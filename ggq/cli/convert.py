@@ -94,7 +94,7 @@ def convert(
         )  # fmt: skip
     out.result(made)
     _show(out, made)
-    if not mmproj:
+    if not mmproj and made.outtype != "q8_0":  # quantized already
         out.hint(f"next: ggq quantize {shlex.quote(str(made.output))}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -61,7 +62,12 @@ def download(
             ("folder", str(done.folder)),
         ]
     )
-    out.hint(f"next: ggq convert {ref}")
+    names = [file.path for file in done.files]
+    ggufs = [name for name in names if name.lower().endswith(".gguf")]
+    if ggufs and not hub.weight_files(names):
+        out.hint(f'next: ggq run {shlex.quote(str(done.folder / min(ggufs)))} "Once upon a time"')
+    else:
+        out.hint(f"next: ggq convert {shlex.quote(str(ref))}")
 
 
 def show_preview(out: Output, ahead: Preview) -> None:

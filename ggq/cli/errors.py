@@ -100,4 +100,5 @@ def set_current_output(output: Output) -> Output:
 
 
 def current_output() -> Output:
-    return _current[0] if _current else Output()
+    """That of the running command; before there is one, as its arguments ask for it."""
+    return _current[0] if _current else Output(json="--json" in sys.argv)

@@ -149,7 +149,7 @@ def _show_remote(model: RemoteModel, out: Output) -> None:
         "file_bytes": total,
         "files": model.files,
     }
-    out.result(facts)
+    out.result(_sound(facts))
     _fields(
         out,
         ("model", model.repo_id),
@@ -225,13 +225,11 @@ def _line(text: str) -> str:
 
 
 def _sound(value: Any) -> Any:
-    """Header values as JSON knows them: no NaN, no halves of surrogate pairs."""
+    """Header values that JSON does not know, as words."""
     if isinstance(value, dict):
-        return {_sound(key): _sound(item) for key, item in value.items()}
+        return {key: _sound(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_sound(item) for item in value]
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

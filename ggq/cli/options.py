@@ -165,7 +165,7 @@ def preset_options(function: F) -> F:
     )(function)  # fmt: skip
 
 
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done; make no file of it.")
 force_option = click.option("--force", is_flag=True, help="Overwrite outputs that exist.")
 threads_option = click.option(
     "-t", "--threads", type=click.IntRange(min=1), help="Threads. Default: the cores one may use."

@@ -211,17 +211,20 @@ class _Bars:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: dataclasses become objects, paths and enums strings, infinities null."""
+    """A value as JSON can hold it: dataclasses become objects, paths and enums strings, infinities null, and
+    what is no character (in the name of a file, a header) a question mark."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {plain(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
     if isinstance(value, Path):
-        return str(value)
+        return plain(str(value))
     if isinstance(value, Enum):
         return plain(value.value)
     return value

@@ -26,6 +26,7 @@ from ggq.cli.output import Output, human_seconds
 from ggq.foresee import LoadPlan, Plan, PlanSettings, PresetPlan
 from ggq.llamacpp import bench as llama_bench
 from ggq.plan.speed import RateForecast
+from ggq.recommend import make_command
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -149,8 +150,10 @@ def plan(
             listener=listener,
         )
     show(out, found)
-    stream = " --stream" if found.must_be_streamed else ""
-    out.hint(f"\nmake one:  ggq convert-and-quantize {shlex.quote(model)} --preset {_usual(found)}{stream}")
+    make = make_command(model, _usual(found), found, revision=revision, offline=offline)
+    if presets_file is not None:
+        make = (*make, "--presets", str(presets_file))
+    out.hint(f"\nmake one:  {shlex.join(make)}")
     out.result(found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import shlex
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -250,7 +251,7 @@ def require_whole(model: RemoteModel, include: Sequence[str], exclude: Sequence[
         raise HubProblem(
             f"{model.repo_id} (revision {model.revision}) is only partly in the Hub cache.",
             f"The network is off, and these are missing: {', '.join(missing)}.",
-            f"Run `ggq download {model.repo_id}` with the network; it fetches only what is missing.",
+            f"Run `ggq download {model.typed}` with the network; it fetches only what is missing.",
         )
 
 
@@ -277,7 +278,7 @@ def without_weights(model: RemoteModel) -> HubProblem:
         return HubProblem(
             f"{model.repo_id} holds GGUF files, not a checkpoint: it is converted already.",
             f"It has {len(ggufs)} of them, such as {ggufs[0]}.",
-            f"Download one and use it as it is: ggq download {model.repo_id} --include '{ggufs[0]}'",
+            f"Download one and use it as it is: ggq download {model.typed} --include {shlex.quote(ggufs[0])}",
         )
     heavy = sorted(model.files, key=lambda file: -file.file_bytes)[:3]
     found = ", ".join(f"{file.path} ({files.human_bytes(file.file_bytes)})" for file in heavy)

@@ -70,7 +70,7 @@ def gather(
         raise NeedsWeights(
             f"{model.repo_id} can only be planned after download.",
             f"Its weights ({weights[0]}) are not safetensors, whose headers can be read alone.",
-            f"Run `ggq download {model.repo_id}` first; then the same command again.",
+            f"Run `ggq download {model.typed}` first; then the same command again.",
         )
     hollow = [file for file in tensors if not file.cached and (file.path in weights or not for_stream)]
     linked = [file for file in wanted if file not in hollow and not file.path.startswith(_NOT_READ)]

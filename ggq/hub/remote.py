@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,6 +56,11 @@ class RemoteModel:
     gated: bool = False
     base_models: tuple[str, ...] = ()
     kind: RepoKind = "model"
+
+    @property
+    def typed(self) -> str:
+        """How it is named on a command line."""
+        return as_typed(self.repo_id, self.revision)
 
     @property
     def home(self) -> Path:
@@ -149,6 +155,11 @@ def is_safe(path: str) -> bool:
     )
 
 
+def as_typed(repo_id: str, revision: str | None) -> str:
+    """A repository at a revision, as a shell reads it."""
+    return shlex.quote(repo_id if revision in (None, "main") else f"{repo_id}@{revision}")
+
+
 def _is_whole(repo: Path, commit: str, path: str, blob_name: str, file_bytes: int) -> bool:
     places = (repo / "snapshots" / commit / path, repo / "blobs" / blob_name)
     return any(place.is_file() and place.stat().st_size == file_bytes for place in places)
@@ -165,7 +176,7 @@ def _from_cache(repo_id: str, revision: str, kind: RepoKind) -> RemoteModel:
         raise HubProblem(
             f"{repo_id} (revision {revision}) is not in the Hub cache.",
             f"The network is off, and {_held(repo)}.",
-            f"Run `ggq download {repo_id}` once with the network."
+            f"Run `ggq download {as_typed(repo_id, revision)}` once with the network."
             if kind == "model"
             else "Run the same command once with the network.",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ggq.errors import ToolchainProblem
@@ -124,18 +124,10 @@ def converter_progress(line: str) -> tuple[float, float] | None:
     return float(found[1]) * scale[found[2]], float(found[3]) * scale[found[4]]
 
 
-def supported_models(lines: Iterable[str]) -> tuple[str, ...]:
-    """The text architectures in ``convert_hf_to_gguf.py --print-supported-models``."""
-    names: list[str] = []
-    in_text = False
-    for line in lines:
-        if heading := re.match(r"^(\w+) models:", line):
-            in_text = heading[1] == "TEXT"
-        elif in_text and (found := re.match(r"^\s+- ([\w.]+)$", line)):
-            names.append(found[1])
-    if not names:
-        raise unknown("The converter", "no list of supported models")
-    return tuple(names)
+def quantize_reason(lines: Sequence[str]) -> str:
+    """Why llama-quantize failed, by its own last lines: the one that says so, else the last; or nothing."""
+    reasons = [line for line in lines if "failed to quantize" in line] or lines
+    return reasons[-1] if reasons else ""
 
 
 def unknown(tool: str, detail: str) -> ToolchainProblem:

@@ -26,6 +26,10 @@ _WIDENING: Mapping[str, str | None] = {
     "BF16": "ggml_bf16_to_fp32_row",
 }
 
+# tensor_requires_imatrix in src/llama-quant.cpp: to these types, some of them under some presets only,
+# llama-quantize makes no tensor without importance, but for those that no matrix knows.
+DEMANDING = frozenset(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "Q2_K"))
+
 
 class Rows:
     """The functions of one toolchain's library. Rows are bytes, one after the other, in memory that can be

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggq import ggml_types
+from ggq.errors import ToolchainProblem
 from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.binding_bench import default_options, impossible
 from ggq.llamacpp.fit import SERVER
 from ggq.llamacpp.memory import Load
+from ggq.llamacpp.toolchain import Toolchain
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,19 @@ class Serving:
     projector: Path | None = None
     projector_on_cpu: bool = False
 
-    def server_command(self, model: Path) -> list[str]:
-        """A command line for a shell; the server listens on 127.0.0.1, its own default."""
+    def server_command(self, model: Path, toolchain: Toolchain | None = None) -> list[str]:
+        """A command line for a shell, with the server of ``toolchain`` (None, or it has none: one on PATH),
+        which listens on 127.0.0.1, its own default."""
+        server = SERVER
+        if toolchain is not None:
+            with contextlib.suppress(ToolchainProblem):
+                server = str(toolchain.tool(SERVER))
         load = self.load
         placement = load.offload.arguments()
         if self.draft_layers and not load.offload.n_gpu_layers:
             placement = ["-ngl", "0"]  # "-dev none" would hold for the draft as well
         return [
-            SERVER, "-m", str(model), "-c", str(load.context_tokens), *placement,
+            server, "-m", str(model), "-c", str(load.context_tokens), *placement,
             "-t", str(self.threads), "-tb", str(self.prompt_threads), "-fa", load.flash_attention,
             "-ctk", load.type_k, "-ctv", load.type_v, "-lm", self.load_mode, "-fit", "off", "-np", "1",
             # By default it keeps 8 GiB of former prompts, and copies of the cache: no plan knows of these.

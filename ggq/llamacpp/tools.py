@@ -125,12 +125,6 @@ def convert(
     )
 
 
-def supported_architectures(toolchain: Toolchain) -> tuple[str, ...]:
-    """The names of the text architectures that the converter knows (``LlamaForCausalLM``…)."""
-    done = process.run([sys.executable, toolchain.converter, "--print-supported-models"])
-    return parse.supported_models((*done.stdout, *done.stderr))
-
-
 def complete(toolchain: Toolchain, model: Path, prompt: str, tokens: int, threads: int | None = None) -> str:
     """Greedy continuation of ``prompt`` by ``tokens`` tokens, the prompt included. Raises ToolFailed."""
     # A token is a byte of text at least, but for the few that a tokenizer adds. The model's whole context,

@@ -31,6 +31,7 @@ from ggq.presets import Preset
 from ggq.progress import Listener, silent
 from ggq.quantize.outputs import changed_entries
 from ggq.quantize.recipe import Recipe, ask
+from ggq.records import is_ours
 from ggq.reference import ModelRef
 
 _RECORD = "hollow.json"
@@ -295,7 +296,7 @@ def _identity(folder: Path) -> Iterator[str]:
     """What tells a checkpoint folder from others: names, sizes, headers of weights, content of the rest."""
     for file in sorted(folder.rglob("*")):
         inner = file.relative_to(folder)
-        if not file.is_file() or any(part.startswith(".") for part in inner.parts):
+        if not file.is_file() or is_ours(file.name) or any(part.startswith(".") for part in inner.parts):
             continue
         stat = file.stat()
         yield f"{inner.as_posix()} {stat.st_size}"

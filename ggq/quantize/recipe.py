@@ -96,12 +96,17 @@ def _check_types(options: QuantizeOptions) -> None:
 def refuse_without_imatrix(recipe: Recipe) -> None:
     """Raises UsageProblem for a recipe that llama-quantize would refuse to make, by its own dry run."""
     if recipe.needs_imatrix:
-        raise UsageProblem(
-            f"{recipe.preset.name} needs an importance matrix.",
-            "At so few bits the result would be garbage without one, and llama-quantize refuses.",
-            "Let ggq make one with --imatrix auto, give one with --imatrix FILE, or choose a larger preset"
-            " (`ggq presets`).",
-        )
+        raise without_imatrix(recipe.preset)
+
+
+def without_imatrix(preset: Preset) -> UsageProblem:
+    """The words for a preset that cannot be made as it was asked for."""
+    return UsageProblem(
+        f"{preset.name} needs an importance matrix.",
+        "At so few bits the result would be garbage without one, and llama-quantize refuses.",
+        "Let ggq make one with --imatrix auto, give one with --imatrix FILE, or choose a larger preset"
+        " (`ggq presets`).",
+    )
 
 
 def refuse_quantized(base: GgufFile) -> None:

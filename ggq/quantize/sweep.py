@@ -17,7 +17,7 @@ from ggq.errors import GgufProblem, ToolchainProblem, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.llamacpp.parse import PlannedTensor
 from ggq.llamacpp.pin import pin
-from ggq.llamacpp.rows import Rows, can_be_widened
+from ggq.llamacpp.rows import DEMANDING, Rows, can_be_widened
 from ggq.llamacpp.toolchain import Toolchain, same_commit
 from ggq.progress import Listener, Step, silent
 from ggq.quantize import importance, outputs
@@ -31,9 +31,6 @@ from ggq.quantize.tool import Quantized, prove
 JOURNAL = "journal"
 MAX_MEMORY_BYTES = 256 << 20
 
-# tensor_requires_imatrix in src/llama-quant.cpp: to these types, some of them under some presets only,
-# llama-quantize makes no tensor without importance, but for those that no matrix knows.
-_DEMANDING = frozenset(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "Q2_K"))
 _SPARED = frozenset((*importance.TOKEN_TABLES, gguf_file.OUTPUT))
 
 
@@ -83,7 +80,7 @@ def _obstacle(rows: Rows, tensor: PlannedTensor, matrix: Importance | None) -> s
     if known and not fits and name not in importance.TOKEN_TABLES:
         return f"The importance matrix was made of a model whose {name} has another shape."
     if not fits and (
-        rows.needs_importance(kind) or (matrix is not None and kind in _DEMANDING and name not in _SPARED)
+        rows.needs_importance(kind) or (matrix is not None and kind in DEMANDING and name not in _SPARED)
     ):
         return f"There is no importance for {name}, which is to become {kind}."
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ggq import files, gguf_file
 from ggq.errors import GgqError, GgufProblem, ToolFailed
-from ggq.llamacpp import tools
+from ggq.llamacpp import parse, tools
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Step, silent
 from ggq.quantize.recipe import Recipe, differences, refuse_without_imatrix
@@ -97,8 +97,8 @@ def _in_words(failure: ToolFailed, output: Path, recipe: Recipe) -> GgqError:
         return ToolFailed(
             failure.command, failure.returncode, failure.tail[-2:], "Run `ggq setup --portable`."
         )
-    reasons = [line for line in failure.tail if "failed to quantize" in line] or failure.tail
-    return ToolFailed(failure.command, failure.returncode, reasons[-1:], "Run `ggq inspect` on the base.")
+    reason = parse.quantize_reason(failure.tail)
+    return ToolFailed(failure.command, failure.returncode, (reason,), "Run `ggq inspect` on the base.")
 
 
 def _refuse_full_disk(output: Path, recipe: Recipe) -> None:

@@ -39,6 +39,18 @@ def test_a_download(hub: HubServer) -> None:
     assert run.stderr == "next: ggq convert org/tiny\n"
 
 
+def test_what_comes_next_depends_on_what_came(hub: HubServer) -> None:
+    hub.add_repo("org/tiny-GGUF", {"README.md": b"", "tiny Q4_K_M.gguf": b"GGUF", "tiny-Q8_0.gguf": b"GGUF"})
+    run = ggq("download", "org/tiny-GGUF", "--include", "*Q4_K_M*")
+    assert run.returncode == 0 and run.stderr.startswith("next: ggq run '")
+    assert "tiny Q4_K_M.gguf' " in run.stderr
+    hub.add_repo("org/tiny", CONTENT)
+    again = ggq("download", "org/tiny@main;ls")
+    assert again.returncode == 1
+    offline = ggq("download", "org/tiny@v1", "--offline")
+    assert "Run `ggq download org/tiny@v1` once with the network." in offline.stderr
+
+
 def test_json_is_the_whole_of_stdout(hub: HubServer) -> None:
     hub.add_repo("org/tiny", CONTENT)
     run = ggq("download", "org/tiny", "--json", "--include", "*.bin", "--exclude", "*.safetensors")

@@ -68,7 +68,3 @@ def test_a_completion_begins_with_its_prompt_and_is_the_same_twice(
 ) -> None:
     texts = {tools.complete(toolchain, base_gguf, "def ", 12, threads=1) for _ in range(2)}
     assert len(texts) == 1 and texts.pop().startswith("def ")
-
-
-def test_the_converter_knows_the_common_architectures(toolchain: Toolchain) -> None:
-    assert {"LlamaForCausalLM", "Qwen3ForCausalLM"} <= set(tools.supported_architectures(toolchain))
