@@ -18,6 +18,7 @@ from ggq.progress import Listener, silent
 from ggq.quantize import choice
 from ggq.quantize.choice import Choice, choose
 from ggq.quantize.recipe import Recipe, ask, check, refuse_quantized
+from ggq.records import base_model
 
 __all__ = [
     "DEFAULT_PRESETS",
@@ -71,7 +72,7 @@ def quantize(
         given = GivenBase(base, listener)
         if not job.manifest.knows(given.known()[0]):
             # Else an earlier run made it here, whose source is the better answer.
-            job.own({"base": base.name, "folder": str(base.parent.resolve())})
+            job.own(base_model(base))
         making = Making(job, settings)
         making.claim(chosen, whole.paths, "Choose another folder with --outdir.")
         made = making.quantize_all(given, chosen)

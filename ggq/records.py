@@ -27,6 +27,11 @@ def is_ours(name: str) -> bool:
     return name.lower().endswith((".gguf", MANIFEST_SUFFIX, BENCH_RECORD))
 
 
+def base_model(base: Path) -> dict[str, str]:
+    """What a manifest says of its model where that is a base GGUF of the user's."""
+    return {"base": base.name, "folder": str(base.parent.resolve())}
+
+
 @dataclass(frozen=True)
 class OutputFile:
     """A file that a step made: its ``name`` beside the manifest, size and digest."""

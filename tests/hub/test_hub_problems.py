@@ -163,7 +163,7 @@ def test_only_gguf(hub: HubServer) -> None:
     hub.add_repo("org/tiny", {"README.md": b"", "tiny-Q4_K_M.gguf": b"GGUF", "tiny-Q8_0.gguf": b"GGUF8"})
     error = refusal()
     assert "converted already" in error.what
-    assert error.next_step.endswith("ggq download org/tiny --include 'tiny-Q4_K_M.gguf'")
+    assert error.next_step.endswith("ggq download org/tiny --include tiny-Q4_K_M.gguf")
     done = library.download(REF, include=("tiny-Q4_K_M.gguf",), retry=QUICK)
     assert (done.folder / "tiny-Q4_K_M.gguf").read_bytes() == b"GGUF"
     assert not (done.folder / "tiny-Q8_0.gguf").exists()
