@@ -206,16 +206,18 @@ def _speed(chosen: Recommendation, file: Path, toolchain: Toolchain) -> list[Out
     threads = ThreadChoice(serving.prompt_threads, serving.threads)
     taken = timed(toolchain, file, serving.load, threads, chosen.chosen.file_bytes, _REPETITIONS)
 
-    def outcome(what: str, foretold: RateForecast | None, seconds: tuple[float, ...]) -> Outcome:
+    def outcome(what: str, count: int, foretold: RateForecast | None, seconds: tuple[float, ...]) -> Outcome:
         return Outcome(
             what,
-            f"{serving.threads} threads",
+            f"threads: {count}",
             foretold.tokens_per_s if foretold else None,
             1 / statistics.median(seconds),
             foretold.relative_error if foretold else None,
         )
 
     return [
-        outcome("prompt", forecast.prompt if forecast else None, taken.prompt_s),
-        outcome("generation", forecast.generation if forecast else None, taken.generation_s),
+        outcome("prompt", threads.prompt, forecast.prompt if forecast else None, taken.prompt_s),
+        outcome(
+            "generation", threads.generation, forecast.generation if forecast else None, taken.generation_s
+        ),
     ]

@@ -3,6 +3,7 @@ something else, and for one that this machine refuses."""
 
 from __future__ import annotations
 
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,8 @@ def own(toolchain: Toolchain) -> Toolchain:
     """A build that ought to have such a library."""
     if toolchain.build is None or "avx2" not in hardware.instruction_sets():
         pytest.skip("libggq-quants is of ggq's own builds, for x86-64 with AVX2")
+    if any("__FMA__" in line for line in process.run(["cc", "-dM", "-E", "-x", "c", os.devnull]).stdout):
+        pytest.skip("this compiler fuses products with sums by itself, and then there is no libggq-quants")
     return toolchain
 
 
