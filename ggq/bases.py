@@ -162,6 +162,11 @@ class ConvertedBase:
         """What the conversion was checked for, and what was seen."""
         return self._job.manifest.steps[self.STEP].findings
 
+    @property
+    def kept(self) -> Path | None:
+        """The file, if it stays."""
+        return self.path if self.findings.get(KEPT) and self.path.is_file() else None
+
     def known(self) -> tuple[str, ...]:
         record = self._record()
         if record is None:
@@ -204,13 +209,12 @@ class ConvertedBase:
         if self._given.remote is not None:
             _tell_digests(self._given.remote, self._job.listener)
 
-    def keep(self) -> Path:
+    def keep(self) -> None:
         """Leave the base beside the outputs, for good: later runs that would not keep it spare it."""
         self.ensure()
         if not self.findings.get(KEPT):
             record = self._job.manifest.steps[self.STEP]
             self._job.record(self.STEP, replace(record, findings={**record.findings, KEPT: True}))
-        return self.path
 
     def remove(self) -> None:
         """Remove the base, unless it was kept on purpose or what lies there is not what this job made."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -154,7 +155,9 @@ def read(path: Path) -> GgufFile:
             return GgufFile((path,), **vars(gguf_header.parse(path, stream)))
     except IsADirectoryError as error:
         raise GgufProblem(
-            f"{path} is a folder, not a GGUF file.", "", f"If it is a checkpoint: `ggq convert {path}`."
+            f"{path} is a folder, not a GGUF file.",
+            "",
+            f"If it is a checkpoint: `ggq convert {shlex.quote(str(path))}`.",
         ) from error
     except OSError as error:
         raise GgufProblem(

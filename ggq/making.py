@@ -164,10 +164,20 @@ class Making:
         known = base.known()
         ready = {preset.name for preset in chosen if self._is_ready(preset, known)}
         missing = [preset for preset in chosen if preset.name not in ready]
+        self._tell_replaced(missing)
         if missing and not self._make_streamed(missing, base):
             self._make(missing, *base.ensure())
         shutil.rmtree(self._job.kept, ignore_errors=True)
         return tuple(self._file_of(preset, reused=preset.name in ready) for preset in chosen)
+
+    def _tell_replaced(self, missing: Sequence[Preset]) -> None:
+        """Say which files of ours give way to others of their names."""
+        steps, outdir = self._job.manifest.steps, self._job.outdir
+        for preset in missing:
+            record = steps.get(_step_of(preset))
+            if record is not None and all((outdir / output.name).exists() for output in record.outputs):
+                why = "from another base, with other options or by other tools"
+                self._job.listener(Notice(f"{preset.name} is made anew: the file here was made {why}."))
 
     def _matrix(self, base: Base, text: Text) -> Path:
         """The importance matrix of the base: as it was where nothing changed, else made."""

@@ -36,8 +36,8 @@ DEFAULT_PRESETS = ("Q4_K_M",)
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """``base`` is None when it was not kept; ``verification``: what the conversion was checked for and
-    what was seen (empty when a GGUF was given)."""
+    """``base`` is None when it was not kept, now or before; ``verification``: what the conversion was checked
+    for and what was seen (empty when a GGUF was given)."""
 
     model: str
     base: Path | None
@@ -146,10 +146,11 @@ def convert_and_quantize(
         making = Making(job, settings)
         making.claim(chosen, (base.path,), "Leave that preset out; --keep-base keeps the base itself.")
         made = making.quantize_all(base, chosen)
-        kept = base.keep() if settings.keep_base else None
-        if kept is None:
+        if settings.keep_base:
+            base.keep()
+        else:
             base.remove()
-        return PipelineResult(name, kept, made, job.manifest.path, base.findings)
+        return PipelineResult(name, base.kept, made, job.manifest.path, base.findings)
 
 
 def _checkpoint(

@@ -98,7 +98,7 @@ def plan_convert_and_quantize(
     base_bytes, free = int(parameters * bits / 8), files.free_bytes(outdir)
     to_make = sum(file.file_bytes for file in planned if not file.exists)
     is_streamed = settings.stream and download_bytes > 0
-    has_base = not is_streamed and not without_base(settings, base_bytes, to_make, free)
+    has_base = to_make > 0 and not is_streamed and not without_base(settings, base_bytes, to_make, free)
     return PipelinePlan(
         model=name,
         outdir=outdir,

@@ -21,6 +21,7 @@ from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import Settings
 from ggq.pipeline_plan import plan_convert_and_quantize
+from ggq.progress import Event, Notice
 from ggq.records import Manifest
 
 pytestmark = pytest.mark.tool
@@ -85,8 +86,11 @@ def test_a_changed_option_makes_the_file_anew(example: Path, tmp_path: Path) -> 
     plain = Settings(verify="off", keep_base=True)
     pipeline.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, plain)
     before = digests(tmp_path)
-    wider = Settings(verify="off", keep_base=True, options=QuantizeOptions(output_tensor_type="q8_0"))
-    again = pipeline.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, wider)
+    wider = Settings(verify="off", options=QuantizeOptions(output_tensor_type="q8_0"))
+    heard: list[Event] = []
+    again = pipeline.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, wider, listener=heard.append)
+    assert any(isinstance(it, Notice) and "Q4_K_M is made anew" in it.text for it in heard)
+    assert again.base == tmp_path / "tiny-llama-BF16.gguf", "it was kept before"
     after = digests(tmp_path)
     assert not again.files[0].reused
     assert after["tiny-llama-BF16.gguf"] == before["tiny-llama-BF16.gguf"]
@@ -177,6 +181,9 @@ def test_what_needs_a_matrix_is_refused_before_the_conversion(example: Path, tmp
     with pytest.raises(UsageProblem, match="IQ2_XS needs an importance matrix"):
         pipeline.convert_and_quantize(str(example), ["Q8_0", "iq2_xs"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    pipeline.convert_and_quantize(str(example), ["q8_0"], tmp_path / "done")
+    done = plan_convert_and_quantize(str(example), ["q8_0"], tmp_path / "done")
+    assert done.base_name is None and done.needed_bytes == 0, "there is nothing to do"
     with pytest.raises(UsageProblem, match="IQ2_XS needs an importance matrix"):
         plan_convert_and_quantize(str(example), ["iq2_xs"], tmp_path / "out")
 

@@ -122,7 +122,9 @@ def _look_up(
 ) -> tuple[RemoteModel, tuple[RemoteFile, ...]]:
     if ref.kind != "hub":
         raise UsageProblem(
-            f"{ref} lies on this disk already.", "", f"There is nothing to download: ggq convert {ref}"
+            f"{ref} lies on this disk already.",
+            "",
+            f"There is nothing to download: ggq convert {shlex.quote(str(ref))}",
         )
     model = inspect(ref.repo_id, ref.revision, offline=offline, retry=retry, listener=listener)
     if client.is_offline(offline):
