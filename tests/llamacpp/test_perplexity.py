@@ -136,7 +136,8 @@ def test_a_slow_reader_gets_the_summary_too(
     ]  # fmt: skip
     without = {"LD_PRELOAD": str(tmp_path / "no_flush.so")}
     assert all(summary_arrives(command, {}) for _ in range(10))
-    assert not all(summary_arrives(command, without) for _ in range(10))
+    # It ends with the first loss, as a rule of the first ten.
+    assert not all(summary_arrives(command, without) for _ in range(100))
 
 
 def summary_arrives(command: list[str | Path], env: dict[str, str]) -> bool:
