@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from ggq.llamacpp.toolchain import Toolchain
 
 # huggingface_hub reads most of its environment when it is imported, and no test may see the user's token.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ggq-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 for _name in list(os.environ):
     if _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
         del os.environ[_name]

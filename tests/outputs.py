@@ -26,6 +26,15 @@ def taken_bytes(folder: Path) -> int:
     return taken
 
 
+def arrived_bytes(folder: Path) -> int:
+    """Bytes of the largest file that a download has begun below a folder."""
+    largest = 0
+    with suppress(FileNotFoundError):  # a finished file takes its final name while it is looked at
+        for path in folder.rglob("*.incomplete"):
+            largest = max(largest, path.stat().st_size)
+    return largest
+
+
 @contextmanager
 def watched(*folders: Path) -> Iterator[list[int]]:
     """The disk that folders take together, every few milliseconds."""

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from ctrl_c import heed_ctrl_c
 from disks import tmpfs
+from outputs import digests
 
 from ggq import files, making, pipeline
 from ggq.cli.main import cli
@@ -29,10 +30,8 @@ from ggq.records import Manifest
 pytestmark = pytest.mark.tool
 
 KILLS = 6
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: files.sha256_file(path) for path in sorted(folder.glob("*.gguf"))}
+# The i-quant makes it seconds, so that a test which looks on is in time.
+LONG = ("k-quants", "IQ4_XS")
 
 
 def finished(folder: Path) -> list[str]:
@@ -60,7 +59,7 @@ def larger_base(toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def command(base: Path, outdir: Path, *more: str) -> list[str]:
-    words = ["quantize", str(base), "--preset", "k-quants", "-t", "1", "--outdir", str(outdir), *more]
+    words = ["quantize", str(base), "--preset", ",".join(LONG), "-t", "1", "--outdir", str(outdir), *more]
     return [sys.executable, "-m", "ggq", *words]
 
 
@@ -118,7 +117,7 @@ def test_ctrl_c_keeps_the_finished_tensors(larger_base: Path, tmp_path: Path) ->
         _, said = child.communicate(timeout=60)
     assert child.returncode == 130 and b"resumes" in said
     assert not digests(tmp_path) and len(finished(tmp_path)) >= 5
-    made = pipeline.quantize(larger_base, ["k-quants"], tmp_path, Settings(threads=1))
+    made = pipeline.quantize(larger_base, LONG, tmp_path, Settings(threads=1))
     assert Manifest(made.manifest).steps["quantize Q2_K"].findings["kept_pairs"] >= 5
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from outputs import digests
 
 from ggq import files, pipeline, presets
 from ggq.errors import OutputProblem, UsageProblem
@@ -29,10 +30,6 @@ pytestmark = pytest.mark.tool
 KILLS = 20
 K_QUANTS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
 UNVERIFIED = Settings(verify="off")
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: files.sha256_file(path) for path in sorted(folder.glob("*.gguf"))}
 
 
 def test_ten_presets_are_llama_quantizes_own_bytes(prose: Path, toolchain: Toolchain, tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ from ggq.records import Manifest
 pytestmark = pytest.mark.tool
 
 STREAMED = Settings(verify="off")
+# The i-quant makes it seconds, so that a test which looks on is in time.
+LONG = ("k-quants", "IQ4_XS")
 SLOWLY = replace(STREAMED, threads=1, max_memory_bytes=1 << 16)
 
 
@@ -52,7 +54,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         pytest.skip(f"{prose} is absent")
     folder = tmp_path_factory.mktemp("two-steps")
     by_tool = replace(STREAMED, engine="llama-quantize")
-    pipeline.convert_and_quantize(str(prose), ["k-quants"], folder, by_tool)
+    pipeline.convert_and_quantize(str(prose), LONG, folder, by_tool)
     return digests(folder)
 
 
@@ -60,9 +62,9 @@ def test_the_files_are_those_of_two_steps_and_the_disk_holds_nothing_else(
     prose: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     with watched(tmp_path) as seen:
-        made = pipeline.convert_and_quantize(str(prose), ["k-quants"], tmp_path, STREAMED)
+        made = pipeline.convert_and_quantize(str(prose), LONG, tmp_path, STREAMED)
     assert digests(tmp_path) == expected
-    assert len(made.files) == 10 and made.base is None
+    assert len(made.files) == 11 and made.base is None
     step = Manifest(made.manifest).steps["convert"]
     assert step.outputs == () and step.findings["level"] == "off" and step.seconds > 0
     assert max(seen) <= 1.01 * sum(file.file_bytes for file in made.files), "the base was on the disk"
@@ -103,7 +105,7 @@ def test_what_the_sweep_cannot_make_takes_two_steps(
 
 
 def command(model: Path, outdir: Path) -> list[str]:
-    words = ["convert-and-quantize", str(model), "--preset", "k-quants", "--verify", "off", "-t", "1"]
+    words = ["convert-and-quantize", str(model), "--preset", ",".join(LONG), "--verify", "off", "-t", "1"]
     return [sys.executable, "-m", "ggq", *words, "--outdir", str(outdir)]
 
 
@@ -127,7 +129,7 @@ def test_broken_off_in_the_middle_it_goes_on_and_leaves_no_orphan(
         after = finished(tmp_path, "prose-llama-8m")
         assert after[: len(before)] == before and len(after) == len(set(after)), "a tensor was made twice"
         before = after
-    made = pipeline.convert_and_quantize(str(prose), ["k-quants"], tmp_path, STREAMED)
+    made = pipeline.convert_and_quantize(str(prose), LONG, tmp_path, STREAMED)
     assert Manifest(made.manifest).steps["quantize Q4_K_M"].findings["kept_pairs"] >= len(before)
     assert digests(tmp_path) == expected
 
@@ -135,7 +137,7 @@ def test_broken_off_in_the_middle_it_goes_on_and_leaves_no_orphan(
 def test_a_conversion_that_dies_is_told_in_its_own_words(prose: Path, tmp_path: Path) -> None:
     listen = at_first_step(lambda: [child.kill() for child in converters()] and None)
     with pytest.raises(ConversionProblem, match="was killed while it was converting"):
-        pipeline.convert_and_quantize(str(prose), ["k-quants"], tmp_path, SLOWLY, listener=listen)
+        pipeline.convert_and_quantize(str(prose), LONG, tmp_path, SLOWLY, listener=listen)
     assert not converters() and not digests(tmp_path)
 
 
@@ -145,9 +147,7 @@ def test_a_sweep_that_fails_ends_the_conversion(prose: Path, tmp_path: Path) -> 
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        pipeline.convert_and_quantize(
-            str(prose), ["k-quants"], tmp_path, SLOWLY, listener=at_first_step(fail)
-        )
+        pipeline.convert_and_quantize(str(prose), LONG, tmp_path, SLOWLY, listener=at_first_step(fail))
     assert not converters()
 
 

@@ -89,7 +89,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_bytes_of_one_go(
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert tool.read(kept[0]).chunks == 4
+    done = tool.read(kept[0]).chunks
+    assert 4 <= done < 40, "the test came too late"
     assert not (base.parent / "tiny-llama-imatrix.gguf").exists()
 
     steps: list[Event] = []
@@ -97,7 +98,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_bytes_of_one_go(
     fewer = imatrix(base, text, ImatrixSettings(chunks=5), output=base.with_name("fewer.gguf"))
     assert (fewer.resumed_chunks, fewer.chunks) == (0, 5)
     made = imatrix(base, text, settings, listener=steps.append)
-    assert (made.resumed_chunks, made.chunks, made.reused) == (4, 40, False)
+    assert (made.resumed_chunks, made.chunks, made.reused) == (done, 40, False)
     once = tmp_path / "once.gguf"
     how = tool.Settings(512, 2, Offload())
     tool.add(toolchain, base, text, tool.Stretch(0, 40, None), once, how, lambda chunks: None)
