@@ -25,7 +25,7 @@ from ggq.plan.speed import RateForecast, timed
 from ggq.presets import Preset
 from ggq.progress import Listener, Notice, Step, silent
 from ggq.recommend import Limits, Recommendation, recommend
-from ggq.records import MANIFEST_SUFFIX, Manifest
+from ggq.records import Manifest
 from ggq.reference import ModelRef
 
 WORD = "auto"
@@ -63,7 +63,7 @@ def chosen_before(model: str, outdir: Path | None = None, *, revision: str | Non
     """
     ref = reference.parse_reference(model, revision)
     folder, name = _place(ref, outdir)
-    return Manifest(folder / f"{name}{MANIFEST_SUFFIX}").chosen_presets.get(_identity(ref))
+    return Manifest.of(name, folder).chosen_presets.get(_identity(ref))
 
 
 def foretell(
@@ -170,7 +170,7 @@ def _remember(ref: ModelRef, outdir: Path | None, preset: Preset, *, force: bool
     """Raises OutputProblem, also where the preset's file would overwrite one of the user's; DiskFull."""
     folder, name = _place(ref, outdir)
     with files.lock(files.make_folder(folder)):
-        manifest = Manifest(folder / f"{name}{MANIFEST_SUFFIX}")
+        manifest = Manifest.of(name, folder)
         if manifest.chosen_presets.get(_identity(ref)) != preset.name:
             manifest.claim((gguf_names.output_name(name, preset.name),), force=force)
             manifest.choose(_identity(ref), preset.name)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -26,7 +27,7 @@ from ggq.convert import (
 from ggq.errors import CheckpointProblem, NeedsWeights
 from ggq.job import Job
 from ggq.progress import Listener, Notice
-from ggq.records import OutputFile, StepRecord, is_ours
+from ggq.records import Manifest, OutputFile, StepRecord, base_model, is_ours
 
 KEPT = "base_kept"
 _UNPROVEN = {"unproven": True}
@@ -41,6 +42,11 @@ class LocalCheckpoint:
     source: SourceInfo | None = None
     announced: Mapping[str, str] | None = None
     remote: hub.RemoteWeights | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a manifest says of its model."""
+        return {"folder": str(self.folder.resolve())} if self.source is None else asdict(self.source)
 
     def digests(self) -> dict[str, str]:
         """File name -> digest of everything in the folder that a conversion may read."""
@@ -112,15 +118,27 @@ class GivenBase:
     """A base GGUF of the user's own, perhaps in shards."""
 
     def __init__(self, path: Path, listener: Listener) -> None:
-        self._path = path
-        digests = [files.sha256_file(part, listener, "read the base") for part in gguf_file.shards(path)]
-        self._sha256 = "+".join(digests)
+        self.path = path
+        self._listener = listener
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of all its shards."""
+        parts = gguf_file.shards(self.path)
+        return "+".join(files.sha256_file(part, self._listener, "read the base") for part in parts)
 
     def known(self) -> tuple[str, ...]:
-        return (self._sha256,)
+        return (self.sha256,)
 
     def ensure(self) -> tuple[Path, str]:
-        return self._path, self._sha256
+        return self.path, self.sha256
+
+
+def own_base(manifest: Manifest, given: GivenBase, *, force: bool) -> None:
+    """Say in the manifest that the files are of this base, unless an earlier run made the base here, whose
+    source is the better answer. Raises OutputProblem."""
+    if not manifest.model or not manifest.knows(given.sha256):
+        manifest.own(base_model(given.path), force=force)
 
 
 class ConvertedBase:

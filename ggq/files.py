@@ -65,10 +65,26 @@ def sha256_stream(stream: BinaryIO, listener: Listener = silent, step: str = "")
 
 def free_bytes(folder: Path) -> int:
     """Bytes that this user may still write below ``folder`` (which need not exist yet)."""
+    return shutil.disk_usage(_nearest(folder)).free
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
     probe = folder.absolute()
     while not probe.exists():
         probe = probe.parent
-    return shutil.disk_usage(probe).free
+    return probe
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Say what ``make_folder`` would, without making anything: what the permissions tell. Raises
+    OutputProblem."""
+    with explain_os_error(folder):
+        nearest = _nearest(folder)
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def require_space(
@@ -210,6 +226,7 @@ def write_hollow(target: Path, header: bytes, file_bytes: int) -> None:
         stream.truncate(file_bytes)
 
 
+# A ggq that was killed while it started a tool holds its locks until that process is on its own.
 _PATIENCE_S = 1.0
 
 
@@ -233,7 +250,7 @@ def lock(folder: Path, waiting: Listener | None = None) -> Iterator[None]:
         locks.mkdir(parents=True, exist_ok=True)
         guard = filelock.FileLock(locks / f"{name}.lock")
         try:
-            guard.acquire(timeout=0 if waiting is None else _PATIENCE_S)
+            guard.acquire(timeout=_PATIENCE_S)
         except filelock.Timeout as error:
             if waiting is None:
                 raise OutputProblem(

@@ -10,11 +10,10 @@ from typing import Any
 
 from ggq import __version__, files
 from ggq.environment import environment
-from ggq.errors import OutputProblem
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Notice
-from ggq.records import MANIFEST_SUFFIX, Manifest, StepRecord
+from ggq.records import Manifest, StepRecord
 
 
 class Job(AbstractContextManager["Job"]):
@@ -39,7 +38,7 @@ class Job(AbstractContextManager["Job"]):
         with ExitStack() as stack:
             stack.enter_context(files.lock(files.make_folder(self.outdir)))
             self.staging = stack.enter_context(files.staging(self.outdir))
-            self.manifest = Manifest(self.outdir / f"{self.name}{MANIFEST_SUFFIX}")
+            self.manifest = Manifest.of(self.name, self.outdir)
             # For what only the record needs: digests, and the machine, which takes a second to describe.
             self.background = stack.enter_context(ThreadPoolExecutor(max_workers=1))
             self._environment = self.background.submit(environment, self.toolchain)
@@ -59,17 +58,3 @@ class Job(AbstractContextManager["Job"]):
         """Write steps that were finished together down together. Raises OutputProblem, DiskFull."""
         self.manifest.environment = self._environment.result()
         self.manifest.record_all(records)
-
-    def own(self, model: Mapping[str, Any]) -> None:
-        """Say whose files these are. Raises OutputProblem when they are another model's of the same name."""
-        before = self.manifest.model
-        same = all(before.get(key) == model.get(key) for key in ("repo_id", "folder"))
-        # A checkpoint is a better answer than the base that was made of it.
-        better = "base" in before and "base" not in model
-        if before and not same and not better and not self.force:
-            raise OutputProblem(
-                f"{self.outdir} holds the files of another {self.name}.",
-                f"They were made from {before.get('repo_id') or before.get('folder')}.",
-                "Choose another folder with --outdir, or give --force to replace them.",
-            )
-        self.manifest.model = dict(model)

@@ -28,7 +28,7 @@ from ggq.quantize.recipe import Recipe, ask, check, refuse_without_imatrix, with
 from ggq.quantize.source import BaseFile, Source
 from ggq.quantize.sweep import MAX_MEMORY_BYTES, Swept, sweep
 from ggq.quantize.tool import Quantized, quantize_one
-from ggq.records import OutputFile, StepRecord
+from ggq.records import Manifest, OutputFile, StepRecord
 from ggq.reference import ModelRef
 
 _NO_ROOM = "the disk has no room for a base GGUF beside its presets"
@@ -113,6 +113,36 @@ def _refuse_to_stream(settings: Settings, ref: ModelRef) -> None:
             )
 
 
+def claim(
+    manifest: Manifest,
+    name: str,
+    settings: Settings,
+    chosen: Sequence[Preset],
+    base: Sequence[Path],
+    *,
+    converted: bool,
+) -> tuple[str, ...]:
+    """The names of the presets' files (of split ones the first), of the model ``name``.
+
+    ``base``: its shards; ``converted``: it is of our making. Raises UsageProblem and OutputProblem, before
+    any work, where the files would overwrite the base or something of the user's.
+    """
+    names = tuple(gguf_names.output_name(name, preset.name) for preset in chosen)
+    if settings.options.keep_split:
+        names = tuple(gguf_names.shard_name(Path(it).stem, 1, len(base)) for it in names)
+    if base[0].resolve() in [(manifest.folder / it).resolve() for it in names]:
+        raise UsageProblem(
+            f"{base[0]} would be overwritten by itself.",
+            "The preset's file would have the name of the base.",
+            "Leave that preset out; --keep-base keeps the base itself."
+            if converted
+            else "Choose another folder with --outdir.",
+        )
+    matrix = () if settings.calibration is None else (matrix_name(name),)
+    manifest.claim(names + matrix, force=settings.force)
+    return names
+
+
 def without_base(settings: Settings, base_bytes: int, files_bytes: int, free_bytes: int) -> bool:
     """Whether a checkpoint's presets are made with no base GGUF on the disk: where nobody needs it, or there
     is no room for it beside its presets (``files_bytes``: as reckoned beforehand)."""
@@ -134,22 +164,6 @@ class Making:
         self._job = job
         self._settings = settings
         self._threads = settings.threads or hardware.usable_cores()
-
-    def claim(self, chosen: Sequence[Preset], base: Sequence[Path], instead: str) -> None:
-        """Refuse, before any work, outputs that would overwrite something of the user's, or the base
-        (``base``: its shards; ``instead``: what to do then)."""
-        names = [gguf_names.output_name(self._job.name, preset.name) for preset in chosen]
-        if self._settings.options.keep_split:
-            names = [gguf_names.shard_name(Path(name).stem, 1, len(base)) for name in names]
-        if base[0].resolve() in [(self._job.outdir / name).resolve() for name in names]:
-            raise UsageProblem(
-                f"{base[0]} would be overwritten by itself.",
-                "The preset's file would have the name of the base.",
-                instead,
-            )
-        if self._settings.calibration is not None:
-            names.append(matrix_name(self._job.name))
-        self._job.manifest.claim(tuple(names), force=self._job.force)
 
     def quantize_all(self, base: Base, chosen: Sequence[Preset]) -> tuple[QuantizedFile, ...]:
         """The file of every preset: as it was where nothing changed, else made.

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggq import gguf_file, gguf_names, presets, reference
-from ggq.bases import ConvertedBase, GivenBase, LocalCheckpoint, checkpoint_of, streamed_checkpoint
+from ggq.bases import (
+    ConvertedBase,
+    GivenBase,
+    LocalCheckpoint,
+    checkpoint_of,
+    own_base,
+    streamed_checkpoint,
+)
 from ggq.job import Job
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.making import Making, QuantizedFile, Settings, refuse_beforehand
+from ggq.making import Making, QuantizedFile, Settings, claim, refuse_beforehand
 from ggq.progress import Listener, silent
 from ggq.quantize import choice
-from ggq.quantize.choice import Choice, choose
-from ggq.quantize.recipe import Recipe, ask, check, refuse_quantized
-from ggq.records import base_model
+from ggq.quantize.recipe import check, refuse_quantized
 
 __all__ = [
     "DEFAULT_PRESETS",
@@ -28,7 +33,6 @@ __all__ = [
     "convert_and_quantize",
     "model_name",
     "quantize",
-    "recipes",
 ]
 
 DEFAULT_PRESETS = ("Q4_K_M",)
@@ -70,38 +74,10 @@ def quantize(
     name = gguf_names.parse_name(base.name).model
     with Job(name, outdir or base.parent, toolchain, listener, force=settings.force) as job:
         given = GivenBase(base, listener)
-        if not job.manifest.knows(given.known()[0]):
-            # Else an earlier run made it here, whose source is the better answer.
-            job.own(base_model(base))
-        making = Making(job, settings)
-        making.claim(chosen, whole.paths, "Choose another folder with --outdir.")
-        made = making.quantize_all(given, chosen)
+        own_base(job.manifest, given, force=settings.force)
+        claim(job.manifest, name, settings, chosen, whole.paths, converted=False)
+        made = Making(job, settings).quantize_all(given, chosen)
         return PipelineResult(name, base, made, job.manifest.path, verification={})
-
-
-def recipes(
-    base: Path,
-    preset_names: Iterable[str] = DEFAULT_PRESETS,
-    settings: Settings | None = None,
-    *,
-    catalogue: presets.Catalogue | None = None,
-    toolchain: Toolchain | None = None,
-) -> tuple[tuple[Recipe, Choice | None], ...]:
-    """What ``quantize`` would make, asked of llama-quantize: exact bytes, types, fallbacks; and by which
-    engine (None: a preset that needs an importance matrix, which is not there).
-
-    Raises UsageProblem, GgufProblem, ToolFailed, ToolchainProblem.
-    """
-    settings = settings or Settings()
-    choice.check(settings.engine)
-    chosen = (catalogue or presets.load()).resolve(preset_names)
-    whole = gguf_file.read_all(base)
-    toolchain = toolchain or toolchains.find()
-    asked = [ask(toolchain, whole, preset, settings.options) for preset in chosen]
-    return tuple(
-        (recipe, None if recipe.needs_imatrix else choose(settings.engine, toolchain, whole, recipe))
-        for recipe in asked
-    )
 
 
 def convert_and_quantize(
@@ -141,11 +117,10 @@ def convert_and_quantize(
     with ExitStack() as stack:
         given = _checkpoint(ref, settings, offline, listener, stack)
         job = stack.enter_context(Job(name, outdir or Path(name), toolchain, listener, force=settings.force))
-        job.own({"folder": str(given.folder.resolve())} if given.source is None else asdict(given.source))
+        job.manifest.own(given.identity, force=settings.force)
         base = ConvertedBase(job, given, settings.outtype, settings.verify, keep=settings.keep_base)
-        making = Making(job, settings)
-        making.claim(chosen, (base.path,), "Leave that preset out; --keep-base keeps the base itself.")
-        made = making.quantize_all(base, chosen)
+        claim(job.manifest, name, settings, chosen, (base.path,), converted=True)
+        made = Making(job, settings).quantize_all(base, chosen)
         if settings.keep_base:
             base.keep()
         else:

@@ -87,6 +87,11 @@ class Manifest:
         self.chosen_presets: dict[str, str] = {}
         self._load()
 
+    @classmethod
+    def of(cls, name: str, folder: Path) -> Manifest:
+        """That of the model ``name`` in ``folder``, perhaps empty. Raises as the constructor does."""
+        return cls(folder / f"{name}{MANIFEST_SUFFIX}")
+
     @property
     def folder(self) -> Path:
         return self.path.parent
@@ -133,6 +138,19 @@ class Manifest:
         """Whether a file of this digest was made here."""
         made = (output.sha256 for step in self.steps.values() for output in step.outputs)
         return sha256 in self.superseded or sha256 in made
+
+    def own(self, model: Mapping[str, Any], *, force: bool) -> None:
+        """Say whose files these are. Raises OutputProblem when they are another model's of the same name."""
+        same = all(self.model.get(key) == model.get(key) for key in ("repo_id", "folder"))
+        # A checkpoint is a better answer than the base that was made of it.
+        better = "base" in self.model and "base" not in model
+        if self.model and not same and not better and not force:
+            raise OutputProblem(
+                f"{self.folder} holds the files of another {self.path.name.removesuffix(MANIFEST_SUFFIX)}.",
+                f"They were made from {self.model.get('repo_id') or self.model.get('folder')}.",
+                "Choose another folder with --outdir, or give --force to replace them.",
+            )
+        self.model = dict(model)
 
     def claim(self, names: tuple[str, ...], *, force: bool) -> None:
         """Refuse to overwrite a file that these records do not know. Raises OutputProblem."""

@@ -215,6 +215,18 @@ def test_a_dry_run_downloads_nothing(hub: HubServer, only_bin: str) -> None:
 
 
 @pytest.mark.hub
+def test_a_dry_run_of_a_preset_says_that_only_the_weights_can_tell_more(
+    hub: HubServer, only_bin: str
+) -> None:
+    arguments = ["convert-and-quantize", only_bin, "--preset", "q8_0", "--dry-run"]
+    shown = CliRunner().invoke(cli, arguments)
+    assert shown.exit_code == 0 and "≈ " in shown.stdout and "only the weights can tell" in shown.stderr
+    (file,) = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)["files"]
+    assert not file["exact"] and file["bits_per_weight"] is None
+    assert hub.bytes_sent("pytorch_model.bin") == 0
+
+
+@pytest.mark.hub
 @pytest.mark.parametrize(
     "change, words",
     [

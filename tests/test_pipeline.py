@@ -11,17 +11,18 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from outputs import digests
 
-from ggq import files, pipeline, presets
+from ggq import files, pipeline
 from ggq.errors import OutputProblem, UsageProblem
 from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import Settings
-from ggq.pipeline_plan import plan_convert_and_quantize
+from ggq.pipeline_plan import plan_convert_and_quantize, plan_quantize
 from ggq.progress import Event, Notice
 from ggq.records import Manifest
 
@@ -195,18 +196,57 @@ def test_the_records_beside_a_checkpoint_are_no_part_of_it(stories: Path, tmp_pa
         (folder / "ggq-bench.json").write_text("{}")
 
 
-def test_dry_run_sizes_are_exact_and_nothing_is_written(base_gguf: Path, tmp_path: Path) -> None:
-    chosen = presets.load().resolve(["k-quants", "legacy"])
-    foreseen = {
-        recipe.preset.name: recipe.file_bytes
-        for recipe, _ in pipeline.recipes(base_gguf, ["k-quants", "legacy"])
-    }
-    assert set(foreseen) == {preset.name for preset in chosen}
-    possible = [name for name in foreseen if name in (*K_QUANTS, "Q4_0", "Q4_1", "Q5_0", "Q5_1")]
-    made = pipeline.quantize(base_gguf, possible, tmp_path)
-    assert {file.preset: file.file_bytes for file in made.files} == {
-        name: foreseen[name] for name in possible
-    }
+def test_a_dry_run_knows_every_byte_and_writes_nothing(base_gguf: Path, tmp_path: Path) -> None:
+    chosen, out = [*K_QUANTS, "legacy"], tmp_path / "out"
+    planned = plan_quantize(base_gguf, chosen, out).files
+    assert not out.exists() and all(file.exact and not file.exists for file in planned)
+    made = pipeline.quantize(base_gguf, chosen, out).files
+    for before, after in zip(planned, made, strict=True):
+        assert (before.name, before.file_bytes) == (after.paths[0].name, after.file_bytes)
+        assert before.bits_per_weight == pytest.approx(after.bits_per_weight, abs=1e-4)
+        assert (before.fallback_count, before.quantized_count) == (
+            after.fallback_count,
+            after.quantized_count,
+        )
+    again = plan_quantize(base_gguf, chosen, out)
+    assert all(file.exists for file in again.files) and again.needed_bytes == 0
+
+
+@pytest.mark.parametrize("outtype", ["auto", "f16", "f32"])
+def test_a_dry_run_of_a_checkpoint_knows_every_byte(outtype: str, stories: Path, tmp_path: Path) -> None:
+    settings = Settings(outtype=outtype, keep_base=True, verify="off")
+    words = (str(stories), ["q4_k_m", "q8_0"], tmp_path / "out", settings)
+    plan = plan_convert_and_quantize(*words)
+    assert not (tmp_path / "out").exists()
+    made = pipeline.convert_and_quantize(*words)
+    assert made.base is not None
+    assert (plan.base_name, plan.base_bytes) == (made.base.name, made.base.stat().st_size)
+    assert [file.file_bytes for file in plan.files] == [file.file_bytes for file in made.files]
+    assert [file.fallback_count for file in plan.files] == [file.fallback_count for file in made.files]
+    assert any(file.mostly_fell_back for file in plan.files)
+
+
+def test_a_dry_run_refuses_what_the_run_refuses(base_gguf: Path, example: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny-llama-Q8_0.gguf").write_text("precious")
+    for force in (False, True):
+        settings = Settings(force=force)
+        for planned in (
+            partial(plan_quantize, base_gguf, ["q8_0"], tmp_path, settings),
+            partial(plan_convert_and_quantize, str(example), ["q8_0"], tmp_path, settings),
+        ):
+            if force:
+                assert planned().files[0].exists
+            else:
+                with pytest.raises(OutputProblem, match=r"tiny-llama-Q8_0.gguf exists already"):
+                    planned()
+    pipeline.convert_and_quantize(str(example), ["q4_0"], tmp_path / "done")
+    other = tmp_path / "tiny-llama"
+    shutil.copytree(example, other, copy_function=shutil.copyfile)
+    with pytest.raises(OutputProblem, match="holds the files of another tiny-llama"):
+        plan_convert_and_quantize(str(other), ["q4_0"], tmp_path / "done")
+    for plan_it in (plan_convert_and_quantize, pipeline.convert_and_quantize):
+        with pytest.raises(OutputProblem, match="cannot be written"):
+            plan_it(str(example), ["q4_0"], example / "config.json" / "out")
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(example: Path, tmp_path: Path) -> None:

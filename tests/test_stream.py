@@ -239,6 +239,8 @@ def test_a_dry_run_says_what_is_read_and_not_kept(hub: HubServer, example: Path,
     )  # fmt: skip
     assert done.exit_code == 0 and "of which the weights are not kept" in done.stdout
     assert "on the way" not in done.stdout
+    made = pipeline.convert_and_quantize("org/tiny-llama", ["q8_0"], tmp_path / "here").files[0].file_bytes
+    assert f"{made:,}" in done.stdout, "to the byte"
     assert not (tmp_path / "out").exists()
 
 

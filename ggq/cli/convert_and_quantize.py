@@ -24,11 +24,11 @@ from ggq.cli.options import (
     verify_option,
 )
 from ggq.cli.output import Output, plain
-from ggq.cli.quantize import show_files
+from ggq.cli.quantize import show_files, show_plan
 from ggq.errors import DoesNotFit, NeedsWeights
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.pipeline import PipelineResult, Settings
-from ggq.pipeline_plan import PipelinePlan, plan_convert_and_quantize
+from ggq.pipeline_plan import plan_convert_and_quantize
 from ggq.recommend import Recommendation
 
 
@@ -118,9 +118,11 @@ def convert_and_quantize(
             show_choice(out, chosen)
             names = (chosen.chosen.preset,)
     if dry_run:
-        plan = plan_convert_and_quantize(
-            model, names, outdir, settings, revision=revision, offline=offline, catalogue=catalogue
-        )
+        with out.progress() as listener:
+            plan = plan_convert_and_quantize(
+                model, names, outdir, settings, revision=revision, offline=offline, catalogue=catalogue,
+                listener=listener,
+            )  # fmt: skip
         show_plan(out, plan)
         return
     with out.progress() as listener:
@@ -176,45 +178,6 @@ def _figure(outcome: Outcome, value: float | None) -> str:
     if outcome.what == "file":
         return f"{value:,.0f} B"
     return files.human_bytes(int(value)) if outcome.what == "RAM" else f"{value:.3g} t/s"
-
-
-def show_plan(out: Output, plan: PipelinePlan) -> None:
-    """What a run would download, write and leave, with the disk."""
-    out.table(
-        ["file", "size", "state", "engine"],
-        [
-            *([[plan.base_name, _size(plan.base_bytes, False), "on the way", "-"]] if plan.base_name else []),
-            *(
-                [
-                    file.name,
-                    _size(file.file_bytes, file.exact),
-                    "exists" if file.exists else "to make",
-                    file.engine or "-",
-                ]
-                for file in plan.files
-            ),
-        ],
-        right=(1,),
-    )
-    out.fields(
-        [
-            ("download", _download(plan)),
-            ("disk needed", f"{files.human_bytes(plan.needed_bytes)} in {plan.outdir}"),
-            ("disk free", files.human_bytes(plan.free_bytes)),
-        ]
-    )
-    out.result(plan)
-
-
-def _download(plan: PipelinePlan) -> str:
-    if not plan.download_bytes:
-        return "nothing"
-    kept = ", of which the weights are not kept" if plan.is_streamed else ""
-    return f"{files.human_bytes(plan.download_bytes)}{kept}"
-
-
-def _size(count: int, exact: bool) -> str:
-    return f"{'' if exact else '≈ '}{files.human_bytes(count)}"
 
 
 def show_end(out: Output, result: PipelineResult) -> None:

@@ -18,11 +18,10 @@ from ggq.cli.options import (
     quantize_options,
     threads_option,
 )
-from ggq.cli.output import Output, human_seconds
+from ggq.cli.output import Output, human_seconds, plain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.pipeline import QuantizedFile, Settings
-from ggq.quantize.choice import Choice
-from ggq.quantize.recipe import Recipe
+from ggq.pipeline_plan import PipelinePlan, plan_quantize
 
 
 @click.command(short_help="Quantize a 16-bit GGUF over presets.")
@@ -67,8 +66,9 @@ def quantize(
         threads=threads, force=force,
     )  # fmt: skip
     if dry_run:
-        found = pipeline.recipes(base, names, settings, catalogue=catalogue)
-        show_recipes(out, found, outdir or base.parent, makes_imatrix=calibration is not None)
+        with out.progress() as listener:
+            plan = plan_quantize(base, names, outdir, settings, catalogue=catalogue, listener=listener)
+        show_plan(out, plan)
         return
     with out.progress() as listener:
         result = pipeline.quantize(base, names, outdir, settings, catalogue=catalogue, listener=listener)
@@ -76,61 +76,65 @@ def quantize(
     out.result(result)
 
 
-def show_recipes(
-    out: Output, found: Sequence[tuple[Recipe, Choice | None]], outdir: Path, *, makes_imatrix: bool
-) -> None:
-    """The table of a dry run: exact bytes, bits per weight, fallbacks, engines, and the disk.
-    ``makes_imatrix``: the run would make an importance matrix first."""
-    recipes = [recipe for recipe, _ in found]
+def show_plan(out: Output, plan: PipelinePlan) -> None:
+    """A dry run: files to the byte, and what they need of the network and the disk."""
+    exact = all(file.exact for file in plan.files)
     out.table(
-        ["preset", "bytes", "size", "bits/weight", "fell back", "engine"],
+        ["file", "size", "bytes", "bits/weight", "fell back", "state"],
         [
-            [
-                recipe.preset.name,
-                f"{recipe.file_bytes:,}",
-                files.human_bytes(recipe.file_bytes),
-                f"{recipe.bits_per_weight:.2f}",
-                f"{len(recipe.fallbacks)} of {recipe.quantized_count}",
-                choice.engine if choice else "-",
-            ]
-            for recipe, choice in found
+            *(
+                [[plan.base_name, *_sizes(plan.base_bytes, exact), "-", "-", "on the way"]]
+                if plan.base_name
+                else []
+            ),
+            *(
+                [
+                    file.name,
+                    *_sizes(file.file_bytes, file.exact),
+                    "-" if file.bits_per_weight is None else f"{file.bits_per_weight:.2f}",
+                    f"{file.fallback_count} of {file.quantized_count}" if file.fallback_count else "-",
+                    "exists" if file.exists else "to make",
+                ]
+                for file in plan.files
+            ),
         ],
         right=(1, 2, 3, 4),
     )
-    total = sum(recipe.file_bytes for recipe in recipes)
-    free = files.free_bytes(outdir)
-    out.text(f"{files.human_bytes(total)} in all; {files.human_bytes(free)} free in {outdir}.")
-    for recipe, choice in found:
-        if choice and choice.why:
-            out.info(f"llama-quantize makes {recipe.preset.name}: {choice.why}")
-    if makes_imatrix:
+    out.fields(
+        [
+            ("download", _download(plan)),
+            ("disk needed", f"{files.human_bytes(plan.needed_bytes)} in {plan.outdir}"),
+            ("disk free", files.human_bytes(plan.free_bytes)),
+        ]
+    )
+    if not exact:
+        out.warning(
+            "these sizes are reckoned from nominal bits: only the weights can tell more of this model."
+        )
+    if plan.makes_imatrix:
         out.warning(
             "these sizes are without the importance matrix that is made first: with it llama-quantize may"
             " choose other types for some tensors, and the header is longer."
         )
-    for recipe in recipes:
-        if recipe.needs_imatrix and not makes_imatrix:
-            out.warning(f"{recipe.preset.name} needs an importance matrix (--imatrix auto|FILE).")
-    warn_of_fallbacks(out, [recipe.preset.name for recipe in recipes if recipe.mostly_fell_back])
-    out.result(
-        {
-            "files": [
-                {
-                    "preset": recipe.preset.name,
-                    "file_bytes": recipe.file_bytes,
-                    "bits_per_weight": recipe.bits_per_weight,
-                    "fallback_count": len(recipe.fallbacks),
-                    "quantized_count": recipe.quantized_count,
-                    "needs_imatrix": recipe.needs_imatrix,
-                    "engine": choice.engine if choice else None,
-                    "why": choice.why if choice else "",
-                }
-                for recipe, choice in found
-            ],
-            "needed_bytes": total,
-            "free_bytes": free,
-        }
-    )
+    for file in plan.files:
+        if file.why:
+            out.info(f"llama-quantize makes {file.preset}: {file.why}")
+        if file.needs_imatrix and not plan.makes_imatrix:
+            out.warning(f"{file.preset} needs an importance matrix (--imatrix auto|FILE).")
+    warn_of_fallbacks(out, [file.preset for file in plan.files if file.mostly_fell_back])
+    out.result({**plain(plan), "needed_bytes": plan.needed_bytes})
+
+
+def _sizes(count: int, exact: bool) -> tuple[str, str]:
+    """For a person, and to the byte."""
+    return (files.human_bytes(count), f"{count:,}") if exact else (f"≈ {files.human_bytes(count)}", "-")
+
+
+def _download(plan: PipelinePlan) -> str:
+    if not plan.download_bytes:
+        return "nothing"
+    kept = ", of which the weights are not kept" if plan.is_streamed else ""
+    return f"{files.human_bytes(plan.download_bytes)}{kept}"
 
 
 def show_files(out: Output, made: Sequence[QuantizedFile]) -> None:

@@ -133,6 +133,7 @@ class HollowModel:
 def hollow_model(
     ref: ModelRef | Path,
     *,
+    outtype: str = "auto",
     offline: bool = False,
     toolchain: Toolchain | None = None,
     retry: Retry = DEFAULT_RETRY,
@@ -141,7 +142,8 @@ def hollow_model(
     """Make, or find in the cache, the hollow model of a reference (a path: a checkpoint folder or a GGUF).
 
     Of a Hub model only config, tokenizer, model card and the headers of the weights are read; when its whole
-    snapshot is in the Hub cache, or of a folder, nothing is received.
+    snapshot is in the Hub cache, or of a folder, nothing is received. ``outtype``: of the conversion (see
+    ``convert.resolve_outtype``).
 
     Raises HubProblem, CheckpointProblem (NeedsWeights: this model can only be planned after download),
     ConversionProblem, GgufProblem, OutputProblem (the cache folder cannot hold holes), DiskFull,
@@ -150,7 +152,7 @@ def hollow_model(
     tools = toolchain or toolchains.find()
     if isinstance(ref, Path):
         ref = ModelRef("gguf" if ref.is_file() else "folder", path=ref)
-    maker = _Maker(tools, offline, retry, listener)
+    maker = _Maker(tools, outtype, offline, retry, listener)
     if ref.kind == "hub":
         return maker.of_repository(ref)
     assert ref.path is not None
@@ -160,8 +162,11 @@ def hollow_model(
 class _Maker:
     """The three kinds of references, each with what identifies it."""
 
-    def __init__(self, toolchain: Toolchain, offline: bool, retry: Retry, listener: Listener) -> None:
+    def __init__(
+        self, toolchain: Toolchain, outtype: str, offline: bool, retry: Retry, listener: Listener
+    ) -> None:
         self._toolchain = toolchain
+        self._outtype = outtype
         self._offline = offline
         self._retry = retry
         self._listener = listener
@@ -171,7 +176,7 @@ class _Maker:
             ref.repo_id, ref.revision, offline=self._offline, retry=self._retry, listener=self._listener
         )
         name = model.repo_id.rpartition("/")[2]
-        folder = self._folder(name, [model.repo_id, model.commit])
+        folder = self._folder(name, [model.repo_id, model.commit, self._outtype])
         source = SourceInfo(model.repo_id, model.commit, model.license)
 
         def fill(staged: Path) -> _Made:
@@ -187,7 +192,7 @@ class _Maker:
     def of_folder(self, path: Path) -> HollowModel:
         checkpoint.read(path)  # what is no checkpoint is told first, and in its own words
         name = path.resolve().name
-        folder = self._folder(name, list(_identity(path)))
+        folder = self._folder(name, [*_identity(path), self._outtype])
         return self._model(name, folder, None, lambda staged: self._convert(path, staged, None))
 
     def of_gguf(self, path: Path) -> HollowModel:
@@ -213,6 +218,7 @@ class _Maker:
         done = convert_hollow(
             folder,
             staged / _BASE,
+            outtype=self._outtype,
             without_values=without_values,
             source=source,
             toolchain=self._toolchain,

@@ -25,7 +25,7 @@ from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Notice, Step, silent
 from ggq.quantize import calibration, importance
 from ggq.quantize.recipe import refuse_quantized
-from ggq.records import MANIFEST_SUFFIX, Manifest, OutputFile, StepRecord, base_model
+from ggq.records import Manifest, OutputFile, StepRecord, base_model
 
 STEP = "imatrix"
 # What a kill costs: the stretch under way. It takes about a minute, or so much that a tenth of the time goes
@@ -101,7 +101,7 @@ def imatrix(
         raise UsageProblem(f"{target} would be overwritten by its matrix.", "", "Give another name with -o.")
     folder = files.make_folder(target.parent)
     with files.lock(folder), files.staging(folder) as work:
-        manifest = Manifest(folder / f"{name}{MANIFEST_SUFFIX}")
+        manifest = Manifest.of(name, folder)
         manifest.model = manifest.model or base_model(whole.path)
 
         def record(step: str, done: StepRecord) -> None:

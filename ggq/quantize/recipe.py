@@ -35,10 +35,6 @@ class Recipe:
         """How many tensors change their type: those that could fall back."""
         return sum(tensor.target_type != tensor.source_type for tensor in self.tensors)
 
-    @property
-    def mostly_fell_back(self) -> bool:
-        return 2 * len(self.fallbacks) > self.quantized_count
-
 
 def ask(toolchain: Toolchain, base: GgufFile, preset: Preset, options: QuantizeOptions) -> Recipe:
     """Ask llama-quantize, without writing anything.

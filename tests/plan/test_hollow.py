@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import vocabulary
 from hubserver import HubFile, HubServer
 
 from benchmarks.headers import LLAMA_8B, Shape, write, write_safetensors
@@ -252,6 +254,18 @@ def test_eight_billion_parameters_in_a_few_megabytes(
     few = gguf_file.read(made.quantized(preset("Q4_K_M"), layers=4))
     types = [tensor.type for tensor in few.tensors if "ffn_down" in tensor.name]
     assert sorted(types) == ["Q4_K", "Q4_K", "Q6_K", "Q6_K"]
+
+
+def test_a_vocabulary_of_128_thousand_tokens_is_planned_in_little_memory(
+    toolchain: Toolchain, tmp_path: Path
+) -> None:
+    shape = replace(LLAMA_8B, vocabulary=vocabulary.TOKENS + vocabulary.SPECIAL)
+    folder = write(tmp_path / "Llama-3-8B", shape, vocabulary.write(tmp_path / "tokenizer"), shards=4)
+    made = hollow_model(folder, toolchain=toolchain)
+    base = gguf_file.read_all(made.base)
+    assert base.vocabulary_size == shape.vocabulary
+    assert len(base.metadata["tokenizer.ggml.merges"]) == vocabulary.MERGES
+    assert made.peak_memory_bytes is None or made.peak_memory_bytes < 400 * MB
 
 
 @pytest.mark.hub
