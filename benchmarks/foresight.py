@@ -267,6 +267,7 @@ def regret(checkpoint: Path, files: Mapping[str, Path], tools: Toolchain) -> tup
         (result,) = bench.run(tools, files[preset], options)
         seconds[preset, threads, mode] += [1 / it for it in result.samples_tokens_per_s]
     medians = {choice: statistics.median(values) for choice, values in seconds.items()}
+    assert found.serving.threads is not None, "it is of this machine"
     ours = (found.chosen.preset, found.serving.threads, found.serving.load_mode)
     best = min(medians, key=medians.__getitem__)
     for choice, value in sorted(medians.items(), key=lambda it: it[1]):

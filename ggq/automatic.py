@@ -12,7 +12,6 @@ from pathlib import Path
 from ggq import files, gguf_names, hub, pipeline, presets, reference
 from ggq.bench import memory as bench_memory
 from ggq.bench.memory import MemorySettings
-from ggq.bench.workload import ThreadChoice
 from ggq.errors import DoesNotFit, GgqError, NeedsWeights
 from ggq.foresee import DEFAULT_PRESETS, PlanSettings
 from ggq.llamacpp import toolchain as toolchains
@@ -202,8 +201,8 @@ def _memory(
 
 
 def _speed(chosen: Recommendation, file: Path, toolchain: Toolchain) -> list[Outcome]:
-    serving, forecast = chosen.serving, chosen.chosen.load.speed
-    threads = ThreadChoice(serving.prompt_threads, serving.threads)
+    serving, forecast, threads = chosen.serving, chosen.chosen.load.speed, chosen.plan.threads
+    assert threads is not None, "it is of this machine"
     taken = timed(toolchain, file, serving.load, threads, chosen.chosen.file_bytes, _REPETITIONS)
 
     def outcome(what: str, count: int, foretold: RateForecast | None, seconds: tuple[float, ...]) -> Outcome:

@@ -48,7 +48,7 @@ class PlanSettings:
 
     ``ram_bytes``, ``vram_bytes`` (of each of ``gpu_count`` GPUs): of another machine than this one, where all
     of it is free; None: what is free here. Its GPUs are played by llama.cpp's RPC devices, whose buffers for
-    computing can differ from a real GPU's by some percent. Its speed is not foretold.
+    computing can differ from a real GPU's by some percent. Its speed and its best threads are not foretold.
     ``reserve_ram_bytes``, ``reserve_vram_bytes`` (of each device): what is left to others; None: a tenth of
     all, at most 1 GiB, which is the margin that llama.cpp's own fit leaves.
     """
@@ -116,7 +116,8 @@ class Plan:
     on the disk, which has ``disk_free_bytes``; ``layer_count``: the output layer
     counted, as in n_gpu_layers; ``devices``: that may hold layers; ``room``: memory that may be used;
     ``companions``: what is loaded beside it, taken off the room; ``threads``: that the speed was foretold
-    with; ``is_elsewhere``: it is of another machine."""
+    with, or that were asked for (None: of another machine, which has its own); ``is_elsewhere``: it is of
+    another machine, whose devices are called GPU0, GPU1 …"""
 
     model: str
     repo_id: str | None
@@ -128,7 +129,7 @@ class Plan:
     devices: tuple[str, ...]
     room: Room
     companions: Companions
-    threads: ThreadChoice
+    threads: ThreadChoice | None
     is_elsewhere: bool
     presets: tuple[PresetPlan, ...]
     download_bytes: int
@@ -196,13 +197,13 @@ def plan(
             hollow.release(preset)
     account.save()
     listener(Step(STEP, len(chosen), len(chosen), "presets"))
-    usable = settings.threads or hardware.usable_cores()
-    threads = ThreadChoice(usable, usable)
+    usable = settings.threads or (None if settings.is_elsewhere else hardware.usable_cores())
+    threads = ThreadChoice(usable, usable) if usable else None
     if settings.speed_budget_s > 0 and not settings.is_elsewhere:
         speeds = _Speeds(hollow, account, chosen, planned, settings)
         names = [f"{device} {device.memory_total_bytes}" for device in devices]
         planned, threads = speeds.foretold(loads, names, listener)
-    return Plan(
+    found = Plan(
         model=hollow.name,
         repo_id=hollow.repo_id,
         commit=hollow.commit,
@@ -220,6 +221,29 @@ def plan(
         disk_free_bytes=files.free_bytes(hub.cache_dir()),
         network_bytes=hollow.network_bytes,
         seconds=time.monotonic() - started,
+    )
+    return _without_servers(found) if settings.vram_bytes else found
+
+
+def _without_servers(found: Plan) -> Plan:
+    """The plan of another machine, without the RPC servers that played its GPUs: they are gone when somebody
+    reads it."""
+    names = {name: f"GPU{number}" for number, name in enumerate(found.devices)}
+
+    def renamed(room: Room) -> Room:
+        return replace(room, vram_bytes={names[name]: room.vram_bytes[name] for name in room.vram_bytes})
+
+    def cleaned(cell: LoadPlan) -> LoadPlan:
+        devices = tuple(replace(it, name=names.get(it.name, it.name)) for it in cell.memory.devices)
+        offload = replace(cell.offload, rpc=(), devices=())
+        return replace(cell, offload=offload, memory=replace(cell.memory, devices=devices))
+
+    return replace(
+        found,
+        devices=tuple(names.values()),
+        room=renamed(found.room),
+        companions=replace(found.companions, taken=renamed(found.companions.taken)),
+        presets=tuple(replace(it, loads=tuple(map(cleaned, it.loads))) for it in found.presets),
     )
 
 
@@ -274,8 +298,6 @@ def _placed(account: Account, preset: Preset, load: Load, settings: PlanSettings
         memory = account.memory(preset, replace(load, offload=offload))
     if not offload.n_gpu_layers:
         offload = Offload()
-    if settings.vram_bytes:
-        offload = replace(offload, rpc=(), devices=())  # of servers that are gone when somebody reads this
     devices = [replace(it, free_bytes=room.vram_bytes.get(it.name)) for it in memory.devices]
     return LoadPlan(offload, replace(memory, ram_free_bytes=room.ram_bytes, devices=tuple(devices)), None)
 

@@ -154,8 +154,8 @@ def recommend(
         Load(memory.context_tokens, memory.type_k, memory.type_v, offload=chosen.load.offload),
         # Weights in another order are a second copy beside the mapped file.
         "none" if memory.repacked_bytes else "mmap",
-        threads=found.threads.generation,
-        prompt_threads=found.threads.prompt,
+        threads=found.threads.generation if found.threads else None,
+        prompt_threads=found.threads.prompt if found.threads else None,
         draft=found.companions.draft,
         draft_layers=found.companions.draft_layers,
         projector=found.companions.projector,
@@ -282,15 +282,16 @@ def _keeps(candidate: Candidate, limits: Limits) -> bool:
 def _reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) -> Iterator[str]:
     """Why this one: memory, speed, loss."""
     memory = chosen.load.memory
-    parts = [f"{files.human_bytes(memory.ram_bytes)} of RAM, {files.human_bytes(memory.ram_free_bytes)} may"]
+    size = files.human_bytes
+    parts = [f"{size(memory.ram_bytes)} of the {size(memory.ram_free_bytes)} of RAM that may be used"]
     for device in memory.devices:
         if device.needed_bytes and device.free_bytes is not None:
-            needed, free = files.human_bytes(device.needed_bytes), files.human_bytes(device.free_bytes)
-            parts.append(f"{needed} on {device.name}, {free} may")
-    layers = chosen.load.offload.n_gpu_layers
-    placed = f", {layers} of {found.layer_count} layers on {' and '.join(found.devices)}" if layers else ""
-    fits = f"It fits: {'; '.join(parts)} be used{placed}, with {memory.context_tokens:,} tokens of context"
-    yield f"{fits}, cache {memory.type_k}."
+            parts.append(f"{size(device.needed_bytes)} of {size(device.free_bytes)} on {device.name}")
+    if chosen.load.offload.n_gpu_layers:
+        layers = f"{chosen.load.offload.n_gpu_layers} of {found.layer_count} layers"
+        parts.append(f"{layers} on {' and '.join(found.devices)}")
+    context = f"with {memory.context_tokens:,} tokens of context, cache {memory.type_k}"
+    yield f"It fits: {', '.join(parts)}, {context}."
     if chosen.load.speed is None:
         whole = " of those that fit whole on the GPU" if found.devices else ""
         yield f"No speed was foretold: what loses least{whole} is preferred."

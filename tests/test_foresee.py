@@ -109,7 +109,9 @@ def test_another_machine(example: Path, toolchain: Toolchain) -> None:
     [cell] = found.presets[0].loads
     assert cell.offload.n_gpu_layers == found.layer_count == 3 and cell.offload.rpc == ()
     assert cell.fits and cell.memory.devices[0].needed_bytes > 0
-    assert found.room.ram_bytes == 9 * 10**8 and list(found.room.vram_bytes.values()) == [9 * 10**8]
+    assert found.devices == ("GPU0",) and cell.memory.devices[0].name == "GPU0"
+    assert found.room.ram_bytes == 9 * 10**8 and found.room.vram_bytes == {"GPU0": 9 * 10**8}
+    assert found.threads is None, "of the other machine nothing is known"
     few = replace(whole, vram_bytes=2 * 10**6, reserve_vram_bytes=0)
     [cell] = foresee.plan(example, ["Q8_0"], few, toolchain=toolchain).presets[0].loads
     assert cell.offload.n_gpu_layers == 0 and cell.fits

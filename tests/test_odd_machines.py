@@ -44,6 +44,11 @@ def test_a_gpu_with_200_mb_free(prose: Path) -> None:
     (device,) = told["chosen"]["load"]["memory"]["devices"]
     assert 0 < device["needed_bytes"] <= device["free_bytes"] == 180 * MB
     assert told["chosen"]["load"]["offload"]["n_gpu_layers"] == 9
+    assert device["name"] == "GPU0" and "on GPU0, 9 of 9 layers on GPU0" in told["reasons"][0]
+    # How many threads are best there is not known here.
+    assert "-t" not in told["commands"]["serve"] and "n_threads" not in told["llama"]
+    asked = json.loads(ggq("recommend", prose, "--vram", "200M", "--ram", "8G", "-t", "6", "--json").stdout)
+    assert asked["llama"]["n_threads"] == asked["llama"]["n_threads_batch"] == 6
 
 
 def test_a_gpu_with_200_mb_and_a_model_of_more(dense: Path) -> None:

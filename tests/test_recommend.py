@@ -144,7 +144,7 @@ def test_the_reasons_have_the_numbers(planned: list[PresetPlan]) -> None:
     planned += [preset("Q4_K_M", 5, 0.031, 20.0, layers=33), preset("Q6_K", 7, 0.005, 15.0, layers=33)]
     found = recommend("org/tiny")
     fits, speed, loss = found.reasons
-    assert "5.00 GB of RAM, 16.0 GB may be used, 33 of 33 layers on CUDA0" in fits
+    assert "5.00 GB of the 16.0 GB of RAM that may be used, 33 of 33 layers on CUDA0" in fits
     assert "generates 20 tokens/s (± 3%)" in speed
     assert "KLD is 0.0310 (published for another model); Q6_K would have KLD 0.0050, 25% slower" in loss
     assert found.trades == ("KLD 0.0050, 25% slower, 2.00 GB larger",)

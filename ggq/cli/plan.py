@@ -192,7 +192,7 @@ def _explain(out: Output, found: Plan) -> None:
             + (f" and {files.human_bytes(gpu)} on devices." if gpu else ".")
         )
     speeds = [cell.speed for it in found.presets for cell in it.loads if cell.speed]
-    if speeds:
+    if speeds and found.threads:
         prompt, generation = found.threads.prompt, found.threads.generation
         threads = f"{prompt} and {generation} threads" if prompt != generation else f"threads: {prompt}"
         out.paragraph(

@@ -65,13 +65,14 @@ def impossible(options: BenchOptions) -> str:
     return ""
 
 
-def default_options(options: BenchOptions, threads: int, prompt_threads: int) -> dict[str, Any]:
-    """Keyword arguments of ``Llama`` for the same placement, cache and threads, and its own defaults else."""
+def default_options(options: BenchOptions, threads: int | None, prompt_threads: int | None) -> dict[str, Any]:
+    """Keyword arguments of ``Llama`` for the same placement, cache and threads, and its own defaults else
+    (also for threads: None)."""
     # llama.cpp refuses a quantized V cache without flash attention.
     needs_flash = options.type_v not in ("f32", "f16", "bf16")
     chosen: dict[str, Any] = {
-        "n_threads": threads,
-        "n_threads_batch": prompt_threads,
+        **({"n_threads": threads} if threads else {}),
+        **({"n_threads_batch": prompt_threads} if prompt_threads else {}),
         "n_gpu_layers": options.offload.n_gpu_layers,
         "use_mmap": options.load_mode not in ("none", "mlock"),
         "use_mlock": "mlock" in options.load_mode,

@@ -20,13 +20,13 @@ from ggq.llamacpp.toolchain import Toolchain
 @dataclass(frozen=True)
 class Serving:
     """``load``: context, cache and placement; ``load_mode``: a word of bench.LOAD_MODES; ``threads`` of
-    generation, ``prompt_threads`` of prompts. ``draft``, ``projector``: files beside the model, the one with
-    ``draft_layers`` on devices."""
+    generation, ``prompt_threads`` of prompts (None: llama.cpp chooses them). ``draft``, ``projector``: files
+    beside the model, the one with ``draft_layers`` on devices."""
 
     load: Load
     load_mode: str
-    threads: int
-    prompt_threads: int
+    threads: int | None
+    prompt_threads: int | None
     draft: Path | None = None
     draft_layers: int = 0
     projector: Path | None = None
@@ -45,8 +45,10 @@ class Serving:
             placement = ["-ngl", "0"]  # "-dev none" would hold for the draft as well
         return [
             server, "-m", str(model), "-c", str(load.context_tokens), *placement,
-            "-t", str(self.threads), "-tb", str(self.prompt_threads), "-fa", load.flash_attention,
-            "-ctk", load.type_k, "-ctv", load.type_v, "-lm", self.load_mode, "-fit", "off", "-np", "1",
+            *(["-t", str(self.threads)] if self.threads else []),
+            *(["-tb", str(self.prompt_threads)] if self.prompt_threads else []),
+            "-fa", load.flash_attention, "-ctk", load.type_k, "-ctv", load.type_v, "-lm", self.load_mode,
+            "-fit", "off", "-np", "1",
             # By default it keeps 8 GiB of former prompts, and copies of the cache: no plan knows of these.
             "-cram", "0", "-ctxcp", "0",
             *(["--spec-type", "draft-simple", "-md", str(self.draft)] if self.draft else []),
