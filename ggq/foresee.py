@@ -19,13 +19,14 @@ from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.rpc import loopback_device
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.losses import PublishedLoss
 from ggq.plan.account import Account, PresetSize
 from ggq.plan.calibration import Calibration
 from ggq.plan.hollow import HollowModel, hollow_model
 from ggq.plan.memory import MemoryForecast
 from ggq.plan.placement import Room, most_layers, projector_room
 from ggq.plan.speed import Costs, Kind, SpeedForecast, SpeedMeter, blocks, forecast
-from ggq.presets import LossPrior, Preset
+from ggq.presets import Preset
 from ggq.progress import Listener, Step, silent
 
 DEFAULT_PRESETS = ("k-quants",)
@@ -90,12 +91,14 @@ class LoadPlan:
 @dataclass(frozen=True)
 class PresetPlan:
     """A preset before it is made: ``size``, exact, and ``loads``, one for each context and type of cache.
-    ``prior``: published loss of another model, never a measurement of this one."""
+    ``prior``: published loss of another model, near in size, and never a measurement of this one;
+    ``other_priors``: of further ones, nearest size first."""
 
     preset: str
     size: PresetSize
     loads: tuple[LoadPlan, ...]
-    prior: LossPrior | None
+    prior: PublishedLoss | None
+    other_priors: tuple[PublishedLoss, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,16 @@ def plan(
         for done, preset in enumerate(chosen):
             listener(Step(STEP, done, len(chosen), "presets"))
             placed = [_placed(account, preset, load, settings, room) for load in loads]
-            planned.append(PresetPlan(preset.name, account.size(preset), tuple(placed), preset.loss_prior))
+            loss, size = preset.loss_prior, facts.parameter_count
+            planned.append(
+                PresetPlan(
+                    preset.name,
+                    account.size(preset),
+                    tuple(placed),
+                    loss.expected(size) if loss else None,
+                    loss.others(size) if loss else (),
+                )
+            )
             hollow.release(preset)
     account.save()
     listener(Step(STEP, len(chosen), len(chosen), "presets"))

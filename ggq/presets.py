@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import sys
@@ -13,30 +14,17 @@ from typing import Any, NoReturn
 
 from ggq import ggml_types, resources
 from ggq.errors import UsageProblem
+from ggq.losses import LossPrior, PublishedLoss
 
 ENVIRONMENT = "GGQ_PRESETS"
 _SHIPPED = ("k-quants", "legacy", "i-quants", "other")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _LOSSES = ("mean_kld", "ppl_increase", "mean_kld_imatrix", "ppl_increase_imatrix")
-_EXPECTED = {str: "a text", dict: "a table", list: "a list", float: "a number", bool: "true or false"}
-
-
-@dataclass(frozen=True)
-class LossPrior:
-    """Published loss against 16 bits: what to expect before anything is measured here.
-
-    Mean KL divergence in nats per token; increase of perplexity; each without and with an importance
-    matrix. ``source`` says who measured it on what; ``mean_kld_of_others``: of other models, by the same
-    hand, which shows how far it spreads.
-    """
-
-    model: str
-    source: str
-    mean_kld: float | None = None
-    ppl_increase: float | None = None
-    mean_kld_imatrix: float | None = None
-    ppl_increase_imatrix: float | None = None
-    mean_kld_of_others: Mapping[str, float] = field(default_factory=dict)
+_OF_OTHERS = ("mean_kld_of_others", "ppl_of_others")
+_EXPECTED = {
+    str: "a text", dict: "a table", list: "a list", float: "a number", int: "a whole number",
+    bool: "true or false",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,9 +101,10 @@ def load(extra: Path | None = None) -> Catalogue:
 
 class _Gathered:
     """Presets and groups of one file after the other. ``ftypes``: the words of llama-quantize that a file may
-    use; None while ggq's own files are read, which define them."""
+    use; None while ggq's own files are read, which define them. ``models``: whose losses were published."""
 
     def __init__(self) -> None:
+        self.models: dict[str, _Model] = {}
         self.presets: dict[str, Preset] = {}
         self.groups: dict[str, tuple[str, ...]] = {}
         self.ftypes: set[str] | None = None
@@ -123,13 +112,16 @@ class _Gathered:
 
     def add(self, file: _File) -> None:
         root = _Table(file, (), file.document)
-        root.refuse_other_keys("sources", "groups", "preset")
+        root.refuse_other_keys("sources", "models", "groups", "preset")
         sources = root.table("sources")
         for name in sources.values:
             sources.get(name, str)
+        models = root.table("models")
+        for name in models.values:
+            self.models[name] = _model(models.table(name), sources)
         own = root.table("preset")
         for name in own.values:
-            preset = _preset(name, own.table(name), sources, self.ftypes)
+            preset = _preset(name, own.table(name), sources, self.models, self.ftypes)
             for word in preset.words:
                 self._claim(word, own, name)
             self.presets[name] = preset
@@ -151,7 +143,9 @@ class _Gathered:
         self._owners[word.upper()] = table.file.path
 
 
-def _preset(name: str, table: _Table, sources: _Table, ftypes: set[str] | None) -> Preset:
+def _preset(
+    name: str, table: _Table, sources: _Table, models: Mapping[str, _Model], ftypes: set[str] | None
+) -> Preset:
     table.refuse_other_keys(
         "ftype",
         "summary",
@@ -180,22 +174,60 @@ def _preset(name: str, table: _Table, sources: _Table, ftypes: set[str] | None) 
         bits_per_weight=bits,
         bits_source=_source(table, "bits_source", sources) if "bits_source" in table.values else None,
         needs_imatrix=table.get("needs_imatrix", bool, False),
-        loss_prior=_prior(table.table("loss_prior"), sources) if "loss_prior" in table.values else None,
+        loss_prior=_prior(table.table("loss_prior"), sources, models)
+        if "loss_prior" in table.values
+        else None,
         tensor_types=_tensor_types(table.table("tensor_types")),
         defined_in=str(table.file.path),
     )
 
 
-def _prior(table: _Table, sources: _Table) -> LossPrior:
-    table.refuse_other_keys("model", "source", "mean_kld_of_others", *_LOSSES)
+@dataclass(frozen=True)
+class _Model:
+    """An entry of [models]. ``ppl``: of 16 bits."""
+
+    parameter_count: int
+    source: str
+    ppl: float | None
+    complete: bool
+
+
+def _model(table: _Table, sources: _Table) -> _Model:
+    table.refuse_other_keys("parameters", "source", "ppl", "complete")
+    parameters, ppl = table.get("parameters", int), table.get("ppl", float, None)
+    for key, value in (("parameters", parameters), ("ppl", ppl)):
+        if value is not None and value <= 0:
+            table.fail(key, "a number above 0", value)
+    return _Model(parameters, _source(table, "source", sources), ppl, table.get("complete", bool, False))
+
+
+def _prior(table: _Table, sources: _Table, models: Mapping[str, _Model]) -> LossPrior:
+    table.refuse_other_keys("model", "source", *_OF_OTHERS, *_LOSSES)
     losses = {key: table.get(key, float, None) for key in _LOSSES}
-    others = table.table("mean_kld_of_others")
-    return LossPrior(
-        table.get("model", str),
-        _source(table, "source", sources),
-        **losses,
-        mean_kld_of_others={model: others.get(model, float) for model in others.values},
-    )
+    model, source = table.get("model", str), _source(table, "source", sources)
+    published = []
+    if losses["mean_kld"] is not None:
+        size = models[model].parameter_count if model in models else None
+        published.append(PublishedLoss(model, source, losses["mean_kld"], size))
+    for key in _OF_OTHERS:
+        others = table.table(key)
+        for name in others.values:
+            published.append(_of_other(others, name, models, of_perplexity=key == _OF_OTHERS[1]))
+    return LossPrior(model, source, **losses, published=tuple(published))
+
+
+def _of_other(
+    others: _Table, name: str, models: Mapping[str, _Model], *, of_perplexity: bool
+) -> PublishedLoss:
+    value, model = others.get(name, float), models.get(name)
+    if model is None or (of_perplexity and model.ppl is None):
+        others.fail(name, f"the name of an entry of [models]{' with `ppl`' * of_perplexity}", name)
+    if of_perplexity:
+        assert model.ppl is not None
+        if value <= 0:
+            others.fail(name, "a number above 0", value)
+        value = math.log(value / model.ppl)
+    return PublishedLoss(name, model.source, value, model.parameter_count, of_perplexity, model.complete)
 
 
 def _source(table: _Table, key: str, sources: _Table) -> str:

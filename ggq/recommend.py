@@ -243,7 +243,7 @@ def _loss(preset: PresetPlan, measured: Mapping[str, float]) -> float | None:
     published."""
     if measured:
         return measured.get(preset.preset)
-    return preset.prior.mean_kld if preset.prior else None
+    return preset.prior.loss if preset.prior else None
 
 
 def _measured(records: Sequence[Path], found: Plan) -> dict[str, float]:
@@ -301,7 +301,8 @@ def _reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) ->
             f"It generates {generation.tokens_per_s:.3g} tokens/s (± {generation.relative_error:.0%}) and"
             f" reads {prompt.tokens_per_s:.3g}."
         )
-    whose = "measured" if chosen.measured else "published for another model"
+    prior = next(it.prior for it in found.presets if it.preset == chosen.preset)
+    whose = "measured" if chosen.measured or prior is None else f"published for {prior.model}"
     better = [it for it in candidates if it.mean_kld < chosen.mean_kld]
     text = f"Its mean KLD is {chosen.mean_kld:.4f} ({whose})"
     if better:

@@ -12,7 +12,7 @@ HOUSE = Path(ggq.__file__).parent
 FLOORS = (
     "errors files process memory_sampler progress records hardware cgroup ggml_types gguf_constants"
     " gguf_names reference resources",
-    "hub checkpoint gguf_file gguf_header gguf_size gguf_values gguf_hollow transformers_model presets"
+    "hub checkpoint gguf_file gguf_header gguf_size gguf_values gguf_hollow transformers_model presets losses"
     " environment llamacpp",
     "convert quantize bench plan",
     "pipeline job bases making pipeline_plan measure foresee recommend automatic plot doctor",

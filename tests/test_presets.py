@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -17,6 +18,9 @@ MINE = """\
 [sources]
 notes = "my notes"
 
+[models]
+N = { parameters = 1000000000, source = "notes", ppl = 10 }
+
 [groups]
 own = ["MINE", "Q4_K_M"]
 
@@ -26,7 +30,7 @@ bits_per_weight = 5
 bits_source = "notes"
 summary = "Q4_K_M with attention values at 8 bits."
 use = "Tests."
-loss_prior = { model = "M", source = "notes", mean_kld = 0.1, mean_kld_of_others = { N = 0.2 } }
+loss_prior = { model = "M", source = "notes", mean_kld = 0.1, ppl_of_others = { N = 12, Llama-2-70B = 3.6 } }
 tensor_types = { "attn_v" = "q8_0", 'blk\\.[01]\\.' = "Q6_K" }
 """
 
@@ -80,10 +84,27 @@ def test_published_figures_have_their_sources() -> None:
             assert "llama.cpp" in preset.loss_prior.source
 
 
-def test_more_bits_lose_less() -> None:
-    k_quants = presets.load().resolve(["k-quants"])
-    loss = [preset.loss_prior.mean_kld or 0 for preset in k_quants if preset.loss_prior]
-    assert loss == sorted(loss, reverse=True) and len(loss) == 10
+@pytest.mark.parametrize(
+    ("parameters", "model"), [(10**8, "Llama-3-8B"), (8 * 10**9, "Llama-3-8B"), (32 * 10**9, "Llama-2-70B")]
+)
+def test_the_prior_is_of_the_nearest_size_and_more_bits_lose_less(parameters: int, model: str) -> None:
+    priors = [preset.loss_prior for preset in presets.load().resolve(["k-quants"])]
+    expected = [prior.expected(parameters) for prior in priors if prior]
+    assert {it.model for it in expected if it} == {model, "Llama-3-8B"}, (
+        "the latter where the other lacks one"
+    )
+    losses = [it.loss for it in expected if it]
+    assert losses == sorted(losses, reverse=True) and len(losses) == 10
+
+
+def test_the_spread_is_told_with_the_nearest_size_first() -> None:
+    (q4,) = presets.load().resolve(["q4_k_m"])
+    assert q4.loss_prior
+    small = [it.model for it in q4.loss_prior.others(600_000_000)]
+    assert small == ["Qwen2-0.5B", "Qwen2-1.5B", "Llama-2-7B", "Llama-2-70B"]
+    assert [it.model for it in q4.loss_prior.others(70 * 10**9)][:2] == ["Llama-3-8B", "Llama-2-7B"]
+    of_qwen = q4.loss_prior.others(600_000_000)[0]
+    assert of_qwen.of_perplexity and of_qwen.loss == pytest.approx(math.log(15.36 / 15.11))
 
 
 def test_a_file_of_ones_own(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +113,10 @@ def test_a_file_of_ones_own(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert preset.bits_per_weight == 5 and preset.bits_source == "my notes"
     assert preset.tensor_types == {"attn_v": "q8_0", r"blk\.[01]\.": "Q6_K"}
     assert preset.loss_prior and preset.loss_prior.source == "my notes"
-    assert preset.loss_prior.mean_kld_of_others == {"N": 0.2}
+    own, of_n, of_llama = preset.loss_prior.published
+    assert (own.model, own.loss, own.parameter_count) == ("M", 0.1, None)
+    assert (of_n.source, of_n.loss, of_n.of_perplexity) == ("my notes", math.log(1.2), True)
+    assert of_llama.parameter_count == 68_976_648_192, "of the models that ggq ships"
     assert not preset.needs_imatrix
     assert names("own", extra=mine) == ["MINE", "Q4_K_M"]
     monkeypatch.setenv("GGQ_PRESETS", str(mine))
@@ -124,6 +148,17 @@ WRONG = {
     "group no list": ('[groups]\ng = "Q8_0"\n', 2, ["groups.g", "a list"]),
     "source no text": ("[sources]\nx = 1\n", 2, ["sources.x", "a text"]),
     "unknown source": (f'[preset.A]\n{REQUIRED}bits_source = "x"\n', 5, ["[sources]", "'x'"]),
+    "model without parameters": (
+        '[sources]\nx = "y"\n[models]\nM = { source = "x" }\n', 4, ["models.M", "the key `parameters`"],
+    ),
+    "loss of no model": (
+        f'[sources]\nx = "y"\n[preset.A]\n{REQUIRED}loss_prior = {{ model = "m", source = "x", '
+        "mean_kld_of_others = { N = 1 } }\n", 7, ["[models]", "'N'"],
+    ),
+    "perplexity without that of 16 bits": (
+        f'[sources]\nx = "y"\n[preset.A]\n{REQUIRED}loss_prior = {{ model = "m", source = "x", '
+        'ppl_of_others = { "Llama-3-8B" = 6 } }\n', 7, ["[models] with `ppl`"],
+    ),
     "prior without model": (
         f'[sources]\nx = "y"\n[preset.A]\n{REQUIRED}loss_prior = {{ source = "x" }}\n', 7, ["`model`"],
     ),

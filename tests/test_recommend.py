@@ -18,11 +18,11 @@ from ggq.errors import CannotServe, DoesNotFit
 from ggq.foresee import Companions, LoadPlan, Plan, PlanSettings, PresetPlan, plan
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.losses import PublishedLoss
 from ggq.plan.account import PresetSize
 from ggq.plan.memory import MemoryForecast
 from ggq.plan.placement import Room
 from ggq.plan.speed import RateForecast, SpeedForecast
-from ggq.presets import LossPrior
 from ggq.recommend import Limits, make_command, recommend
 
 GB = 1_000_000_000
@@ -37,7 +37,7 @@ def preset(name: str, gigabytes: float, kld: float, tokens_per_s: float, layers:
     forecast = SpeedForecast(speed, speed, speed, 4096, ThreadChoice(2, 2), (1, 4))
     load = LoadPlan(Offload(n_gpu_layers=layers), memory, forecast)
     size = PresetSize(int(gigabytes * GB), 8.0, 0, 10, False)
-    return PresetPlan(name, size, (load,), LossPrior("Another", "a table", mean_kld=kld))
+    return PresetPlan(name, size, (load,), PublishedLoss("Another", "a table", kld))
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_the_reasons_have_the_numbers(planned: list[PresetPlan]) -> None:
     fits, speed, loss = found.reasons
     assert "5.00 GB of the 16.0 GB of RAM that may be used, 33 of 33 layers on CUDA0" in fits
     assert "generates 20 tokens/s (± 3%)" in speed
-    assert "KLD is 0.0310 (published for another model); Q6_K would have KLD 0.0050, 25% slower" in loss
+    assert "KLD is 0.0310 (published for Another); Q6_K would have KLD 0.0050, 25% slower" in loss
     assert found.trades == ("KLD 0.0050, 25% slower, 2.00 GB larger",)
     assert found.commands["make"] == ("ggq", "convert-and-quantize", "org/tiny", "--preset", "Q4_K_M")
     served = " ".join(found.commands["serve"])

@@ -25,8 +25,11 @@ from ggq.cli.options import (
 from ggq.cli.output import Output, human_seconds
 from ggq.foresee import LoadPlan, Plan, PlanSettings, PresetPlan
 from ggq.llamacpp import bench as llama_bench
+from ggq.losses import PublishedLoss
 from ggq.plan.speed import RateForecast
 from ggq.recommend import make_command
+
+_OTHERS_SHOWN = 2
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -204,15 +207,7 @@ def _explain(out: Output, found: Plan) -> None:
             out.paragraph(f"No speed of {', '.join(missing)}: they do not fit, or --budget was spent.")
     elif found.is_elsewhere:
         out.paragraph("No speed: this is about another machine.")
-    priors = {it.prior.model: it.prior.source for it in found.presets if it.prior}
-    for name, source in priors.items():
-        out.paragraph(f"prior: mean KLD published for {name} ({source}), not measured on this model.")
-    others: dict[str, list[str]] = {}
-    for it in found.presets:
-        for name, mean_kld in (it.prior.mean_kld_of_others if it.prior else {}).items():
-            others.setdefault(name, []).append(f"{it.preset} {mean_kld:.4f}")
-    for name, losses in others.items():
-        out.paragraph(f"How far it spreads: of {name} they were {', '.join(losses)}.")
+    _explain_priors(out, found)
     if any(it.size.needs_imatrix for it in found.presets):
         out.paragraph("*: cannot be made without an importance matrix (--imatrix).")
     if found.must_be_streamed:
@@ -225,10 +220,35 @@ def _explain(out: Output, found: Plan) -> None:
     out.info(f"Planned in {human_seconds(found.seconds)}{read}; no weights were read.")
 
 
+def _explain_priors(out: Output, found: Plan) -> None:
+    """Whose losses the column prior has, and how far those of other models are from them."""
+    priors = [(it.preset, it.prior) for it in found.presets if it.prior]
+    models = {prior.model: prior for _, prior in priors}
+    for name, prior in models.items():
+        own = "" if len(models) == 1 else f" of {', '.join(it for it, of in priors if of.model == name)}"
+        out.paragraph(
+            f"prior{own}: {_measure(prior)} published for {name} ({prior.source}), not measured on this"
+            " model."
+        )
+    others: dict[str, list[tuple[str, PublishedLoss]]] = {}
+    for it in found.presets:
+        for published in it.other_priors:
+            others.setdefault(published.model, []).append((it.preset, published))
+    nearest = sorted(others.values(), key=lambda losses: losses[0][1].distance(found.parameter_count))
+    for losses in nearest[:_OTHERS_SHOWN]:
+        shown = ", ".join(f"{preset} {published.loss:.4f}" for preset, published in losses)
+        first = losses[0][1]
+        out.paragraph(f"How far it spreads: of {first.model} ({_measure(first)}) they were {shown}.")
+
+
+def _measure(published: PublishedLoss) -> str:
+    return "ln of the perplexities' ratio" if published.of_perplexity else "mean KLD"
+
+
 def _row(preset: PresetPlan, index: int, found: Plan, with_speed: bool) -> list[str]:
     cell = preset.loads[index]
     needed = {device.name: device.needed_bytes for device in cell.memory.devices}
-    prior = preset.prior.mean_kld if preset.prior else None
+    prior = preset.prior.loss if preset.prior else None
     return [
         preset.preset + "*" * preset.size.needs_imatrix,
         f"{preset.size.file_bytes:,}",

@@ -10,7 +10,8 @@ import click
 from ggq import presets as catalogues
 from ggq.cli.options import output_options
 from ggq.cli.output import Output
-from ggq.presets import Catalogue, LossPrior, Preset
+from ggq.losses import LossPrior, PublishedLoss
+from ggq.presets import Catalogue, Preset
 
 
 @click.command(short_help="List the presets.")
@@ -85,7 +86,7 @@ def _show(preset: Preset, catalogue: Catalogue, out: Output) -> None:
         pairs += [
             ("loss", f"published for {prior.model}, not measured here"),
             ("  KL divergence", _both(prior.mean_kld, prior.mean_kld_imatrix)),
-            ("  of others", ", ".join(f"{name} {kld:.4g}" for name, kld in prior.mean_kld_of_others.items())),
+            ("  of others", ", ".join(map(_of_other, prior.published[prior.mean_kld is not None :]))),
             ("  perplexity", _both(prior.ppl_increase, prior.ppl_increase_imatrix, "+")),
             ("  source", prior.source),
         ]
@@ -98,6 +99,10 @@ def _loss(prior: LossPrior | None) -> str:
     if prior.mean_kld is not None:
         return f"{prior.mean_kld:#.3g}  "
     return f"{prior.mean_kld_imatrix:#.3g} i" if prior.mean_kld_imatrix is not None else ""
+
+
+def _of_other(published: PublishedLoss) -> str:
+    return f"{published.model} {'ln of PPL ratio ' * published.of_perplexity}{published.loss:.2g}"
 
 
 def _both(plain: float | None, imatrix: float | None, sign: str = "") -> str:

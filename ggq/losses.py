@@ -1,0 +1,53 @@
+"""Published losses: what to expect of a preset before anything is measured here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PublishedLoss:
+    """What a preset lost of a published ``model`` against 16 bits, without an importance matrix.
+
+    ``loss`` in nats per token: the mean KL divergence. ``of_perplexity``: only perplexities were published,
+    and it is the logarithm of their ratio; of Llama-3-8B, of which both are known, that is 1.01 of the
+    divergence for Q2_K, 0.88 for Q4_K_M, 0.59 for Q6_K. ``parameter_count``: None: not said. ``complete``:
+    nearly all presets of the model were measured, so that its losses can be held against each other.
+    """
+
+    model: str
+    source: str
+    loss: float
+    parameter_count: int | None = None
+    of_perplexity: bool = False
+    complete: bool = True
+
+    def distance(self, parameter_count: int) -> float:
+        """From a model of that size: the logarithm of the sizes' ratio; 0 where its own is not said."""
+        return abs(math.log(parameter_count / self.parameter_count)) if self.parameter_count else 0.0
+
+
+@dataclass(frozen=True)
+class LossPrior:
+    """Published loss against 16 bits of one ``model``: mean KL divergence in nats per token, and the increase
+    of perplexity; each without and with an importance matrix. ``source`` says who measured it on what;
+    ``published``: that and those of other models, all without a matrix."""
+
+    model: str
+    source: str
+    mean_kld: float | None = None
+    ppl_increase: float | None = None
+    mean_kld_imatrix: float | None = None
+    ppl_increase_imatrix: float | None = None
+    published: tuple[PublishedLoss, ...] = ()
+
+    def expected(self, parameter_count: int) -> PublishedLoss | None:
+        """Of a model of that size: what the complete one lost whose size is nearest, by ratio."""
+        complete = [it for it in self.published if it.complete]
+        return min(complete, key=lambda it: it.distance(parameter_count), default=None)
+
+    def others(self, parameter_count: int) -> tuple[PublishedLoss, ...]:
+        """The rest, nearest size first: how far losses spread."""
+        rest = [it for it in self.published if it != self.expected(parameter_count)]
+        return tuple(sorted(rest, key=lambda it: it.distance(parameter_count)))
