@@ -145,6 +145,10 @@ class Plan:
         """Whether the checkpoint has no room on this disk."""
         return self.download_bytes > self.disk_free_bytes
 
+    def is_whole(self, load: LoadPlan) -> bool:
+        """Whether all of the model is on the devices, but for the embeddings, which llama.cpp leaves out."""
+        return load.offload.n_gpu_layers == self.layer_count and not load.offload.n_cpu_moe
+
 
 def plan(
     model: str | Path,

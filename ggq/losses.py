@@ -23,6 +23,11 @@ class PublishedLoss:
     of_perplexity: bool = False
     complete: bool = True
 
+    @property
+    def measure(self) -> str:
+        """What ``loss`` is, in words."""
+        return "ln of the perplexities' ratio" if self.of_perplexity else "mean KLD"
+
     def distance(self, parameter_count: int) -> float:
         """From a model of that size: the logarithm of the sizes' ratio; 0 where its own is not said."""
         return abs(math.log(parameter_count / self.parameter_count)) if self.parameter_count else 0.0

@@ -27,7 +27,7 @@ _SHORTEST_CONTEXT = 512
 
 @dataclass(frozen=True)
 class Taste:
-    """How speed and loss are weighed: a choice's score is ``log2(min(t/s, enough)) - weight * KLD``.
+    """How speed and loss are weighed: a choice's score is ``log2(min(t/s, enough)) - weight * loss``.
 
     ``enough``: generated tokens per second beyond which more is worth nothing; ``weight``: halvings of speed
     that one nat of mean KL divergence is worth.
@@ -36,14 +36,14 @@ class Taste:
     enough: float
     weight: float
 
-    def score(self, tokens_per_s: float | None, mean_kld: float) -> float:
+    def score(self, tokens_per_s: float | None, loss: float) -> float:
         speed = math.log2(min(tokens_per_s, self.enough)) if tokens_per_s else 0.0
-        return speed - self.weight * mean_kld
+        return speed - self.weight * loss
 
 
 # Silent reading goes at about 240 words a minute (Brysbaert 2019, doi 10.1016/j.jml.2019.104047), some 6
 # tokens/s. The weights are a judgement: with 10, Q4_K_M is preferred to Q5_K_M where that is over 13 % slower
-# (published KLDs), and Q3_K_M to Q4_K_M only where it is over 63 % faster.
+# (published losses), and Q3_K_M to Q4_K_M only where it is over 63 % faster.
 TASTES: Mapping[Preference, Taste] = {
     "quality": Taste(enough=6, weight=30),
     "balanced": Taste(enough=30, weight=10),
@@ -63,13 +63,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A preset in one placement. ``mean_kld`` in nats per token, ``measured`` on this model or published for
+    """A preset in one placement. ``loss`` in nats per token, ``measured`` on this model or published for
     another; ``score``: by the taste, higher is better; ``rank``: by which they are sorted, the score last."""
 
     preset: str
     file_bytes: int
     load: LoadPlan
-    mean_kld: float
+    loss: float
     measured: bool
     score: float
     rank: tuple[bool, bool, float]
@@ -204,13 +204,13 @@ def _candidates(found: Plan, limits: Limits, measured: Mapping[str, float]) -> l
         if not load.fits or preset.size.needs_imatrix or loss is None:
             continue
         speed = load.speed.generation.tokens_per_s if load.speed else None
-        is_whole = not found.devices or load.offload.n_gpu_layers == found.layer_count
+        is_whole = not found.devices or found.is_whole(load)
         made.append(
             Candidate(
                 preset=preset.preset,
                 file_bytes=preset.size.file_bytes,
                 load=load,
-                mean_kld=loss,
+                loss=loss,
                 measured=preset.preset in measured,
                 score=taste.score(speed, loss),
                 # What has no speed comes after what has one. Where nothing has, a model that is whole on the
@@ -270,7 +270,7 @@ def _measured(records: Sequence[Path], found: Plan) -> dict[str, float]:
 
 
 def _keeps(candidate: Candidate, limits: Limits) -> bool:
-    if limits.max_loss is not None and candidate.mean_kld > limits.max_loss:
+    if limits.max_loss is not None and candidate.loss > limits.max_loss:
         return False
     speed = candidate.slowest_tokens_per_s
     return limits.min_tokens_per_s is None or (speed is not None and speed >= limits.min_tokens_per_s)
@@ -293,7 +293,7 @@ def _reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) ->
     context = f"with {memory.context_tokens:,} tokens of context, cache {memory.type_k}"
     yield f"It fits: {', '.join(parts)}, {context}."
     if chosen.load.speed is None:
-        whole = " of those that fit whole on the GPU" if found.devices else ""
+        whole = " of those that fit whole on the GPU" if found.is_whole(chosen.load) else ""
         yield f"No speed was foretold: what loses least{whole} is preferred."
     else:
         prompt, generation = chosen.load.speed.prompt, chosen.load.speed.generation
@@ -302,11 +302,13 @@ def _reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) ->
             f" reads {prompt.tokens_per_s:.3g}."
         )
     prior = next(it.prior for it in found.presets if it.preset == chosen.preset)
-    whose = "measured" if chosen.measured or prior is None else f"published for {prior.model}"
-    better = [it for it in candidates if it.mean_kld < chosen.mean_kld]
-    text = f"Its mean KLD is {chosen.mean_kld:.4f} ({whose})"
+    whose = "mean KLD, measured"
+    if prior and not chosen.measured:
+        whose = f"{prior.measure}, published for {prior.model}"
+    better = [it for it in candidates if it.loss < chosen.loss]
+    text = f"Its loss is {chosen.loss:.4f} ({whose})"
     if better:
-        nearest = max(better, key=lambda it: it.mean_kld)
+        nearest = max(better, key=lambda it: it.loss)
         yield f"{text}; {nearest.preset} would have {_trade(nearest, chosen)}."
     else:
         yield f"{text}, the least of all that fit."
@@ -314,7 +316,7 @@ def _reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) ->
 
 def _trade(other: Candidate, chosen: Candidate) -> str:
     """What another choice gains and costs."""
-    words = [f"KLD {other.mean_kld:.4f}"]
+    words = [f"loss {other.loss:.4f}"]
     if other.tokens_per_s and chosen.tokens_per_s:
         ratio = other.tokens_per_s / chosen.tokens_per_s - 1
         words.append(f"{abs(ratio):.0%} {'faster' if ratio > 0 else 'slower'}")
@@ -332,8 +334,8 @@ def _nothing_keeps(candidates: Sequence[Candidate], limits: Limits) -> DoesNotFi
         speed = fastest.slowest_tokens_per_s
         nearest.append(f"the fastest, {fastest.preset}, makes {speed:.3g} tokens/s with a full context")
     if limits.max_loss is not None:
-        best = min(candidates, key=lambda it: it.mean_kld)
-        nearest.append(f"{best.preset} loses least: a KLD of {best.mean_kld:.4f}")
+        best = min(candidates, key=lambda it: it.loss)
+        nearest.append(f"{best.preset} loses least: {best.loss:.4f}")
     why = "; ".join(nearest) or "no speed was foretold"
     return DoesNotFit("No preset keeps these limits.", f"{why[:1].upper()}{why[1:]}.", "Ask for less.")
 

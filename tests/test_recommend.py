@@ -146,8 +146,8 @@ def test_the_reasons_have_the_numbers(planned: list[PresetPlan]) -> None:
     fits, speed, loss = found.reasons
     assert "5.00 GB of the 16.0 GB of RAM that may be used, 33 of 33 layers on CUDA0" in fits
     assert "generates 20 tokens/s (± 3%)" in speed
-    assert "KLD is 0.0310 (published for Another); Q6_K would have KLD 0.0050, 25% slower" in loss
-    assert found.trades == ("KLD 0.0050, 25% slower, 2.00 GB larger",)
+    assert "loss is 0.0310 (mean KLD, published for Another); Q6_K would have loss 0.0050, 25% slower" in loss
+    assert found.trades == ("loss 0.0050, 25% slower, 2.00 GB larger",)
     assert found.commands["make"] == ("ggq", "convert-and-quantize", "org/tiny", "--preset", "Q4_K_M")
     served = " ".join(found.commands["serve"])
     assert "tiny/tiny-Q4_K_M.gguf -c 4096 -ngl 33" in served and "-t 2" in served
@@ -213,8 +213,8 @@ def test_the_loss_of_a_record_takes_the_published_ones_place(
     before = recommend(example, names, settings=QUIET, toolchain=toolchain)
     after = recommend(example, names, settings=QUIET, records=[record], toolchain=toolchain)
     assert not before.chosen.measured and after.chosen.measured
-    assert before.chosen.mean_kld != after.chosen.mean_kld
-    assert "(measured)" in after.reasons[-1]
+    assert before.chosen.loss != after.chosen.loss
+    assert "(mean KLD, measured)" in after.reasons[-1]
     # A preset of the user's own is found by its file's name, whatever that looks like.
     mine = tmp_path / "mine.toml"
     mine.write_text(

@@ -227,8 +227,7 @@ def _explain_priors(out: Output, found: Plan) -> None:
     for name, prior in models.items():
         own = "" if len(models) == 1 else f" of {', '.join(it for it, of in priors if of.model == name)}"
         out.paragraph(
-            f"prior{own}: {_measure(prior)} published for {name} ({prior.source}), not measured on this"
-            " model."
+            f"prior{own}: {prior.measure} published for {name} ({prior.source}), not measured on this model."
         )
     others: dict[str, list[tuple[str, PublishedLoss]]] = {}
     for it in found.presets:
@@ -238,11 +237,7 @@ def _explain_priors(out: Output, found: Plan) -> None:
     for losses in nearest[:_OTHERS_SHOWN]:
         shown = ", ".join(f"{preset} {published.loss:.4f}" for preset, published in losses)
         first = losses[0][1]
-        out.paragraph(f"How far it spreads: of {first.model} ({_measure(first)}) they were {shown}.")
-
-
-def _measure(published: PublishedLoss) -> str:
-    return "ln of the perplexities' ratio" if published.of_perplexity else "mean KLD"
+        out.paragraph(f"How far it spreads: of {first.model} ({first.measure}) they were {shown}.")
 
 
 def _row(preset: PresetPlan, index: int, found: Plan, with_speed: bool) -> list[str]:
