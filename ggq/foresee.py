@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from ggq import files, hardware, hub, presets, reference
 from ggq.bench.workload import ALL_LAYERS, ThreadChoice
 from ggq.errors import CannotServe, UsageProblem
 from ggq.llamacpp import bench as llama_bench
+from ggq.llamacpp import ggml
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import Offload
@@ -68,6 +69,15 @@ class PlanSettings:
     reserve_ram_bytes: int | None = None
     reserve_vram_bytes: int | None = None
 
+    def check(self) -> None:
+        """Raises UsageProblem for settings that say nothing together."""
+        if self.gpu_count != 1 and not self.vram_bytes:
+            raise UsageProblem(
+                f"{self.gpu_count} GPUs of no memory were asked for.",
+                "--gpu-count is for another machine, whose GPUs have --vram each.",
+                "Give --vram, or leave --gpu-count out: this machine's own GPUs are counted by llama.cpp.",
+            )
+
     @property
     def is_elsewhere(self) -> bool:
         """Whether another machine than this one is asked about."""
@@ -103,11 +113,11 @@ class PresetPlan:
 
 @dataclass(frozen=True)
 class Companions:
-    """A draft model and a projector beside the model. ``draft_layers`` of the draft are on the devices;
+    """A draft model and a projector beside the model. ``draft_offload``: where the draft is;
     ``projector_on_cpu``: the devices have no room for it. ``taken``: by both."""
 
     draft: Path | None
-    draft_layers: int
+    draft_offload: Offload
     projector: Path | None
     projector_on_cpu: bool
     taken: Room
@@ -168,6 +178,7 @@ def plan(
     """
     started = time.monotonic()
     settings = settings or PlanSettings()
+    settings.check()
     chosen = (catalogue or presets.load()).resolve(preset_names)
     toolchain = toolchain or toolchains.find()
     ref = reference.parse_reference(str(model), revision)
@@ -183,8 +194,7 @@ def plan(
         devices = () if settings.vram_bytes == 0 else llama_bench.devices(toolchain, rpc)
         where = Offload(rpc=rpc)
         if settings.vram_bytes:
-            # Those of servers come first; this machine's own play no part.
-            devices = devices[: settings.gpu_count]
+            devices = tuple(device for device in devices if device.description in rpc)  # none of this machine
             where = replace(where, devices=tuple(device.name for device in devices))
         if settings.n_gpu_layers and not devices:
             raise UsageProblem(
@@ -193,13 +203,14 @@ def plan(
                 "Leave --n-gpu-layers away, or see `ggq doctor`.",
             )
         loads = [replace(load, offload=where) for load in loads]
-        room = _room(settings, devices)
+        shared = frozenset() if settings.vram_bytes else _sharing_ram(toolchain, devices)
+        room = _room(settings, devices, shared)
         companions = _companions(toolchain, settings, loads, room)
         room = room.less(companions.taken)
         planned = []
         for done, preset in enumerate(chosen):
             listener(Step(STEP, done, len(chosen), "presets"))
-            placed = [_placed(account, preset, load, settings, room) for load in loads]
+            placed = [_placed(account, preset, load, settings, room, shared) for load in loads]
             loss, size = preset.loss_prior, facts.parameter_count
             planned.append(
                 PresetPlan(
@@ -254,17 +265,34 @@ def _without_servers(found: Plan) -> Plan:
         offload = replace(cell.offload, rpc=(), devices=())
         return replace(cell, offload=offload, memory=replace(cell.memory, devices=devices))
 
+    beside = found.companions
     return replace(
         found,
         devices=tuple(names.values()),
         room=renamed(found.room),
-        companions=replace(found.companions, taken=renamed(found.companions.taken)),
+        companions=replace(
+            beside,
+            draft_offload=replace(beside.draft_offload, rpc=(), devices=()),
+            taken=renamed(beside.taken),
+        ),
         presets=tuple(replace(it, loads=tuple(map(cleaned, it.loads))) for it in found.presets),
     )
 
 
-def _room(settings: PlanSettings, devices: Sequence[llama_bench.Device]) -> Room:
-    """What may be used: what is free here, or all of the machine that is asked about, less a margin."""
+def _sharing_ram(toolchain: Toolchain, devices: Sequence[llama_bench.Device]) -> frozenset[str]:
+    """The names of devices that have no memory of their own: what ggml calls integrated, and Apple's, which
+    it calls a GPU."""
+    if not (devices and toolchain.may_see_gpus):
+        return frozenset()
+    integrated = {gpu.name for gpu in ggml.gpus(toolchain) if gpu.kind == "igpu"}
+    return frozenset(it.name for it in devices if it.name in integrated or it.name.startswith("MTL"))
+
+
+def _room(
+    settings: PlanSettings, devices: Sequence[llama_bench.Device], shared: Collection[str] = ()
+) -> Room:
+    """What may be used: what is free here, or all of the machine that is asked about, less a margin. Of the
+    RAM that devices share no more than is free of it."""
     if settings.ram_bytes is None:
         ram_bytes, of_bytes = hardware.available_ram_bytes(), hardware.total_ram_bytes()
     else:
@@ -275,7 +303,8 @@ def _room(settings: PlanSettings, devices: Sequence[llama_bench.Device]) -> Room
         free, total = device.memory_free_bytes, device.memory_total_bytes
         if settings.vram_bytes:
             free = total = settings.vram_bytes
-        vram_bytes[device.name] = max(0, free - _margin(settings.reserve_vram_bytes, total))
+        usable = max(0, free - _margin(settings.reserve_vram_bytes, total))
+        vram_bytes[device.name] = min(usable, max(0, ram_bytes)) if device.name in shared else usable
     return Room(max(0, ram_bytes), vram_bytes)
 
 
@@ -283,25 +312,32 @@ def _companions(
     toolchain: Toolchain, settings: PlanSettings, loads: Sequence[Load], room: Room
 ) -> Companions:
     """What is loaded beside the model goes first: it is small, and each token passes through it."""
-    layers, on_cpu = 0, False
+    offload, on_cpu = Offload(), False
     left = room
     if settings.draft is not None:
         longest = max(loads, key=lambda load: load.context_tokens)
         first = replace(longest.offload, devices=tuple(room.vram_bytes)[:1])
         own = replace(longest, type_k="f16", type_v="f16", offload=first)
         placed = most_layers(toolchain, settings.draft, own, left)
-        layers, left = placed.offload.n_gpu_layers, left.less(placed.taken)
+        offload, left = placed.offload, left.less(placed.taken)
     if settings.projector is not None:
         taken = projector_room(toolchain, settings.projector, left, loads[0].offload.rpc)
         on_cpu, left = not taken.vram_bytes, left.less(taken)
-    return Companions(settings.draft, layers, settings.projector, on_cpu, taken=room.less(left))
+    return Companions(settings.draft, offload, settings.projector, on_cpu, taken=room.less(left))
 
 
 def _margin(asked: int | None, total: int) -> int:
     return min(_MOST_MARGIN_BYTES, total // 10) if asked is None else asked
 
 
-def _placed(account: Account, preset: Preset, load: Load, settings: PlanSettings, room: Room) -> LoadPlan:
+def _placed(
+    account: Account,
+    preset: Preset,
+    load: Load,
+    settings: PlanSettings,
+    room: Room,
+    shared: Collection[str],
+) -> LoadPlan:
     """As many layers on the devices as fit, unless their number was given."""
     layers = settings.n_gpu_layers
     if layers is None and any(room.vram_bytes.values()):
@@ -314,7 +350,10 @@ def _placed(account: Account, preset: Preset, load: Load, settings: PlanSettings
         memory = account.memory(preset, replace(load, offload=offload))
     if not offload.n_gpu_layers:
         offload = Offload()
-    devices = [replace(it, free_bytes=room.vram_bytes.get(it.name)) for it in memory.devices]
+    devices = [
+        replace(it, free_bytes=room.vram_bytes.get(it.name), shares_ram=it.name in shared)
+        for it in memory.devices
+    ]
     return LoadPlan(offload, replace(memory, ram_free_bytes=room.ram_bytes, devices=tuple(devices)), None)
 
 

@@ -157,7 +157,8 @@ def recommend(
         threads=found.threads.generation if found.threads else None,
         prompt_threads=found.threads.prompt if found.threads else None,
         draft=found.companions.draft,
-        draft_layers=found.companions.draft_layers,
+        draft_offload=found.companions.draft_offload,
+        rpc=settings.rpc if settings.draft or settings.projector else (),
         projector=found.companions.projector,
         projector_on_cpu=found.companions.projector_on_cpu,
     )
@@ -353,10 +354,13 @@ def _nothing_fits(
     smallest = min(possible, key=lambda it: it.loads[0].memory.missing_bytes)
     memory = smallest.loads[0].memory
     what = f"No preset of {found.model} fits."
+    where, needed_bytes = memory.tightest
     why = (
-        f"The nearest, {smallest.preset}, takes {files.human_bytes(memory.ram_bytes)} of RAM and is"
+        f"The nearest, {smallest.preset}, takes {files.human_bytes(needed_bytes)} of {where} and is"
         f" {files.human_bytes(memory.missing_bytes)} short."
     )
+    if settings.n_gpu_layers:
+        return DoesNotFit(what, why, "Leave --n-gpu-layers out: as many go there as fit.")
     context = memory.context_tokens // 2
     while context >= _SHORTEST_CONTEXT:
         for cache in dict.fromkeys((settings.cache_types[0], _SMALL_CACHE)):

@@ -142,9 +142,7 @@ class Manifest:
     def own(self, model: Mapping[str, Any], *, force: bool) -> None:
         """Say whose files these are. Raises OutputProblem when they are another model's of the same name."""
         same = all(self.model.get(key) == model.get(key) for key in ("repo_id", "folder"))
-        # A checkpoint is a better answer than the base that was made of it.
-        better = "base" in self.model and "base" not in model
-        if self.model and not same and not better and not force:
+        if self.model and not same and not force:
             raise OutputProblem(
                 f"{self.folder} holds the files of another {self.path.name.removesuffix(MANIFEST_SUFFIX)}.",
                 f"They were made from {self.model.get('repo_id') or self.model.get('folder')}.",

@@ -11,10 +11,12 @@ from click.testing import CliRunner
 from hubserver import HubServer
 
 import ggq
-from ggq import foresee, process
+from ggq import foresee, hardware, process
 from ggq.cli.main import cli
 from ggq.errors import CannotServe, CheckpointProblem, UsageProblem
 from ggq.foresee import PlanSettings
+from ggq.llamacpp import bench as llama_bench
+from ggq.llamacpp import ggml
 from ggq.llamacpp import memory as llama_memory
 from ggq.llamacpp.memory import ROUNDING_BYTES, Load
 from ggq.llamacpp.toolchain import Toolchain
@@ -117,13 +119,16 @@ def test_another_machine(example: Path, toolchain: Toolchain) -> None:
     assert cell.offload.n_gpu_layers == 0 and cell.fits
 
 
-def test_layers_are_as_many_as_fit_a_device(example: Path, toolchain: Toolchain, rpc_server: str) -> None:
+def test_layers_are_as_many_as_fit_a_device(
+    example: Path, toolchain: Toolchain, rpc_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = PlanSettings(rpc=(rpc_server,), contexts=(128,), speed_budget_s=60, threads=1)
     [cell] = foresee.plan(example, ["Q8_0"], settings, toolchain=toolchain).presets[0].loads
     assert cell.offload.n_gpu_layers == 3 and cell.speed is not None and cell.speed.layers == (1, 2)
     fixed = replace(settings, n_gpu_layers=2, speed_budget_s=0)
     [cell] = foresee.plan(example, ["Q8_0"], fixed, toolchain=toolchain).presets[0].loads
     assert cell.offload.n_gpu_layers == 2
+    monkeypatch.setattr(llama_bench, "devices", lambda *_: ())
     with pytest.raises(UsageProblem, match="no GPU"):
         foresee.plan(example, ["Q8_0"], PlanSettings(n_gpu_layers=1), toolchain=toolchain)
 
@@ -136,15 +141,49 @@ def test_the_table_tells_speed_with_its_error(example: Path, toolchain: Toolchai
     assert "RAM may be used" in " ".join(shown.stdout.split())
 
 
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch, toolchain: Toolchain, rpc_server: str) -> PlanSettings:
+    """An RPC device and a machine on which as much is free from one moment to the next."""
+    listed = llama_bench.devices(toolchain, (rpc_server,))
+    monkeypatch.setattr(llama_bench, "devices", lambda *_: listed)
+    free_bytes = hardware.available_ram_bytes()
+    monkeypatch.setattr(hardware, "available_ram_bytes", lambda: free_bytes)
+    return PlanSettings(rpc=(rpc_server,), contexts=(128,), speed_budget_s=0, reserve_ram_bytes=0)
+
+
 def test_a_draft_model_is_counted(
-    example: Path, base_gguf: Path, toolchain: Toolchain, rpc_server: str
+    example: Path, base_gguf: Path, toolchain: Toolchain, steady: PlanSettings
 ) -> None:
-    settings = PlanSettings(rpc=(rpc_server,), contexts=(128,), speed_budget_s=0)
+    settings = steady
     alone = foresee.plan(example, ["Q8_0"], settings, toolchain=toolchain)
     beside = foresee.plan(example, ["Q8_0"], replace(settings, draft=base_gguf), toolchain=toolchain)
     taken = beside.companions.taken
-    assert beside.companions.draft_layers == 3
+    assert beside.companions.draft_offload.n_gpu_layers == 3
     assert taken.ram_bytes > 0 and all(taken.vram_bytes.values())
-    # What is free changes from one moment to the next, and by less than that.
-    assert beside.room.ram_bytes < alone.room.ram_bytes or taken.ram_bytes < 100 * 10**6
-    assert beside.room.vram_bytes != alone.room.vram_bytes
+    assert beside.room.ram_bytes == alone.room.ram_bytes - taken.ram_bytes
+    [(device, room)] = beside.room.vram_bytes.items()
+    assert room == alone.room.vram_bytes[device] - taken.vram_bytes[device]
+
+
+def test_memory_that_a_gpu_shares_with_the_cpu_is_counted_once(
+    example: Path, toolchain: Toolchain, steady: PlanSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Played by an RPC device that is said to have no memory of its own."""
+    [cell] = foresee.plan(example, ["Q8_0"], steady, toolchain=toolchain).presets[0].loads
+    [device] = cell.memory.devices
+    both = cell.memory.ram_bytes + device.needed_bytes + ROUNDING_BYTES
+    gpu = hardware.Gpu(device.name, "Integrated", "igpu", 1 << 40, 1 << 40)
+    monkeypatch.setattr(ggml, "gpus", lambda _: (gpu,))
+    monkeypatch.setattr(Toolchain, "may_see_gpus", True)
+    for free_bytes, missing_bytes in ((both, 0), (both - 1, 1)):
+        monkeypatch.setattr(hardware, "available_ram_bytes", lambda free=free_bytes: free)
+        found = foresee.plan(example, ["Q8_0"], steady, toolchain=toolchain)
+        [cell] = found.presets[0].loads
+        assert found.room.vram_bytes == {device.name: free_bytes}
+        assert cell.offload.n_gpu_layers == found.layer_count and cell.memory.devices[0].shares_ram
+        assert cell.memory.missing_bytes == missing_bytes
+
+
+def test_gpus_of_no_memory_are_refused(example: Path) -> None:
+    with pytest.raises(UsageProblem, match="2 GPUs of no memory"):
+        foresee.plan(example, ["Q8_0"], PlanSettings(gpu_count=2))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from ggq.cli.main import cli
 from ggq.errors import CannotServe, DoesNotFit
 from ggq.foresee import Companions, LoadPlan, Plan, PlanSettings, PresetPlan, plan
 from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.rpc import loopback_device
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.losses import PublishedLoss
 from ggq.plan.account import PresetSize
@@ -251,6 +256,40 @@ def test_a_draft_is_served_with_it(example: Path, base_gguf: Path, toolchain: To
     ended = process.run(served, check=False)
     words = "\n".join((*ended.stderr, *ended.stdout))
     assert "failed to open" in words and "invalid argument" not in words
+
+
+@pytest.mark.tool
+@pytest.mark.parametrize("layers", [None, 0], ids=["model-on-devices", "model-on-cpu"])
+def test_a_draft_is_served_where_it_was_planned(
+    layers: int | None, example: Path, base_gguf: Path, toolchain: Toolchain
+) -> None:
+    with loopback_device(toolchain) as first, loopback_device(toolchain) as second:
+        settings = replace(QUIET, draft=base_gguf, rpc=(first, second), n_gpu_layers=layers)
+        served = recommend(example, ["Q8_0"], settings=settings, toolchain=toolchain).commands["serve"]
+        words = list(served)
+        words[2] = str(base_gguf)
+        said: list[str] = []
+        child: list[int] = []
+
+        def hear(line: str) -> None:
+            said.append(line)
+            if "listening" in line:
+                os.kill(child[0], signal.SIGTERM)
+
+        process.run(
+            [*words, "--port", "0", "-lv", "4"], on_stderr=hear, on_stdout=hear, on_start=child.append,
+            check=False, timeout_s=120,
+        )  # fmt: skip
+    model, draft = (re.findall(r"RPC\d\[(\S+)\] KV buffer", "\n".join(it)) for it in _loads(said))
+    assert set(model) <= {first, second} and bool(model) == (layers is None)
+    assert draft == [first]
+
+
+def _loads(said: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The lines of the model's load, and those of the draft's."""
+    starts = [index for index, line in enumerate(said) if "CPU_Mapped model buffer" in line]
+    assert len(starts) == 2, said
+    return list(said[: starts[1]]), list(said[starts[1] :])
 
 
 @pytest.mark.tool

@@ -126,7 +126,8 @@ class BenchResult:
 
 
 def devices(toolchain: Toolchain, rpc: tuple[str, ...] = ()) -> tuple[Device, ...]:
-    """The devices that llama.cpp could put layers on, those of the ``rpc`` servers (``host:port``) first.
+    """The devices that llama.cpp could put layers on, those of the ``rpc`` servers (``host:port``) too: a
+    server's address is its description.
 
     Raises UsageProblem for an address that is none, ToolchainProblem when a server cannot be reached, and
     ToolFailed when a driver takes the tool with it.

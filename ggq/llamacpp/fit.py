@@ -35,15 +35,16 @@ class Fit:
 
 def propose(toolchain: Toolchain, model: Path, load: Load, margins_bytes: Sequence[int]) -> Fit | None:
     """Ask for the most layers that leave ``margins_bytes`` of what is free on each device, in llama.cpp's
-    order. The offload's own numbers must not be set: only its ``rpc`` is told.
+    order. The offload's own numbers must not be set: only its ``rpc`` and ``devices`` are told.
 
     None where it has no answer, or none for this context. Its answer is a proposal: what is free may change
     from one moment to the next.
     """
     margins = ",".join(str(math.ceil(margin / _MIB)) for margin in margins_bytes)
     command: list[str | Path] = [toolchain.tool(FIT_TOOL), "-m", model, *load.arguments()]
+    only = ["-dev", ",".join(load.offload.devices)] if load.offload.devices else []
     done = process.run(
-        [*command, *_servers(load.offload.rpc), "-fitt", margins], env=bench.ENVIRONMENT, check=False
+        [*command, *_servers(load.offload.rpc), *only, "-fitt", margins], env=bench.ENVIRONMENT, check=False
     )
     return None if done.returncode else parse_fit(done.stdout, load.context_tokens)
 

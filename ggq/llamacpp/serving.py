@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.binding_bench import default_options, impossible
 from ggq.llamacpp.fit import SERVER
 from ggq.llamacpp.memory import Load
+from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 
 
@@ -21,14 +22,15 @@ from ggq.llamacpp.toolchain import Toolchain
 class Serving:
     """``load``: context, cache and placement; ``load_mode``: a word of bench.LOAD_MODES; ``threads`` of
     generation, ``prompt_threads`` of prompts (None: llama.cpp chooses them). ``draft``, ``projector``: files
-    beside the model, the one with ``draft_layers`` on devices."""
+    beside the model, the former placed by ``draft_offload``; ``rpc``: servers that have devices for them."""
 
     load: Load
     load_mode: str
     threads: int | None
     prompt_threads: int | None
     draft: Path | None = None
-    draft_layers: int = 0
+    draft_offload: Offload = field(default_factory=Offload)
+    rpc: tuple[str, ...] = ()
     projector: Path | None = None
     projector_on_cpu: bool = False
 
@@ -40,11 +42,10 @@ class Serving:
             with contextlib.suppress(ToolchainProblem):
                 server = str(toolchain.tool(SERVER))
         load = self.load
-        placement = load.offload.arguments()
-        if self.draft_layers and not load.offload.n_gpu_layers:
-            placement = ["-ngl", "0"]  # "-dev none" would hold for the draft as well
+        beside, placement = self.draft_offload, load.offload.arguments()
         return [
             server, "-m", str(model), "-c", str(load.context_tokens), *placement,
+            *(["--rpc", ",".join(self.rpc)] if self.rpc and "--rpc" not in placement else []),
             *(["-t", str(self.threads)] if self.threads else []),
             *(["-tb", str(self.prompt_threads)] if self.prompt_threads else []),
             "-fa", load.flash_attention, "-ctk", load.type_k, "-ctv", load.type_v, "-lm", self.load_mode,
@@ -52,10 +53,17 @@ class Serving:
             # By default it keeps 8 GiB of former prompts, and copies of the cache: no plan knows of these.
             "-cram", "0", "-ctxcp", "0",
             *(["--spec-type", "draft-simple", "-md", str(self.draft)] if self.draft else []),
-            *(["-ngld", str(self.draft_layers)] if self.draft else []),
+            *(["-ngld", str(beside.n_gpu_layers)] if self.draft else []),
+            # Without these it goes where the model goes.
+            *(["-devd", ",".join(where)] if self.draft and (where := self._draft_devices) else []),
+            *(["-ncmoed", str(beside.n_cpu_moe)] if self.draft and beside.n_cpu_moe else []),
             *(["-mm", str(self.projector)] if self.projector else []),
             *(["--no-mmproj-offload"] if self.projector_on_cpu else []),
         ]  # fmt: skip
+
+    @property
+    def _draft_devices(self) -> tuple[str, ...]:
+        return self.draft_offload.devices if self.draft_offload.n_gpu_layers else ("none",)
 
     def binding_options(self) -> Mapping[str, Any] | None:
         """Keyword arguments of ``llama_cpp.Llama`` but for the path; None: it has none for this."""

@@ -6,11 +6,13 @@ disk than its vocabulary. They are made once per commit of a model and of the to
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -38,9 +40,12 @@ _RECORD = "hollow.json"
 _BASE = "base.gguf"
 _SCHEMA_VERSION = 1
 _SMALL_BYTES = 64 << 20
+_TOKEN = secrets.token_hex(4)
 _ELSEWHERE = "set XDG_CACHE_HOME to a folder on another file system"
 
-_OF_PROCESS = re.compile(r"\.(\d+)\.gguf$")
+_OF_PROCESS = re.compile(r"\.(\d+)-[0-9a-f]{8}\.gguf$")
+# Processes of another host, or container, that share the cache are not seen; none plans for so long.
+_LEFT_AFTER_S = 3600
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _ROUTER = ".ffn_gate_inp.weight"
 # Reckoned from the config, not learnt; and small.
@@ -90,8 +95,9 @@ class HollowModel:
 
     def _path(self, preset: Preset, layers: int | None = None, *marks: str) -> Path:
         # Of each process its own: another one may remove its file while this one's tool is about to open it.
+        # Containers that share a cache can have the same process ids.
         words = [self.key(preset), *([f"{layers}-layers"] if layers is not None else []), *marks]
-        return self.folder / f"{'-'.join(words)}.{os.getpid()}.gguf"
+        return self.folder / f"{'-'.join(words)}.{os.getpid()}-{_TOKEN}.gguf"
 
     def quantized(
         self, preset: Preset, *, layers: int | None = None, routed: bool = False, narrow: bool = False
@@ -241,7 +247,7 @@ class _Maker:
                 if not reused:
                     made = fill(staged)
                     if (staged / _BASE).is_file():
-                        files.publish(staged / _BASE, folder / _BASE, durable=False)
+                        files.publish(staged / _BASE, folder / _BASE)  # a record must not outlive it
                     _write_record(folder, name, source, made)
         _remove_leftovers(folder)
         return HollowModel(
@@ -275,7 +281,9 @@ def _remove_leftovers(folder: Path) -> None:
     for file in folder.glob("*.gguf"):
         found = _OF_PROCESS.search(file.name)
         if found and not psutil.pid_exists(int(found[1])):
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another one removed it
+                if time.time() - file.stat().st_mtime > _LEFT_AFTER_S:
+                    file.unlink()
 
 
 def _is_made(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +19,13 @@ _RUNNING_BYTES = 6 << 20
 
 @dataclass(frozen=True)
 class DeviceForecast:
-    """Bytes of llama.cpp's buffers on a device (``CUDA0``), and what is free there now (None: not told)."""
+    """Bytes of llama.cpp's buffers on a device (``CUDA0``), and what is free there now (None: not told).
+    ``shares_ram``: it has no memory of its own."""
 
     name: str
     needed_bytes: int
     free_bytes: int | None
+    shares_ram: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,24 @@ class MemoryForecast:
     @property
     def missing_bytes(self) -> int:
         """How much is missing where most is; 0: it fits."""
-        short = [self.ram_bytes - self.ram_free_bytes]
+        return max(0, *(needed - free for _, needed, free in self._places()))
+
+    @property
+    def tightest(self) -> tuple[str, int]:
+        """Where most is missing, or least is left (``RAM``, ``CUDA0``), and the bytes that it takes there."""
+        where, needed_bytes, _ = max(self._places(), key=lambda place: place[1] - place[2])
+        return where, needed_bytes
+
+    def _places(self) -> Iterator[tuple[str, int, int]]:
+        """Each memory with what is needed and what is free of it. What devices share with the CPU counts
+        there, too."""
+        shared = [
+            it.needed_bytes + ROUNDING_BYTES for it in self.devices if it.shares_ram and it.needed_bytes
+        ]
+        yield "RAM", self.ram_bytes + sum(shared), self.ram_free_bytes
         for device in self.devices:
             if device.needed_bytes and device.free_bytes is not None:
-                short.append(device.needed_bytes + ROUNDING_BYTES - device.free_bytes)
-        return max(0, *short)
+                yield device.name, device.needed_bytes + ROUNDING_BYTES, device.free_bytes
 
 
 def forecast(toolchain: Toolchain, model: Path, load: Load) -> MemoryForecast:
