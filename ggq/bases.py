@@ -29,6 +29,7 @@ from ggq.job import Job
 from ggq.progress import Listener, Notice
 from ggq.records import Manifest, OutputFile, StepRecord, base_model, is_ours
 
+CONVERT = "convert"  # the step of the manifest
 KEPT = "base_kept"
 _UNPROVEN = {"unproven": True}
 
@@ -59,15 +60,13 @@ class LocalCheckpoint:
         }
 
 
-def checkpoint_of(ref: reference.ModelRef, offline: bool, listener: Listener) -> LocalCheckpoint:
-    """The checkpoint that a reference names, downloaded if it is not here. Raises HubProblem, DiskFull."""
-    if ref.path is not None:
-        return LocalCheckpoint(ref.path)
+def downloaded_checkpoint(ref: reference.ModelRef, offline: bool, listener: Listener) -> LocalCheckpoint:
+    """The checkpoint of a repository, downloaded if it is not here. Raises HubProblem, DiskFull."""
     fetched = hub.download(ref, offline=offline, listener=listener)
     return LocalCheckpoint(
         fetched.folder,
         SourceInfo(fetched.repo_id, fetched.commit),
-        _announced(fetched.files),
+        announced(fetched.files),
     )
 
 
@@ -79,7 +78,7 @@ def streamed_checkpoint(
     they are in the Hub cache anyway. Raises HubProblem, CheckpointProblem, DiskFull, OutputProblem."""
     model = hub.inspect(ref.repo_id, ref.revision, offline=offline, listener=listener)
     source = SourceInfo(model.repo_id, model.commit)
-    announced = _announced(hub.select_files(model.files))
+    digests = announced(hub.select_files(model.files))
     with tempfile.TemporaryDirectory(prefix="ggq-headers-") as folder:
         files.require_holes(Path(folder), "set TMPDIR to another folder")
         try:
@@ -92,13 +91,13 @@ def streamed_checkpoint(
             ) from problem
         if found.with_values:
             listener(Notice(f"{model.repo_id} is in the Hub cache already: nothing is streamed."))
-            yield LocalCheckpoint(found.folder, source, announced)
+            yield LocalCheckpoint(found.folder, source, digests)
             return
         with closing(hub.RemoteWeights(model, found.folder, listener=listener)) as remote:
-            yield LocalCheckpoint(found.folder, source, announced, remote)
+            yield LocalCheckpoint(found.folder, source, digests, remote)
 
 
-def _announced(found: Sequence[hub.RemoteFile]) -> dict[str, str] | None:
+def announced(found: Sequence[hub.RemoteFile]) -> dict[str, str] | None:
     """The files' digests; None where the cache of a Hub that is out of reach does not tell them all."""
     digests = {file.path: file.blob_name for file in found}
     return digests if all(digests.values()) else None
@@ -141,13 +140,47 @@ def own_base(manifest: Manifest, given: GivenBase, *, force: bool) -> None:
         manifest.own(base_model(given.path), force=force)
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a conversion is made of and how, by which its records are told from others'. ``unproven``: what
+    was never held against its digest is good enough, too (for a stream, which does no better)."""
+
+    inputs: Mapping[str, str]
+    outtype: str
+    verify: str
+    tool: str
+    unproven: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"outtype": self.outtype, "verify": self.verify}
+
+    def record(self, manifest: Manifest) -> StepRecord | None:
+        """The record of an earlier conversion, if nothing changed since."""
+        for options in (self.options, self.options | _UNPROVEN)[: 1 + self.unproven]:
+            if manifest.current(CONVERT, self.inputs, options, self.tool):
+                return manifest.steps[CONVERT]
+        return None
+
+    def known(self, manifest: Manifest) -> tuple[str, ...]:
+        """What records may call the base: its digest, then what stands in for it."""
+        record = self.record(manifest)
+        if record is None:
+            return ()
+        return (*(output.sha256 for output in record.outputs), self.stand_in(record.options))
+
+    def stand_in(self, options: Mapping[str, Any]) -> str:
+        """The name of a base that is never a file: a digest of all that it is made of."""
+        unproven = [key for key in _UNPROVEN if key in options]
+        work = json.dumps([self.inputs, self.outtype, self.tool, *unproven], sort_keys=True)
+        return f"of-{hashlib.sha256(work.encode()).hexdigest()}"
+
+
 class ConvertedBase:
     """The base that this run converts from a checkpoint, unless an earlier run did and nothing changed.
 
     Where it is never a file (see ``streamed``), a digest of what it is converted from stands in for its own.
     """
-
-    STEP = "convert"
 
     def __init__(self, job: Job, given: LocalCheckpoint, outtype: str, verify: str, *, keep: bool) -> None:
         self._job = job
@@ -160,9 +193,8 @@ class ConvertedBase:
         self._verify = verify
         self._keep = keep
         self._name = default_name(job.name, self._outtype)
-        self._options = {"outtype": self._outtype, "verify": verify}
         # Without a record there is nothing to compare with, so the checkpoint is digested during the work.
-        self._inputs = given.digests() if self.STEP in job.manifest.steps else None
+        self._inputs = given.digests() if CONVERT in job.manifest.steps else None
         self._digesting: Future[dict[str, str]] | None = None
         self._ensured = False
 
@@ -178,7 +210,7 @@ class ConvertedBase:
     @property
     def findings(self) -> Mapping[str, Any]:
         """What the conversion was checked for, and what was seen."""
-        return self._job.manifest.steps[self.STEP].findings
+        return self._job.manifest.steps[CONVERT].findings
 
     @property
     def kept(self) -> Path | None:
@@ -186,10 +218,7 @@ class ConvertedBase:
         return self.path if self.findings.get(KEPT) and self.path.is_file() else None
 
     def known(self) -> tuple[str, ...]:
-        record = self._record()
-        if record is None:
-            return ()
-        return (*(output.sha256 for output in record.outputs), self._stand_in(record.options))
+        return () if self._inputs is None else self._work().known(self._job.manifest)
 
     def ensure(self) -> tuple[Path, str]:
         if not self._ensured and not self.is_there():
@@ -200,7 +229,7 @@ class ConvertedBase:
     def is_there(self) -> bool:
         """Whether an earlier run made the file, and it is still whole."""
         record = self._record()
-        return record is not None and bool(record.outputs) and self._job.manifest.outputs_whole(self.STEP)
+        return record is not None and bool(record.outputs) and self._job.manifest.outputs_whole(CONVERT)
 
     def streamed(self) -> StreamedBase:
         """The base as the source of a sweep, without a file. Raises GgqError."""
@@ -214,7 +243,7 @@ class ConvertedBase:
     def name(self) -> str:
         """What new records call it."""
         self._end_digests()
-        return (*self.known(), self._stand_in({}))[0]
+        return (*self.known(), self._work().stand_in({}))[0]
 
     def record_streamed(self, source: StreamedBase) -> None:
         """Write a conversion without a file down; of an earlier one with a file there is more to say."""
@@ -231,8 +260,8 @@ class ConvertedBase:
         """Leave the base beside the outputs, for good: later runs that would not keep it spare it."""
         self.ensure()
         if not self.findings.get(KEPT):
-            record = self._job.manifest.steps[self.STEP]
-            self._job.record(self.STEP, replace(record, findings={**record.findings, KEPT: True}))
+            record = self._job.manifest.steps[CONVERT]
+            self._job.record(CONVERT, replace(record, findings={**record.findings, KEPT: True}))
 
     def remove(self) -> None:
         """Remove the base, unless it was kept on purpose or what lies there is not what this job made."""
@@ -270,30 +299,21 @@ class ConvertedBase:
     def _stays(self) -> bool:
         """Whether a base is to stay that lies here now: all but one that a broken run of ours left on its
         way."""
-        before = self._job.manifest.steps.get(self.STEP)
+        before = self._job.manifest.steps.get(CONVERT)
         on_the_way = (
             before is not None
             and not before.findings.get(KEPT)
             and any(output.name == self._name for output in before.outputs)
-            and self._job.manifest.outputs_whole(self.STEP)
+            and self._job.manifest.outputs_whole(CONVERT)
         )
         return self.path.exists() and not on_the_way
 
     def _record(self) -> StepRecord | None:
-        """The record of an earlier conversion, if nothing changed since."""
-        manifest = self._job.manifest
-        # What was never held against its digest is good enough for a stream, which does no better.
-        accepted = (self._options, self._options | _UNPROVEN)[: 1 + self.is_remote]
-        if self._inputs is None or not any(
-            manifest.current(self.STEP, self._inputs, options, self._job.tool) for options in accepted
-        ):
-            return None
-        return manifest.steps[self.STEP]
+        return None if self._inputs is None else self._work().record(self._job.manifest)
 
-    def _stand_in(self, options: Mapping[str, Any]) -> str:
-        unproven = [key for key in _UNPROVEN if key in options]
-        work = json.dumps([self._inputs, self._outtype, self._job.tool, *unproven], sort_keys=True)
-        return f"of-{hashlib.sha256(work.encode()).hexdigest()}"
+    def _work(self) -> Work:
+        assert self._inputs is not None, "they are digested"
+        return Work(self._inputs, self._outtype, self._verify, self._job.tool, unproven=self.is_remote)
 
     def _begin_digests(self) -> None:
         if self._inputs is None and self._digesting is None:
@@ -314,10 +334,10 @@ class ConvertedBase:
         *,
         stays: bool,
     ) -> None:
-        assert self._inputs is not None
+        work = self._work()
         record = StepRecord(
-            inputs=self._inputs,
-            options=self._options | (_UNPROVEN if unproven else {}),
+            inputs=work.inputs,
+            options=work.options | (_UNPROVEN if unproven else {}),
             tool=self._job.tool,
             outputs=outputs,
             seconds=round(seconds, 2),
@@ -326,7 +346,7 @@ class ConvertedBase:
             | {"completed_keys": dict(completed_keys), "unproven_files": list(unproven)}
             | ({KEPT: True} if stays else {}),
         )
-        self._job.record(self.STEP, record)
+        self._job.record(CONVERT, record)
 
 
 def _tell_digests(weights: hub.RemoteWeights, listener: Listener) -> None:

@@ -68,6 +68,11 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(_nearest(folder)).free
 
 
+def same_disk(one: Path, other: Path) -> bool:
+    """Whether two folders, which need not exist yet, would take the same disk's space."""
+    return _nearest(one).stat().st_dev == _nearest(other).stat().st_dev
+
+
 def _nearest(folder: Path) -> Path:
     """The folder, or the first above it that is there."""
     probe = folder.absolute()

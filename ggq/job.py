@@ -8,12 +8,22 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from ggq import __version__, files
+from ggq import __version__, files, gguf_names
 from ggq.environment import environment
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Notice
 from ggq.records import Manifest, StepRecord
+
+
+def tool_name(toolchain: Toolchain) -> str:
+    """What records call that which made a file."""
+    return f"ggq {__version__}, llama.cpp {toolchain.commit or 'of unknown commit'}"
+
+
+def kept_folder(name: str, outdir: Path) -> Path:
+    """Where unfinished work of a model waits for the next run."""
+    return outdir / f".ggq-sweep-{name}"
 
 
 class Job(AbstractContextManager["Job"]):
@@ -28,11 +38,11 @@ class Job(AbstractContextManager["Job"]):
     ) -> None:
         self.name = name
         self.outdir = outdir
-        self.kept = outdir / f".ggq-sweep-{name}"
+        self.kept = kept_folder(name, outdir)
         self.force = force
         self.toolchain = toolchain or toolchains.find()
         self.listener = listener
-        self.tool = f"ggq {__version__}, llama.cpp {self.toolchain.commit or 'of unknown commit'}"
+        self.tool = tool_name(self.toolchain)
 
     def __enter__(self) -> Job:
         with ExitStack() as stack:
@@ -49,6 +59,10 @@ class Job(AbstractContextManager["Job"]):
 
     def __exit__(self, *exception: Any) -> None:
         self._held.close()
+
+    def has(self, preset_name: str) -> bool:
+        """Whether a preset's file has its name here."""
+        return (self.outdir / gguf_names.output_name(self.name, preset_name)).exists()
 
     def record(self, step: str, record: StepRecord) -> None:
         """Write a finished step down. Raises OutputProblem, DiskFull."""

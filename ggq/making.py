@@ -17,11 +17,12 @@ from ggq.convert import pipe
 from ggq.errors import Damaged, GgqError, GgufProblem, OutputProblem, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.job import Job
+from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.presets import Preset
-from ggq.progress import Notice
+from ggq.progress import Listener, Notice, silent
 from ggq.quantize import choice
-from ggq.quantize.choice import choose
+from ggq.quantize.choice import Choice, choose
 from ggq.quantize.imatrix import ImatrixSettings, Matrix
 from ggq.quantize.imatrix import default_name as matrix_name
 from ggq.quantize.recipe import Recipe, ask, check, refuse_without_imatrix, without_imatrix
@@ -113,34 +114,58 @@ def _refuse_to_stream(settings: Settings, ref: ModelRef) -> None:
             )
 
 
-def claim(
-    manifest: Manifest,
-    name: str,
-    settings: Settings,
-    chosen: Sequence[Preset],
-    base: Sequence[Path],
-    *,
-    converted: bool,
+def file_names(
+    name: str, settings: Settings, chosen: Sequence[Preset], shard_count: int = 1
 ) -> tuple[str, ...]:
-    """The names of the presets' files (of split ones the first), of the model ``name``.
-
-    ``base``: its shards; ``converted``: it is of our making. Raises UsageProblem and OutputProblem, before
-    any work, where the files would overwrite the base or something of the user's.
-    """
+    """The presets' files of the model ``name``; with --keep-split each one's first of ``shard_count``."""
     names = tuple(gguf_names.output_name(name, preset.name) for preset in chosen)
-    if settings.options.keep_split:
-        names = tuple(gguf_names.shard_name(Path(it).stem, 1, len(base)) for it in names)
-    if base[0].resolve() in [(manifest.folder / it).resolve() for it in names]:
-        raise UsageProblem(
-            f"{base[0]} would be overwritten by itself.",
-            "The preset's file would have the name of the base.",
-            "Leave that preset out; --keep-base keeps the base itself."
-            if converted
-            else "Choose another folder with --outdir.",
-        )
+    if not settings.options.keep_split:
+        return names
+    return tuple(gguf_names.shard_name(Path(it).stem, 1, shard_count) for it in names)
+
+
+def claim(manifest: Manifest, name: str, settings: Settings, names: Sequence[str]) -> None:
+    """Raises OutputProblem, before any work, where the presets' files, or an importance matrix, would
+    overwrite something of the user's."""
     matrix = () if settings.calibration is None else (matrix_name(name),)
-    manifest.claim(names + matrix, force=settings.force)
-    return names
+    manifest.claim((*names, *matrix), force=settings.force)
+
+
+def spare(base: Path, folder: Path, names: Sequence[str], instead: str) -> None:
+    """Raises UsageProblem where one of the presets' files would take the place of the base (``instead``: what
+    to do then)."""
+    if base.resolve() in [(folder / it).resolve() for it in names]:
+        raise UsageProblem(
+            f"{base} would be overwritten by itself.",
+            "The preset's file would have the name of the base.",
+            instead,
+        )
+
+
+def made_before(
+    manifest: Manifest, kept: Path, preset: Preset, settings: Settings, base: Sequence[str], tool: str
+) -> dict[str, Path] | None:
+    """Where the files of a preset lie that an earlier run made by the same work, each whole: beside the
+    manifest, or still in ``kept``. None: it has to be made. ``base``: the names that records may call it."""
+    step, options = _step_of(preset), _options_of(preset, settings)
+    if not any(manifest.current(step, {"base": name}, options, tool) for name in base):
+        return None
+    found = {}
+    for output in manifest.steps[step].outputs:
+        place = next((it for it in (kept, manifest.folder) if output.is_whole_in(it)), None)
+        if place is None:
+            return None
+        found[output.name] = place
+    return found
+
+
+def not_from_a_stream(preset: Preset, its: Choice) -> UsageProblem:
+    """The words for a preset that llama-quantize must make, where there is no base on the disk."""
+    return UsageProblem(
+        f"{preset.name} of this model cannot be made from a stream.",
+        f"llama-quantize must make it, from a base on the disk: {its.why}",
+        "Leave that preset out, or --stream: the checkpoint is downloaded then.",
+    )
 
 
 def without_base(settings: Settings, base_bytes: int, files_bytes: int, free_bytes: int) -> bool:
@@ -172,9 +197,7 @@ class Making:
         that cannot hold them all, is known at once.
         """
         if self._settings.calibration is not None:
-            imatrix = self._matrix(base, self._settings.calibration)
-            options = replace(self._settings.options, imatrix=imatrix)
-            self._settings = replace(self._settings, options=options, calibration=None)
+            self._settings = self._with_matrix(base)
         known = base.known()
         ready = {preset.name for preset in chosen if self._is_ready(preset, known)}
         missing = [preset for preset in chosen if preset.name not in ready]
@@ -193,40 +216,25 @@ class Making:
                 why = "from another base, with other options or by other tools"
                 self._job.listener(Notice(f"{preset.name} is made anew: the file here was made {why}."))
 
-    def _matrix(self, base: Base, text: Text) -> Path:
-        """The importance matrix of the base: as it was where nothing changed, else made."""
+    def _with_matrix(self, base: Base) -> Settings:
+        """The settings with the importance matrix of the base: as it was where nothing changed, else made."""
         job = self._job
-        matrix = Matrix(
-            job.manifest, matrix_name(job.name), text, ImatrixSettings(threads=self._settings.threads),
-            job.toolchain, job.listener, any_settings=True,
-        )  # fmt: skip
-        if not any(matrix.known(name) for name in base.known()):
-            path, digest = base.ensure()
-            matrix.make(gguf_file.read_all(path), digest, job.staging, job.record, force=job.force)
-        return matrix.path
+        ready = with_made_matrix(job.manifest, job.name, self._settings, job.toolchain, base.known())
+        if ready.calibration is None:
+            return ready
+        matrix = _matrix_of(job.manifest, job.name, self._settings, job.toolchain, job.listener)
+        path, digest = base.ensure()
+        matrix.make(gguf_file.read_all(path), digest, job.staging, job.record, force=job.force)
+        return _with(self._settings, matrix.path)
 
     def _is_ready(self, preset: Preset, base: Sequence[str]) -> bool:
         """Whether an earlier run made the file. What it wrote down but could not publish is published."""
-        job, step, options = self._job, _step_of(preset), self._options_of(preset)
-        if not any(job.manifest.current(step, {"base": name}, options, job.tool) for name in base):
-            return False
-        for output in job.manifest.steps[step].outputs:
-            if output.is_whole_in(job.kept):
-                files.publish(job.kept / output.name, job.outdir / output.name)
-        return job.manifest.outputs_whole(step)
-
-    def _options_of(self, preset: Preset) -> dict[str, Any]:
-        options = self._settings.options
-        own = [f"{name}={kind}" for name, kind in preset.tensor_types.items()]
-        return {
-            "ftype": preset.ftype,
-            "tensor_types": [*own, *options.tensor_types],
-            "output_tensor_type": options.output_tensor_type,
-            "token_embedding_type": options.token_embedding_type,
-            "keep_split": options.keep_split,
-            "imatrix": None if options.imatrix is None else str(options.imatrix),
-            "imatrix_sha256": None if options.imatrix is None else files.sha256_file(options.imatrix),
-        }
+        job = self._job
+        found = made_before(job.manifest, job.kept, preset, self._settings, base, job.tool)
+        for name, place in (found or {}).items():
+            if place != job.outdir:
+                files.publish(place / name, job.outdir / name)
+        return found is not None
 
     def _make_streamed(self, wanted: Sequence[Preset], base: Base) -> bool:
         """Make them from the converter's stream, without a base on the disk. False: nothing was made, since
@@ -249,11 +257,7 @@ class Making:
             for recipe in recipes:
                 its = choose(settings.engine, job.toolchain, source.base, recipe)
                 if its.engine == choice.TOOL and base.is_remote:
-                    raise UsageProblem(
-                        f"{recipe.preset.name} of this model cannot be made from a stream.",
-                        f"llama-quantize must make it, from a base on the disk: {its.why}",
-                        "Leave that preset out, or --stream: the checkpoint is downloaded then.",
-                    )
+                    raise not_from_a_stream(recipe.preset, its)
                 if its.engine == choice.TOOL:
                     return False
             if settings.verify.lower() != "off":
@@ -354,7 +358,7 @@ class Making:
         records = {
             _step_of(recipe.preset): StepRecord(
                 inputs={"base": base_name},
-                options=self._options_of(recipe.preset),
+                options=_options_of(recipe.preset, self._settings),
                 tool=job.tool,
                 outputs=tuple(outputs[path] for path in each.paths),
                 seconds=round(each.seconds, 2),
@@ -387,5 +391,45 @@ class Making:
         )
 
 
+def with_made_matrix(
+    manifest: Manifest, name: str, settings: Settings, toolchain: Toolchain, base: Sequence[str]
+) -> Settings:
+    """The settings with the importance matrix that an earlier run made of the base, if it did. ``base``: the
+    names that records may call it."""
+    if settings.calibration is None:
+        return settings
+    matrix = _matrix_of(manifest, name, settings, toolchain)
+    return _with(settings, matrix.path) if any(matrix.known(it) for it in base) else settings
+
+
+def _matrix_of(
+    manifest: Manifest, name: str, settings: Settings, toolchain: Toolchain, listener: Listener = silent
+) -> Matrix:
+    assert settings.calibration is not None, "it was asked for"
+    return Matrix(
+        manifest, matrix_name(name), settings.calibration, ImatrixSettings(threads=settings.threads),
+        toolchain, listener, any_settings=True,
+    )  # fmt: skip
+
+
+def _with(settings: Settings, imatrix: Path) -> Settings:
+    options = replace(settings.options, imatrix=imatrix)
+    return replace(settings, options=options, calibration=None)
+
+
 def _step_of(preset: Preset) -> str:
     return f"quantize {preset.name}"
+
+
+def _options_of(preset: Preset, settings: Settings) -> dict[str, Any]:
+    options = settings.options
+    own = [f"{name}={kind}" for name, kind in preset.tensor_types.items()]
+    return {
+        "ftype": preset.ftype,
+        "tensor_types": [*own, *options.tensor_types],
+        "output_tensor_type": options.output_tensor_type,
+        "token_embedding_type": options.token_embedding_type,
+        "keep_split": options.keep_split,
+        "imatrix": None if options.imatrix is None else str(options.imatrix),
+        "imatrix_sha256": None if options.imatrix is None else files.sha256_file(options.imatrix),
+    }

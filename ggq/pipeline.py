@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggq import gguf_file, gguf_names, presets, reference
+from ggq import checkpoint, files, gguf_file, gguf_names, hub, presets, reference
 from ggq.bases import (
     ConvertedBase,
     GivenBase,
     LocalCheckpoint,
-    checkpoint_of,
+    downloaded_checkpoint,
     own_base,
     streamed_checkpoint,
 )
 from ggq.job import Job
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.making import Making, QuantizedFile, Settings, claim, refuse_beforehand
+from ggq.making import (
+    Making,
+    QuantizedFile,
+    Settings,
+    claim,
+    file_names,
+    nominal_bytes,
+    refuse_beforehand,
+    spare,
+)
+from ggq.presets import Preset
 from ggq.progress import Listener, silent
 from ggq.quantize import choice
 from ggq.quantize.recipe import check, refuse_quantized
@@ -36,6 +46,11 @@ __all__ = [
 ]
 
 DEFAULT_PRESETS = ("Q4_K_M",)
+OTHER_FOLDER = "Choose another folder with --outdir."
+KEEP_BASE = "Leave that preset out; --keep-base keeps the base itself."
+_BASE_BITS = 16.0
+# Of what is reckoned from nominal bits. What is known exactly, later, is refused exactly.
+_LEAST = 0.85
 
 
 @dataclass(frozen=True)
@@ -74,8 +89,10 @@ def quantize(
     name = gguf_names.parse_name(base.name).model
     with Job(name, outdir or base.parent, toolchain, listener, force=settings.force) as job:
         given = GivenBase(base, listener)
+        names = file_names(name, settings, chosen, len(whole.paths))
+        spare(base, job.outdir, names, OTHER_FOLDER)
         own_base(job.manifest, given, force=settings.force)
-        claim(job.manifest, name, settings, chosen, whole.paths, converted=False)
+        claim(job.manifest, name, settings, names)
         made = Making(job, settings).quantize_all(given, chosen)
         return PipelineResult(name, base, made, job.manifest.path, verification={})
 
@@ -114,12 +131,21 @@ def convert_and_quantize(
         )
     toolchain = toolchain or toolchains.find()
     name = model_name(ref)
+    outdir = outdir or Path(name)
     with ExitStack() as stack:
-        given = _checkpoint(ref, settings, offline, listener, stack)
-        job = stack.enter_context(Job(name, outdir or Path(name), toolchain, listener, force=settings.force))
-        job.manifest.own(given.identity, force=settings.force)
+        # First what can be told from a look, then the folder, then the download.
+        ahead = _look_ahead(ref, settings, offline, listener, stack)
+        job = stack.enter_context(Job(name, outdir, toolchain, listener, force=settings.force))
+        job.manifest.own(ahead.identity, force=settings.force)
+        names = file_names(name, settings, chosen)
+        claim(job.manifest, name, settings, names)
+        given = ahead.given
+        if given is None:
+            _require_room(ahead, outdir, [preset for preset in chosen if not job.has(preset.name)])
+            given = downloaded_checkpoint(ref, offline, listener)
+            job.manifest.own(given.identity, force=settings.force)
         base = ConvertedBase(job, given, settings.outtype, settings.verify, keep=settings.keep_base)
-        claim(job.manifest, name, settings, chosen, (base.path,), converted=True)
+        spare(base.path, outdir, names, KEEP_BASE)
         made = Making(job, settings).quantize_all(base, chosen)
         if settings.keep_base:
             base.keep()
@@ -128,13 +154,51 @@ def convert_and_quantize(
         return PipelineResult(name, base.kept, made, job.manifest.path, base.findings)
 
 
-def _checkpoint(
+@dataclass(frozen=True)
+class _Ahead:
+    """A checkpoint before its download: ``identity`` is the manifest's; ``given``: what is here already, or
+    for a stream its headers (None: ``download`` is still to come)."""
+
+    identity: Mapping[str, Any]
+    given: LocalCheckpoint | None
+    download: hub.Preview | None = None
+
+
+def _look_ahead(
     ref: reference.ModelRef, settings: Settings, offline: bool, listener: Listener, stack: ExitStack
-) -> LocalCheckpoint:
-    """On the disk, or for a stream its headers alone."""
+) -> _Ahead:
+    """Raises HubProblem, CheckpointProblem."""
     if settings.stream:
-        return stack.enter_context(streamed_checkpoint(ref, offline, listener))
-    return checkpoint_of(ref, offline, listener)
+        streamed = stack.enter_context(streamed_checkpoint(ref, offline, listener))
+        return _Ahead(streamed.identity, streamed)
+    if ref.path is not None:
+        checkpoint.require_convertible(checkpoint.read(ref.path))
+        local = LocalCheckpoint(ref.path)
+        return _Ahead(local.identity, local)
+    found = hub.preview(ref, offline=offline, listener=listener)
+    return _Ahead({"repo_id": found.repo_id, "commit": found.commit}, None, found)
+
+
+def _require_room(ahead: _Ahead, outdir: Path, missing: Sequence[Preset]) -> None:
+    """Raises DiskFull where one disk must hold the download and the files, and cannot."""
+    found = ahead.download
+    assert found is not None, "it is still to come"
+    if not found.needed_bytes or not files.same_disk(found.cache, outdir):
+        return
+    parameters = parameters_ahead(found)
+    reckoned = sum(nominal_bytes(preset, parameters, _BASE_BITS) for preset in missing)
+    files.require_space(
+        outdir,
+        found.needed_bytes + int(_LEAST * reckoned),
+        f"the download of {found.repo_id} and the files that are made of it",
+        "put one of them on another disk (--outdir, HF_HOME), or give --stream, which keeps no weights",
+    )
+
+
+def parameters_ahead(found: hub.Preview) -> int:
+    """How many parameters a repository has, as its weights' bytes tell, at 16 bits each."""
+    weights = hub.weight_files([file.path for file in found.files])
+    return sum(file.file_bytes for file in found.files if file.path in weights) // 2
 
 
 def model_name(ref: reference.ModelRef) -> str:

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ggq import checkpoint, files, gguf_file, gguf_names, hub, presets, reference
-from ggq.bases import GivenBase, own_base
+from ggq.bases import CONVERT, GivenBase, LocalCheckpoint, Work, announced, own_base
 from ggq.convert import BITS_PER_WEIGHT, default_name, resolve_outtype
 from ggq.errors import NeedsWeights
 from ggq.gguf_file import GgufFile
+from ggq.job import kept_folder, tool_name
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.making import claim, nominal_bytes, refuse_beforehand, without_base
-from ggq.pipeline import DEFAULT_PRESETS, Settings, model_name
+from ggq.making import (
+    claim,
+    file_names,
+    made_before,
+    nominal_bytes,
+    not_from_a_stream,
+    refuse_beforehand,
+    spare,
+    with_made_matrix,
+    without_base,
+)
+from ggq.pipeline import (
+    DEFAULT_PRESETS,
+    KEEP_BASE,
+    OTHER_FOLDER,
+    Settings,
+    model_name,
+    parameters_ahead,
+)
 from ggq.plan.hollow import hollow_model
 from ggq.presets import Preset
 from ggq.progress import Listener, silent
-from ggq.quantize.choice import choose
+from ggq.quantize import choice
+from ggq.quantize.choice import Choice, choose
 from ggq.quantize.recipe import ask
 from ggq.records import Manifest
 from ggq.reference import ModelRef
@@ -30,16 +50,16 @@ class PlannedFile:
 
     ``exact``: asked of llama-quantize; else reckoned from the preset's nominal bits, since only the weights
     can tell more. ``engine`` is the one that makes it (None: it needs an importance matrix, which is not
-    there), and ``why`` that is not the sweep. ``exists``: a file of ours has the name; it stays where it is
-    of the same work.
+    there), and ``why`` that is not the sweep. ``made``: an earlier run made it by the same work, and it is
+    whole.
     """
 
     preset: str
     name: str
     file_bytes: int
     exact: bool
+    made: bool
     engine: str | None
-    exists: bool
     bits_per_weight: float | None = None
     fallback_count: int | None = None
     quantized_count: int | None = None
@@ -52,25 +72,41 @@ class PlannedFile:
 
 
 @dataclass(frozen=True)
+class PlannedBase:
+    """The 16-bit base on the way to the presets; ``kept``: it stays beside them."""
+
+    name: str
+    file_bytes: int
+    kept: bool
+
+
+@dataclass(frozen=True)
 class PipelinePlan:
-    """What a run would do: bytes to download (``is_streamed``: the weights are not kept), the base on the way
-    (None: there is none), the files. ``makes_imatrix``: the run makes an importance matrix first, without
-    which the sizes are."""
+    """What a run would do: bytes to download (``is_streamed``: the weights are not kept; ``shares_disk``: to
+    the disk of ``outdir``), the base that it makes (None: it makes none), the files. ``makes_imatrix``: the
+    run makes an importance matrix first, without which the sizes are."""
 
     model: str
     outdir: Path
     download_bytes: int
-    base_name: str | None
-    base_bytes: int
+    base: PlannedBase | None
     files: tuple[PlannedFile, ...]
     free_bytes: int
-    is_streamed: bool
-    makes_imatrix: bool
+    is_streamed: bool = False
+    shares_disk: bool = False
+    makes_imatrix: bool = False
 
     @property
     def needed_bytes(self) -> int:
         """Disk that ``outdir`` must offer at the worst moment."""
-        return self.base_bytes + _to_make(self.files)
+        base_bytes = self.base.file_bytes if self.base else 0
+        return base_bytes + sum(file.file_bytes for file in self.files if not file.made)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Of the disk of ``outdir``; 0: there is enough."""
+        download_bytes = self.download_bytes if self.shares_disk else 0
+        return max(0, self.needed_bytes + download_bytes - self.free_bytes)
 
 
 def plan_quantize(
@@ -83,7 +119,8 @@ def plan_quantize(
     toolchain: Toolchain | None = None,
     listener: Listener = silent,
 ) -> PipelinePlan:
-    """What ``quantize`` would do with the same arguments. Writes nothing, and refuses what that refuses.
+    """What ``quantize`` would do with the same arguments. Writes nothing, and refuses what that refuses
+    before any work; but a preset without its importance matrix, and a disk too small, are told in the plan.
 
     Raises UsageProblem, GgufProblem, OutputProblem, ToolFailed, ToolchainProblem.
     """
@@ -91,22 +128,27 @@ def plan_quantize(
     chosen = (catalogue or presets.load()).resolve(preset_names)
     refuse_beforehand(settings, ModelRef("gguf", path=base), chosen)
     whole = gguf_file.read_all(base)
+    toolchain = toolchain or toolchains.find()
     name = gguf_names.parse_name(whole.path.name).model
     outdir = outdir or whole.path.parent
     files.refuse_unwritable(outdir)
     manifest = Manifest.of(name, outdir)
-    own_base(manifest, GivenBase(whole.path, listener), force=settings.force)
-    names = claim(manifest, name, settings, chosen, whole.paths, converted=False)
-    planned = _asked(toolchain or toolchains.find(), whole, chosen, names, settings, outdir)
+    names = file_names(name, settings, chosen, len(whole.paths))
+    spare(whole.path, outdir, names, OTHER_FOLDER)
+    given = GivenBase(whole.path, listener)
+    own_base(manifest, given, force=settings.force)
+    claim(manifest, name, settings, names)
+    # Without records there is nothing to compare the base with.
+    known = given.known() if manifest.steps else ()
+    settings = with_made_matrix(manifest, name, settings, toolchain, known)
+    look = _Look(manifest, name, settings, toolchain, known)
     return PipelinePlan(
         model=name,
         outdir=outdir,
         download_bytes=0,
-        base_name=None,
-        base_bytes=0,
-        files=planned,
+        base=None,
+        files=look.asked(whole, chosen, names),
         free_bytes=files.free_bytes(outdir),
-        is_streamed=False,
         makes_imatrix=settings.calibration is not None,
     )
 
@@ -124,7 +166,8 @@ def plan_convert_and_quantize(
     listener: Listener = silent,
 ) -> PipelinePlan:
     """What ``convert_and_quantize`` would do with the same arguments. Writes nothing but a hollow model, in
-    the cache, of which llama-quantize is asked; and refuses what the run would refuse before it begins.
+    the cache, of which llama-quantize is asked; and refuses what the run would refuse before any work. A disk
+    that is too small is told in the plan.
 
     Of a model that can only be planned after its download, sizes are the parameter count times the preset's
     nominal bits; the parameter count of what is not here is taken from its bytes, at 16 bits each.
@@ -149,117 +192,188 @@ def plan_convert_and_quantize(
     outdir = outdir or Path(name)
     files.refuse_unwritable(outdir)
     toolchain = toolchain or toolchains.find()
-    foreseen = _foreseen(ref, settings, offline, toolchain, listener)
+    found = _foreseen(ref, settings, offline, toolchain, listener)
     manifest = Manifest.of(name, outdir)
-    manifest.own(foreseen.identity, force=settings.force)
-    base_name = default_name(name, foreseen.outtype)
-    names = claim(manifest, name, settings, chosen, (outdir / base_name,), converted=True)
-    if foreseen.base is not None:
-        planned = _asked(toolchain, foreseen.base, chosen, names, settings, outdir)
+    manifest.own(found.identity, force=settings.force)
+    names = file_names(name, settings, chosen)
+    base = outdir / default_name(name, found.outtype)
+    spare(base, outdir, names, KEEP_BASE)
+    claim(manifest, name, settings, names)
+    is_streamed = settings.stream and found.download_bytes > 0
+    record = found.work(manifest, tool_name(toolchain), settings, is_streamed=is_streamed)
+    settings = with_made_matrix(manifest, name, settings, toolchain, record.names)
+    look = _Look(manifest, name, settings, toolchain, record.names)
+    if found.base is None:
+        planned = look.reckoned(found, chosen, names)
     else:
-        bits = BITS_PER_WEIGHT[foreseen.outtype]
-        planned = tuple(
-            PlannedFile(
-                preset.name,
-                its_name,
-                nominal_bytes(preset, foreseen.parameter_count, bits),
-                exact=False,
-                engine=settings.engine,
-                exists=(outdir / its_name).exists(),
-            )
-            for preset, its_name in zip(chosen, names, strict=True)
-        )
-    free, to_make = files.free_bytes(outdir), _to_make(planned)
-    is_streamed = settings.stream and foreseen.download_bytes > 0
-    has_base = to_make > 0 and not is_streamed
-    has_base = has_base and not without_base(settings, foreseen.base_bytes, to_make, free)
+        planned = look.asked(found.base, chosen, names)
+    if is_streamed:
+        _refuse_in_stream(chosen, planned)
+    free_bytes = files.free_bytes(outdir)
+    # What the download leaves of one disk is what the run will find.
+    shares_disk = not is_streamed and files.same_disk(hub.cache_dir(), outdir)
+    left_bytes = free_bytes - (found.download_bytes if shares_disk else 0)
+    to_make = [file for file in planned if not file.made]
+    needs_base = settings.keep_base or any(file.engine == choice.TOOL for file in to_make)
+    without = without_base(settings, found.base_bytes, sum(it.file_bytes for it in to_make), left_bytes)
+    makes_base = not record.has_file and not is_streamed
+    makes_base = makes_base and bool(settings.keep_base or (to_make and (needs_base or not without)))
+    if makes_base:
+        manifest.claim((base.name,), force=settings.force)
     return PipelinePlan(
         model=name,
         outdir=outdir,
-        download_bytes=foreseen.download_bytes,
-        base_name=base_name if has_base else None,
-        base_bytes=foreseen.base_bytes if has_base else 0,
+        download_bytes=found.download_bytes,
+        base=PlannedBase(base.name, found.base_bytes, kept=settings.keep_base) if makes_base else None,
         files=planned,
-        free_bytes=free,
+        free_bytes=free_bytes,
         is_streamed=is_streamed,
+        shares_disk=shares_disk,
         makes_imatrix=settings.calibration is not None,
     )
 
 
+def _refuse_in_stream(chosen: Sequence[Preset], planned: Sequence[PlannedFile]) -> None:
+    for preset, file in zip(chosen, planned, strict=True):
+        if file.exact and not file.made and file.engine == choice.TOOL:
+            raise not_from_a_stream(preset, Choice(choice.TOOL, file.why))
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is known of a conversion: the ``names`` of its base in records, and whether its file is there."""
+
+    names: tuple[str, ...] = ()
+    has_file: bool = False
+
+
 @dataclass(frozen=True)
 class _Foreseen:
-    """A checkpoint before its conversion: its ``base``, hollow (None: only its weights can tell)."""
+    """A checkpoint before its conversion: its ``base``, hollow (None: only its weights can tell);
+    ``checkpoint``: on the disk, or None, and then the Hub's ``digests`` of its files."""
 
-    identity: dict[str, str]
+    identity: Mapping[str, Any]
     outtype: str
     base: GgufFile | None
     base_bytes: int
     parameter_count: int
     download_bytes: int
+    checkpoint: LocalCheckpoint | None
+    digests: Mapping[str, str] | None
+
+    def work(self, manifest: Manifest, tool: str, settings: Settings, *, is_streamed: bool) -> _Record:
+        """The record of an earlier conversion of the same, as the run would find it."""
+        if CONVERT not in manifest.steps:
+            return _Record()
+        digests = self.checkpoint.digests() if self.checkpoint else self.digests
+        if digests is None:
+            return _Record()
+        work = Work(digests, self.outtype, settings.verify, tool, unproven=is_streamed)
+        record = work.record(manifest)
+        has_file = record is not None and bool(record.outputs) and manifest.outputs_whole(CONVERT)
+        return _Record(work.known(manifest), has_file)
 
 
 def _foreseen(
     ref: ModelRef, settings: Settings, offline: bool, toolchain: Toolchain, listener: Listener
 ) -> _Foreseen:
-    identity = {"repo_id": ref.repo_id} if ref.path is None else {"folder": str(ref.path.resolve())}
+    local = None if ref.path is None else LocalCheckpoint(ref.path)
+    ahead = hub.preview(ref, offline=offline, listener=listener) if local is None else None
+    if local is not None:
+        identity: Mapping[str, Any] = local.identity
+    else:
+        assert ahead is not None
+        identity = {"repo_id": ahead.repo_id, "commit": ahead.commit}
+    digests = announced(ahead.files) if ahead else None
+    download_bytes = ahead.needed_bytes if ahead else 0
     try:
         hollow = hollow_model(
             ref, outtype=settings.outtype, offline=offline, toolchain=toolchain, listener=listener
         )
     except NeedsWeights:
-        return _reckoned(ref, identity, settings.outtype, offline)
-    base = gguf_file.read_all(hollow.base)
-    outtype = (base.file_type or "bf16").lower()
-    return _Foreseen(identity, outtype, base, base.file_bytes, base.parameter_count, hollow.download_bytes)
+        outtype, parameters = _reckoned(ref, ahead, settings.outtype.lower())
+        base, base_bytes = None, int(parameters * BITS_PER_WEIGHT[outtype] / 8)
+    else:
+        base = gguf_file.read_all(hollow.base)
+        outtype = (base.file_type or "bf16").lower()
+        parameters, base_bytes = base.parameter_count, base.file_bytes
+    return _Foreseen(identity, outtype, base, base_bytes, parameters, download_bytes, local, digests)
 
 
-def _reckoned(ref: ModelRef, identity: dict[str, str], outtype: str, offline: bool) -> _Foreseen:
-    download_bytes = 0
+def _reckoned(ref: ModelRef, ahead: hub.Preview | None, outtype: str) -> tuple[str, int]:
+    """The type of the base, and the number of parameters."""
     if ref.path is not None:
         found = checkpoint.read(ref.path)
         checkpoint.require_convertible(found)
-        parameters = found.parameter_count or found.weight_bytes // 2
-        outtype = resolve_outtype(found, outtype)
-    else:
-        ahead = hub.preview(ref, offline=offline)
-        download_bytes = ahead.needed_bytes
-        weights = hub.weight_files([file.path for file in ahead.files])
-        parameters = sum(file.file_bytes for file in ahead.files if file.path in weights) // 2
-        outtype = "bf16" if outtype.lower() == "auto" else outtype.lower()
-    base_bytes = int(parameters * BITS_PER_WEIGHT[outtype] / 8)
-    return _Foreseen(identity, outtype, None, base_bytes, parameters, download_bytes)
+        return resolve_outtype(found, outtype), found.parameter_count or found.weight_bytes // 2
+    assert ahead is not None
+    return "bf16" if outtype == "auto" else outtype, parameters_ahead(ahead)
 
 
-def _asked(
-    toolchain: Toolchain,
-    base: GgufFile,
-    chosen: Sequence[Preset],
-    names: Sequence[str],
-    settings: Settings,
-    outdir: Path,
-) -> tuple[PlannedFile, ...]:
-    """What llama-quantize says of each preset."""
-    planned = []
-    for preset, name in zip(chosen, names, strict=True):
-        recipe = ask(toolchain, base, preset, settings.options)
-        its = None if recipe.needs_imatrix else choose(settings.engine, toolchain, base, recipe)
-        planned.append(
+class _Look:
+    """Presets' files before they are made, and which of them an earlier run made by the same work.
+
+    ``known``: names that records may call the base."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        name: str,
+        settings: Settings,
+        toolchain: Toolchain,
+        known: Sequence[str],
+    ) -> None:
+        self._manifest = manifest
+        self._kept = kept_folder(name, manifest.folder)
+        self._settings = settings
+        self._toolchain = toolchain
+        self._known = known
+
+    def asked(
+        self, base: GgufFile, chosen: Sequence[Preset], names: Sequence[str]
+    ) -> tuple[PlannedFile, ...]:
+        """What llama-quantize says of each preset."""
+        planned = []
+        for preset, name in zip(chosen, names, strict=True):
+            recipe = ask(self._toolchain, base, preset, self._settings.options)
+            its = None
+            if not recipe.needs_imatrix:
+                its = choose(self._settings.engine, self._toolchain, base, recipe)
+            planned.append(
+                PlannedFile(
+                    preset.name,
+                    name,
+                    recipe.file_bytes,
+                    exact=True,
+                    made=self._is_made(preset),
+                    engine=its.engine if its else None,
+                    bits_per_weight=recipe.bits_per_weight,
+                    fallback_count=len(recipe.fallbacks),
+                    quantized_count=recipe.quantized_count,
+                    needs_imatrix=recipe.needs_imatrix,
+                    why=its.why if its else "",
+                )
+            )
+        return tuple(planned)
+
+    def reckoned(
+        self, found: _Foreseen, chosen: Sequence[Preset], names: Sequence[str]
+    ) -> tuple[PlannedFile, ...]:
+        """What the presets' nominal bits say."""
+        bits = BITS_PER_WEIGHT[found.outtype]
+        return tuple(
             PlannedFile(
                 preset.name,
                 name,
-                recipe.file_bytes,
-                exact=True,
-                engine=its.engine if its else None,
-                exists=(outdir / name).exists(),
-                bits_per_weight=recipe.bits_per_weight,
-                fallback_count=len(recipe.fallbacks),
-                quantized_count=recipe.quantized_count,
-                needs_imatrix=recipe.needs_imatrix,
-                why=its.why if its else "",
+                nominal_bytes(preset, found.parameter_count, bits),
+                exact=False,
+                made=self._is_made(preset),
+                engine=self._settings.engine,
             )
+            for preset, name in zip(chosen, names, strict=True)
         )
-    return tuple(planned)
 
-
-def _to_make(planned: Sequence[PlannedFile]) -> int:
-    return sum(file.file_bytes for file in planned if not file.exists)
+    def _is_made(self, preset: Preset) -> bool:
+        tool = tool_name(self._toolchain)
+        place = made_before(self._manifest, self._kept, preset, self._settings, self._known, tool)
+        return place is not None

@@ -181,7 +181,7 @@ def test_what_needs_a_matrix_is_refused_before_the_conversion(example: Path, tmp
     assert not (tmp_path / "out").exists()
     pipeline.convert_and_quantize(str(example), ["q8_0"], tmp_path / "done")
     done = plan_convert_and_quantize(str(example), ["q8_0"], tmp_path / "done")
-    assert done.base_name is None and done.needed_bytes == 0, "there is nothing to do"
+    assert done.base is None and done.needed_bytes == 0, "there is nothing to do"
     with pytest.raises(UsageProblem, match="IQ2_XS needs an importance matrix"):
         plan_convert_and_quantize(str(example), ["iq2_xs"], tmp_path / "out")
 
@@ -199,7 +199,7 @@ def test_the_records_beside_a_checkpoint_are_no_part_of_it(stories: Path, tmp_pa
 def test_a_dry_run_knows_every_byte_and_writes_nothing(base_gguf: Path, tmp_path: Path) -> None:
     chosen, out = [*K_QUANTS, "legacy"], tmp_path / "out"
     planned = plan_quantize(base_gguf, chosen, out).files
-    assert not out.exists() and all(file.exact and not file.exists for file in planned)
+    assert not out.exists() and all(file.exact and not file.made for file in planned)
     made = pipeline.quantize(base_gguf, chosen, out).files
     for before, after in zip(planned, made, strict=True):
         assert (before.name, before.file_bytes) == (after.paths[0].name, after.file_bytes)
@@ -209,7 +209,7 @@ def test_a_dry_run_knows_every_byte_and_writes_nothing(base_gguf: Path, tmp_path
             after.quantized_count,
         )
     again = plan_quantize(base_gguf, chosen, out)
-    assert all(file.exists for file in again.files) and again.needed_bytes == 0
+    assert all(file.made for file in again.files) and again.needed_bytes == 0
 
 
 @pytest.mark.parametrize("outtype", ["auto", "f16", "f32"])
@@ -219,8 +219,8 @@ def test_a_dry_run_of_a_checkpoint_knows_every_byte(outtype: str, stories: Path,
     plan = plan_convert_and_quantize(*words)
     assert not (tmp_path / "out").exists()
     made = pipeline.convert_and_quantize(*words)
-    assert made.base is not None
-    assert (plan.base_name, plan.base_bytes) == (made.base.name, made.base.stat().st_size)
+    assert made.base is not None and plan.base is not None and plan.base.kept
+    assert (plan.base.name, plan.base.file_bytes) == (made.base.name, made.base.stat().st_size)
     assert [file.file_bytes for file in plan.files] == [file.file_bytes for file in made.files]
     assert [file.fallback_count for file in plan.files] == [file.fallback_count for file in made.files]
     assert any(file.mostly_fell_back for file in plan.files)
@@ -235,7 +235,7 @@ def test_a_dry_run_refuses_what_the_run_refuses(base_gguf: Path, example: Path, 
             partial(plan_convert_and_quantize, str(example), ["q8_0"], tmp_path, settings),
         ):
             if force:
-                assert planned().files[0].exists
+                assert not planned().files[0].made
             else:
                 with pytest.raises(OutputProblem, match=r"tiny-llama-Q8_0.gguf exists already"):
                     planned()

@@ -21,7 +21,7 @@ from ggq.cli.options import (
 from ggq.cli.output import Output, human_seconds, plain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.pipeline import QuantizedFile, Settings
-from ggq.pipeline_plan import PipelinePlan, plan_quantize
+from ggq.pipeline_plan import PipelinePlan, PlannedBase, plan_quantize
 
 
 @click.command(short_help="Quantize a 16-bit GGUF over presets.")
@@ -80,25 +80,22 @@ def show_plan(out: Output, plan: PipelinePlan) -> None:
     """A dry run: files to the byte, and what they need of the network and the disk."""
     exact = all(file.exact for file in plan.files)
     out.table(
-        ["file", "size", "bytes", "bits/weight", "fell back", "state"],
+        ["file", "size", "bytes", "bpw", "fell back", "state"],
         [
-            *(
-                [[plan.base_name, *_sizes(plan.base_bytes, exact), "-", "-", "on the way"]]
-                if plan.base_name
-                else []
-            ),
+            *([_base_row(plan.base, exact)] if plan.base else []),
             *(
                 [
                     file.name,
                     *_sizes(file.file_bytes, file.exact),
                     "-" if file.bits_per_weight is None else f"{file.bits_per_weight:.2f}",
                     f"{file.fallback_count} of {file.quantized_count}" if file.fallback_count else "-",
-                    "exists" if file.exists else "to make",
+                    "as it was" if file.made else "to make",
                 ]
                 for file in plan.files
             ),
         ],
         right=(1, 2, 3, 4),
+        compact=True,
     )
     out.fields(
         [
@@ -107,6 +104,9 @@ def show_plan(out: Output, plan: PipelinePlan) -> None:
             ("disk free", files.human_bytes(plan.free_bytes)),
         ]
     )
+    if plan.missing_bytes:
+        beside = ", the download beside it" if plan.shares_disk and plan.download_bytes else ""
+        out.warning(f"the disk is {files.human_bytes(plan.missing_bytes)} too small for this{beside}.")
     if not exact:
         out.warning(
             "these sizes are reckoned from nominal bits: only the weights can tell more of this model."
@@ -123,6 +123,10 @@ def show_plan(out: Output, plan: PipelinePlan) -> None:
             out.warning(f"{file.preset} needs an importance matrix (--imatrix auto|FILE).")
     warn_of_fallbacks(out, [file.preset for file in plan.files if file.mostly_fell_back])
     out.result({**plain(plan), "needed_bytes": plan.needed_bytes})
+
+
+def _base_row(base: PlannedBase, exact: bool) -> list[str]:
+    return [base.name, *_sizes(base.file_bytes, exact), "-", "-", "to keep" if base.kept else "on the way"]
 
 
 def _sizes(count: int, exact: bool) -> tuple[str, str]:
