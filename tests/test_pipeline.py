@@ -15,12 +15,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hubserver import HubServer
 from outputs import digests
 
 from ggq import files, pipeline
-from ggq.errors import OutputProblem, UsageProblem
+from ggq.bench.corpus import Text
+from ggq.errors import DiskFull, HubProblem, OutputProblem, UsageProblem
 from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.llamacpp.tools import QuantizeOptions
 from ggq.pipeline import Settings
 from ggq.pipeline_plan import plan_convert_and_quantize, plan_quantize
 from ggq.progress import Event, Notice
@@ -247,6 +250,74 @@ def test_a_dry_run_refuses_what_the_run_refuses(base_gguf: Path, example: Path, 
     for plan_it in (plan_convert_and_quantize, pipeline.convert_and_quantize):
         with pytest.raises(OutputProblem, match="cannot be written"):
             plan_it(str(example), ["q4_0"], example / "config.json" / "out")
+
+
+def test_a_dry_run_knows_what_an_earlier_run_made(example: Path, tmp_path: Path) -> None:
+    model, out = str(example), tmp_path / "out"
+    pipeline.convert_and_quantize(model, ["q4_0"], out, UNVERIFIED)
+
+    def states(settings: Settings, *names: str) -> tuple[list[bool], bool, int]:
+        plan = plan_convert_and_quantize(model, names, out, settings)
+        return [file.made for file in plan.files], plan.base is not None, plan.needed_bytes
+
+    assert states(UNVERIFIED, "q4_0") == ([True], False, 0)
+    assert states(UNVERIFIED, "q4_0", "q8_0")[0] == [True, False]
+    other = replace(UNVERIFIED, options=QuantizeOptions(output_tensor_type="q8_0"))
+    made, has_base, needed_bytes = states(other, "q4_0")
+    assert not made[0] and not has_base and needed_bytes > 0, "of other options it is made anew"
+    # The base: to keep where it is not there, and as it was where it is.
+    keeping = replace(UNVERIFIED, keep_base=True)
+    assert states(keeping, "q4_0")[:2] == ([True], True)
+    pipeline.convert_and_quantize(model, ["q4_0"], out, keeping)
+    assert states(keeping, "q4_0", "q8_0")[:2] == ([True, False], False)
+    (out / "tiny-llama-F16.gguf").write_text("precious")
+    with pytest.raises(OutputProblem, match=r"tiny-llama-F16.gguf exists already"):
+        states(replace(keeping, outtype="f16"), "q4_0")
+
+
+def test_a_dry_run_counts_a_matrix_that_is_there(example: Path, tmp_path: Path) -> None:
+    text = Text("heldout.txt", example / "heldout.txt", files.sha256_file(example / "heldout.txt"), 1)
+    settings = replace(UNVERIFIED, calibration=text)
+    before = plan_convert_and_quantize(str(example), ["q4_k_m"], tmp_path, settings)
+    (made,) = pipeline.convert_and_quantize(str(example), ["q4_k_m"], tmp_path, settings).files
+    after = plan_convert_and_quantize(str(example), ["q4_k_m"], tmp_path, settings)
+    assert before.makes_imatrix and not after.makes_imatrix
+    assert after.files[0].made and after.files[0].file_bytes == made.file_bytes != before.files[0].file_bytes
+
+
+def test_a_dry_run_says_that_the_disk_is_too_small(
+    example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "free_bytes", lambda _: 1_000_000)
+    plan = plan_convert_and_quantize(str(example), ["q8_0"], tmp_path / "out", UNVERIFIED)
+    assert plan.missing_bytes == plan.needed_bytes - 1_000_000 > 0
+
+
+@pytest.mark.hub
+def test_what_can_be_refused_is_refused_before_the_download(
+    hub: HubServer, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = (example / "model.safetensors").stat().st_size
+    hub.add_repo("org/tiny-llama", example)
+    out = tmp_path / "out"
+    run = partial(pipeline.convert_and_quantize, "org/tiny-llama", ["q8_0"], out)
+    with pytest.raises(HubProblem):
+        pipeline.convert_and_quantize("org/tiny-lama", ["q8_0"], out)
+    assert not out.exists(), "a wrong name leaves no folder"
+    out.mkdir()
+    (out / "tiny-llama-Q8_0.gguf").write_text("precious")
+    with pytest.raises(OutputProblem, match="exists already"):
+        run()
+    (out / "tiny-llama-Q8_0.gguf").unlink()
+    # The cache and the folder lie on one disk, which has room for the download alone.
+    with monkeypatch.context() as short:
+        short.setattr(files, "free_bytes", lambda _: weights + 1_000_000)
+        with pytest.raises(DiskFull, match="the download of org/tiny-llama and the files") as refused:
+            run()
+        assert "--stream" in refused.value.next_step
+    assert hub.bytes_sent("model.safetensors") == 0
+    assert run().files[0].file_bytes > 0
+    assert hub.bytes_sent("model.safetensors") == weights
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(example: Path, tmp_path: Path) -> None:

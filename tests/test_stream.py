@@ -24,7 +24,9 @@ from ggq import checkpoint, files, foresee, pipeline
 from ggq.cli.main import cli
 from ggq.errors import Damaged, HubProblem, UsageProblem
 from ggq.foresee import PlanSettings
+from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import Settings
+from ggq.pipeline_plan import plan_convert_and_quantize
 from ggq.progress import Event, Notice
 from ggq.records import Manifest
 
@@ -242,6 +244,16 @@ def test_a_dry_run_says_what_is_read_and_not_kept(hub: HubServer, example: Path,
     made = pipeline.convert_and_quantize("org/tiny-llama", ["q8_0"], tmp_path / "here").files[0].file_bytes
     assert f"{made:,}" in done.stdout, "to the byte"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_refuses_what_no_stream_can_make(
+    hub: HubServer, example: Path, toolchain: Toolchain, tmp_path: Path
+) -> None:
+    hub.add_repo("org/tiny-llama", example)
+    unknown = replace(toolchain, commit=None)
+    for run in (plan_convert_and_quantize, pipeline.convert_and_quantize):
+        with pytest.raises(UsageProblem, match="cannot be made from a stream"):
+            run("org/tiny-llama", ["q8_0"], tmp_path / "out", STREAM, toolchain=unknown)
 
 
 def test_where_the_checkpoint_has_no_room_the_plan_names_the_only_way(
