@@ -362,7 +362,10 @@ def _tell_digests(weights: hub.RemoteWeights, listener: Listener) -> None:
             )
         )
     else:
-        listener(Notice(f"All {count} weight files have the digests that the Hub announces."))
+        words = "The weight file has the digest"
+        if count > 1:
+            words = f"All {count} weight files have the digests"
+        listener(Notice(f"{words} that the Hub announces."))
 
 
 def _digest_and_close(stream: BinaryIO) -> str:

@@ -103,9 +103,14 @@ def require_space(
     if free < needed_bytes:
         raise DiskFull(
             f"There is not enough disk for {what}.",
-            f"It needs {human_bytes(needed_bytes)}; {folder} has {human_bytes(free)} free.",
+            f"It needs {human_bytes(needed_bytes)}; {_without_staging(folder)} has {human_bytes(free)} free.",
             f"Free {human_bytes(needed_bytes - free)} there, or {elsewhere}.",
         )
+
+
+def _without_staging(folder: Path) -> Path:
+    """The folder that a person knows."""
+    return Path(*folder.parts[: folder.parts.index(STAGING)]) if STAGING in folder.parts else folder
 
 
 def make_folder(folder: Path) -> Path:

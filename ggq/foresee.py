@@ -229,7 +229,7 @@ def plan(
     if settings.speed_budget_s > 0 and not settings.is_elsewhere:
         speeds = _Speeds(hollow, account, chosen, planned, settings)
         names = [f"{device} {device.memory_total_bytes}" for device in devices]
-        planned, threads = speeds.foretold(loads, names, listener)
+        planned, threads = speeds.foretold(loads, names, sum(room.vram_bytes.values()), listener)
     found = Plan(
         model=hollow.name,
         repo_id=hollow.repo_id,
@@ -375,7 +375,7 @@ class _Speeds:
         self._settings = settings
 
     def foretold(
-        self, loads: Sequence[Load], devices: Sequence[str], listener: Listener
+        self, loads: Sequence[Load], devices: Sequence[str], vram_bytes: int, listener: Listener
     ) -> tuple[list[PresetPlan], ThreadChoice]:
         """The presets with the speed of each load, where what that needs was measured; and the threads."""
         started = time.monotonic()
@@ -392,7 +392,14 @@ class _Speeds:
             if cache in found:
                 continue
             meter = SpeedMeter(
-                self._hollow, self._facts, sizes, load, calibration, devices=devices, listener=listener
+                self._hollow,
+                self._facts,
+                sizes,
+                load,
+                calibration,
+                devices=devices,
+                vram_bytes=vram_bytes,
+                listener=listener,
             )
             if threads is None:
                 meter.choose_threads(self._chosen)

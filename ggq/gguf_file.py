@@ -102,6 +102,13 @@ class GgufFile:
         counts = Counter(tensor.type for tensor in self.tensors)
         return {kind: counts[kind] for kind, _ in data.most_common()}
 
+    def require_model(self) -> None:
+        """Raises GgufProblem for a file of another kind."""
+        kind = self.text("general.type") or "model"
+        if kind != "model":
+            what = "an importance matrix" if kind == "imatrix" else f"of the kind {kind!r}"
+            raise GgufProblem(f"{self.path} is no model.", f"It is {what}.", "Name the GGUF of a model.")
+
     @property
     def file_type(self) -> str | None:
         """The preset's word that ``general.file_type`` stands for (``Q4_K_M``), or None."""

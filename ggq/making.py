@@ -105,6 +105,7 @@ def _refuse_to_stream(settings: Settings, ref: ModelRef) -> None:
         (settings.keep_base, "--keep-base asks for it."),
         (settings.calibration is not None, "An importance matrix is to be made of it."),
         (settings.engine == choice.TOOL, "llama-quantize reads it from the disk."),
+        (settings.verify.lower() == "full", "--verify full looks at all of it."),
         (not pipe.are_there(), "It is handed over by a named pipe, and this system has none."),
     ]
     for holds, why in obstacles:
@@ -173,7 +174,10 @@ def without_base(settings: Settings, base_bytes: int, files_bytes: int, free_byt
     is no room for it beside its presets (``files_bytes``: as reckoned beforehand)."""
     if settings.engine == choice.TOOL or settings.keep_base or settings.calibration is not None:
         return False
-    needless = settings.verify.lower() == "off"
+    verify = settings.verify.lower()
+    if verify == "full":  # asked for in so many words: rather no files than unproven ones
+        return False
+    needless = verify == "off"
     return pipe.are_there() and (needless or free_bytes < base_bytes + files_bytes)
 
 

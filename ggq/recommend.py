@@ -17,6 +17,7 @@ from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.serving import Serving
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.plan.speed import RateForecast
 from ggq.progress import Listener, silent
 
 Preference = Literal["quality", "balanced", "speed"]
@@ -290,17 +291,18 @@ def _reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) ->
             parts.append(f"{size(device.needed_bytes)} of {size(device.free_bytes)} on {device.name}")
     if chosen.load.offload.n_gpu_layers:
         layers = f"{chosen.load.offload.n_gpu_layers} of {found.layer_count} layers"
-        parts.append(f"{layers} on {' and '.join(found.devices)}")
+        names = [it.name for it in memory.devices if it.needed_bytes]
+        parts.append(f"{layers} on {' and '.join(names or found.devices)}")
     context = f"with {memory.context_tokens:,} tokens of context, cache {memory.type_k}"
     yield f"It fits: {', '.join(parts)}, {context}."
     if chosen.load.speed is None:
         whole = " of those that fit whole on the GPU" if found.is_whole(chosen.load) else ""
         yield f"No speed was foretold: what loses least{whole} is preferred."
     else:
-        prompt, generation = chosen.load.speed.prompt, chosen.load.speed.generation
+        speed = chosen.load.speed
         yield (
-            f"It generates {generation.tokens_per_s:.3g} tokens/s (± {generation.relative_error:.0%}) and"
-            f" reads {prompt.tokens_per_s:.3g}."
+            f"It generates {_rate(speed.generation)} tokens/s (± {speed.generation.relative_error:.0%}),"
+            f" {_rate(speed.full_context)} with a full context, and reads {_rate(speed.prompt)}."
         )
     prior = next(it.prior for it in found.presets if it.preset == chosen.preset)
     whose = "mean KLD, measured"
@@ -313,6 +315,11 @@ def _reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) ->
         yield f"{text}; {nearest.preset} would have {_trade(nearest, chosen)}."
     else:
         yield f"{text}, the least of all that fit."
+
+
+def _rate(forecast: RateForecast) -> str:
+    value = forecast.tokens_per_s
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def _trade(other: Candidate, chosen: Candidate) -> str:
@@ -332,13 +339,21 @@ def _nothing_keeps(candidates: Sequence[Candidate], limits: Limits) -> DoesNotFi
     nearest = []
     if limits.min_tokens_per_s is not None and speeds:
         fastest = max(speeds, key=lambda it: it.slowest_tokens_per_s or 0)
-        speed = fastest.slowest_tokens_per_s
-        nearest.append(f"the fastest, {fastest.preset}, makes {speed:.3g} tokens/s with a full context")
+        assert fastest.load.speed is not None
+        speed = _rate(fastest.load.speed.full_context)
+        nearest.append(f"the fastest, {fastest.preset}, makes {speed} tokens/s with a full context")
     if limits.max_loss is not None:
         best = min(candidates, key=lambda it: it.loss)
         nearest.append(f"{best.preset} loses least: {best.loss:.4f}")
-    why = "; ".join(nearest) or "no speed was foretold"
-    return DoesNotFit("No preset keeps these limits.", f"{why[:1].upper()}{why[1:]}.", "Ask for less.")
+    if limits.min_tokens_per_s is not None and not speeds:
+        nearest.insert(0, "no speed was foretold")
+        advice = "Leave --min-tps out: it cannot be judged here."
+    else:
+        options = {"--min-tps": limits.min_tokens_per_s, "--max-loss": limits.max_loss}
+        given = [option for option, value in options.items() if value is not None]
+        advice = f"Relax {' or '.join(given)}."
+    why = "; ".join(nearest)
+    return DoesNotFit("No preset keeps these limits.", f"{why[:1].upper()}{why[1:]}.", advice)
 
 
 def _nothing_fits(
@@ -373,4 +388,5 @@ def _nothing_fits(
                     return DoesNotFit(what, why, f"{fitting[-1]} fits with {ask}: ask for that.")
         context //= 2
     advice = f"the next smaller one: ggq recommend {smaller_model}" if smaller_model else "a smaller model."
-    return DoesNotFit(what, why, f"Close other programs, or choose {advice}")
+    close = "Choose" if settings.is_elsewhere else "Close other programs, or choose"
+    return DoesNotFit(what, why, f"{close} {advice}")

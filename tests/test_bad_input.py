@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from disks import tmpfs
@@ -408,6 +409,35 @@ def a_preset_without_its_imatrix(place: Place) -> list[str]:
 @case("not an importance matrix")
 def an_imatrix_that_is_none(place: Place) -> list[str]:
     return place.quantize("--imatrix", str(place.model / "config.json"))
+
+
+def a_matrix(place: Place) -> str:
+    import gguf
+
+    file = place.folder / "matrix.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_type("imatrix")
+    writer.add_tensor("blk.0.attn_q.weight.counts", np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(file)
+
+
+@case("is no model")
+def a_matrix_for_a_base(place: Place) -> list[str]:
+    return ["quantize", a_matrix(place), "--outdir", str(place.out)]
+
+
+@case("is no model")
+def a_matrix_to_be_planned(place: Place) -> list[str]:
+    return ["plan", a_matrix(place), "--no-speed"]
+
+
+@case("is no model")
+def a_matrix_that_is_to_talk(place: Place) -> list[str]:
+    return ["run", a_matrix(place), "Hello"]
 
 
 @case("NAME=TYPE")

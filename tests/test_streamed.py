@@ -20,7 +20,7 @@ from disks import tmpfs
 from outputs import converters, digests, finished, watched
 
 from ggq import making, pipeline
-from ggq.errors import CheckpointProblem, ConversionProblem
+from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import Settings
 from ggq.progress import Event, Notice, Step
@@ -87,7 +87,9 @@ def test_a_second_run_makes_nothing_and_another_preset_is_made_alone(example: Pa
 
 def test_where_the_disk_has_no_room_for_the_base_it_is_done_without(example: Path, tmp_path: Path) -> None:
     heard: list[Event] = []
-    with tmpfs(tmp_path / "small", "size=30m") as small:
+    with tmpfs(tmp_path / "small", "size=5m") as small:
+        with pytest.raises(DiskFull):  # the whole check was asked for
+            pipeline.convert_and_quantize(str(example), ["Q4_K_M"], small / "out", Settings(verify="full"))
         made = pipeline.convert_and_quantize(str(example), ["Q4_K_M"], small / "out", listener=heard.append)
         assert made.base is None and made.files[0].swept_with == ("Q4_K_M",)
         assert made.verification["level"] == "off"

@@ -24,6 +24,7 @@ from ggq.convert import (
     Verification,
     default_name,
     needed_bytes,
+    refuse_existing,
     resolve_outtype,
 )
 from ggq.convert import convert as convert_checkpoint
@@ -86,6 +87,7 @@ def convert(
             output = output or Path(default_name(pipeline.model_name(ref), kind, mmproj=mmproj))
         if dry_run:
             checkpoint.require_convertible(given)
+            refuse_existing(output, force=force)
             _show_plan(out, output, given, kind)
             return
         made = convert_checkpoint(

@@ -30,6 +30,7 @@ from ggq.plan.speed import RateForecast
 from ggq.recommend import make_command
 
 _OTHERS_SHOWN = 2
+_LEAST_SHOWN = 0.0001
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,11 +40,11 @@ def plan_options(function: F) -> F:
 
     @click.option(
         "-c", "--ctx", "contexts", type=Listed(click.IntRange(min=16)), default=(),
-        help="Contexts in tokens, as 4096,32768. Default: 4096, or what the model has.",
+        help="Contexts in tokens, as 4096,32768 (`ggq recommend` takes one). Default: 4096, or the model's.",
     )  # fmt: skip
     @click.option(
         "--kv", "cache_types", type=Listed(click.Choice(llama_bench.CACHE_TYPES)), default="f16",
-        show_default=True, help="Types of the cache, as f16,q8_0.",
+        show_default=True, help="Types of the cache, as f16,q8_0 (`ggq recommend` takes one).",
     )  # fmt: skip
     @click.option(
         "-ngl", "--n-gpu-layers", type=Layers(),
@@ -153,6 +154,9 @@ def plan(
             listener=listener,
         )
     show(out, found)
+    if not any(cell.fits for it in found.presets for cell in it.loads):
+        out.result(found)
+        return
     make = make_command(model, _usual(found), found, revision=revision, offline=offline)
     if presets_file is not None:
         make = (*make, "--presets", str(presets_file))
@@ -252,7 +256,7 @@ def _row(preset: PresetPlan, index: int, found: Plan, with_speed: bool) -> list[
         *(files.human_bytes(needed[name]) if name in needed else "-" for name in found.devices),
         *([layers(cell)] if found.devices else []),
         *(_rates(cell) if with_speed else []),
-        "-" if prior is None else f"{prior:.4f}",
+        "-" if prior is None else f"{prior:.4f}" if prior >= _LEAST_SHOWN else f"{prior:.0e}",
         "yes" if cell.fits else f"no: {files.human_bytes(cell.memory.missing_bytes)} short",
     ]
 

@@ -50,8 +50,8 @@ def quantize(
 ) -> None:
     """Quantize a 16-bit GGUF as llama-quantize does, and check each result against its recipe.
 
-    All presets are made in one pass, where that gives llama-quantize's bytes. Stop it at any moment: the same
-    command goes on where it was.
+    Without --preset it is Q4_K_M. All presets are made in one pass, where that gives llama-quantize's bytes.
+    Stop it at any moment: the same command goes on where it was.
 
     \b
     ggq quantize Qwen3-0.6B-BF16.gguf --preset q4_k_m
@@ -159,7 +159,8 @@ def show_files(out: Output, made: Sequence[QuantizedFile]) -> None:
         right=(2, 3, 4, 5),
     )
     for count, seconds in sorted({_pass(file) for file in made if _is_new_together(file)}):
-        out.text(f"All {count} were made in one pass, in {human_seconds(seconds)}.")
+        which = "Both" if count == 2 else f"All {count}"
+        out.text(f"{which} were made in one pass, in {human_seconds(seconds)}.")
     warn_of_fallbacks(out, [file.preset for file in made if file.mostly_fell_back])
 
 

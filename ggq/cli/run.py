@@ -24,7 +24,7 @@ def run(model: Path, prompt: str, tokens: int, threads: int | None, out: Output)
     \b
     ggq run Qwen3-0.6B-Q4_K_M.gguf "Once upon a time" -n 40
     """
-    gguf_file.read_all(model)
+    gguf_file.read_all(model).require_model()
     text = tools.complete(toolchain.find(), model, prompt, tokens, threads or hardware.usable_cores())
     out.text(text)
     out.result({"model": model, "prompt": prompt, "tokens": tokens, "text": text})

@@ -12,6 +12,7 @@ from ggq.convert.conversion import (
     convert_hollow,
     default_name,
     needed_bytes,
+    refuse_existing,
     resolve_outtype,
     verify,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "convert_hollow",
     "default_name",
     "needed_bytes",
+    "refuse_existing",
     "resolve_outtype",
     "verify",
 ]

@@ -23,7 +23,8 @@ OUTTYPES = ("auto", "bf16", "f16", "f32", "q8_0")
 
 BITS_PER_WEIGHT = {"bf16": 16.0, "f16": 16.0, "f32": 32.0, "q8_0": 8.5}
 _OWN_TYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32", "F64": "f32"}
-_HEADER_MARGIN_BYTES = 32 << 20  # the largest vocabularies make headers of some 15 MB
+# A token has 16 bytes of a GGUF's header beside its text; in the tokenizer's files it has 6 or more with it.
+_HEADER_SHARE, _HEADER_BYTES = 4, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def default_name(model_name: str, outtype: str, *, mmproj: bool = False) -> str:
 def needed_bytes(given: Checkpoint, outtype: str) -> int:
     """Disk that the GGUF takes, from above. ``outtype``: resolved."""
     weights = given.weight_bytes // 2 if given.parameter_count is None else given.parameter_count
-    return int(weights * BITS_PER_WEIGHT[outtype] / 8) + _HEADER_MARGIN_BYTES
+    tokenizer_bytes = sum((given.path / name).stat().st_size for name in given.tokenizer_files)
+    header_bytes = _HEADER_SHARE * tokenizer_bytes + _HEADER_BYTES
+    return int(weights * BITS_PER_WEIGHT[outtype] / 8) + header_bytes
 
 
 def convert(
@@ -96,8 +99,7 @@ def convert(
     Raises CheckpointProblem, ConversionProblem, UsageProblem, OutputProblem, DiskFull, ToolchainProblem.
     """
     level = _level(verify)
-    if output.exists() and not force:
-        raise OutputProblem(f"{output} exists.", "", "Use --force to overwrite it, or -o for another name.")
+    refuse_existing(output, force=force)
     given = checkpoint.read(checkpoint_folder)
     checkpoint.require_convertible(given)
     kind = resolve_outtype(given, outtype)
@@ -128,6 +130,12 @@ def convert(
         checkpoint=checkpoint_folder,
         mmproj=mmproj,
     )
+
+
+def refuse_existing(output: Path, *, force: bool) -> None:
+    """Raises OutputProblem for an output that is there already."""
+    if output.exists() and not force:
+        raise OutputProblem(f"{output} exists.", "", "Use --force to overwrite it, or -o for another name.")
 
 
 @dataclass(frozen=True)

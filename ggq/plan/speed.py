@@ -43,6 +43,8 @@ _WHOLE_BYTES = 700 << 20
 _MORE_LAYERS = 3
 # Sliding-window layers come in patterns of up to six (Gemma 3: five of them, one of full attention).
 _PATTERN = 6
+# Of the devices' room, for the weights of layers that are run there alone.
+_DEVICE_SHARE = 0.7
 _CACHE_BYTES = 64 << 20  # of a CPU that does not tell
 # Of large models one repetition at first, so that the budget reaches all presets; of those that take
 # milliseconds so many that together they read about this much.
@@ -225,16 +227,19 @@ class SpeedMeter:
         calibration: Calibration,
         *,
         devices: Sequence[str] = (),
+        vram_bytes: int | None = None,
         listener: Listener = silent,
     ) -> None:
         """``file_bytes``: preset name -> size of its file; ``load``: type of cache, and which devices may be
-        used; ``devices``: these in words, so that another one's timings are not taken for theirs."""
+        used; ``devices``: these in words, so that another one's timings are not taken for theirs, with
+        ``vram_bytes`` of room together (None: they hold everything)."""
         self._hollow = hollow
         self._facts = facts
         self._file_bytes = file_bytes
         self._load = load
         self._calibration = calibration
         self._devices = devices
+        self._vram_bytes = vram_bytes
         self._listener = listener
         self._layer_count = facts.block_count or 1
         self._cuts: dict[tuple[str, Kind], tuple[int, ...]] = {}
@@ -321,6 +326,12 @@ class SpeedMeter:
             few = math.ceil(few / _PATTERN) * _PATTERN
         more = few + max(_MORE_LAYERS, few)
         fits = size < hardware.available_ram_bytes() // 2
+        if kind == "device" and self._vram_bytes is not None:
+            # All of what is run lies there, with buffers beside it.
+            most = int(_DEVICE_SHARE * self._vram_bytes / each)
+            fits = fits and layers <= most
+            more = min(more, max(2, most))
+            few = min(few, more - 1)
         if fits and (size <= _WHOLE_BYTES or 2 * more >= layers):
             # Of a model that may lie in two places the line is wanted, and not only its end.
             return (layers,) if kind == "cpu" or layers == 1 else (layers // 2, layers)

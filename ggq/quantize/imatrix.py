@@ -245,16 +245,23 @@ class Matrix:
         files.require_space(self.path.parent, needed, "the importance matrix")
 
     def _claim(self, *, force: bool) -> None:
-        """Refuse to overwrite a file of the user's, or a matrix of another text."""
+        """Refuse to overwrite a file of the user's, or a matrix of another text or other settings, which may
+        have taken hours."""
         before = self._manifest.steps.get(self._step)
-        other = before is not None and before.inputs["text"] != self._text.sha256
-        if other and not force and self._manifest.outputs_whole(self._step):
-            assert before is not None
-            raise OutputProblem(
-                f"{self.path} is an importance matrix of another text.",
-                f"It was made from {before.findings['text_name']}, not from {self._text.name}.",
-                "Name that text, choose another file, or give --force to replace this one.",
-            )
+        if before is not None and not force and self._manifest.outputs_whole(self._step):
+            if before.inputs["text"] != self._text.sha256:
+                raise OutputProblem(
+                    f"{self.path} is an importance matrix of another text.",
+                    f"It was made from {before.findings['text_name']}, not from {self._text.name}.",
+                    "Name that text, choose another file, or give --force to replace this one.",
+                )
+            if before.options != self._options and not self._any_settings:
+                settings = ", ".join(f"{key} {value}" for key, value in before.options.items())
+                raise OutputProblem(
+                    f"{self.path} is an importance matrix of other settings.",
+                    f"It was made with {settings}.",
+                    "Give these, choose another file, or give --force to replace this one.",
+                )
         self._manifest.claim((self.path.name,), force=force)
 
     def _chunks(self, tokens: int) -> int:

@@ -106,7 +106,9 @@ def without_imatrix(preset: Preset) -> UsageProblem:
 
 
 def refuse_quantized(base: GgufFile) -> None:
-    """Raises GgufProblem for a base that has lost precision already: quantizing it again adds to the loss."""
+    """Raises GgufProblem for what is no model, and for a base that has lost precision already: quantizing it
+    again adds to the loss."""
+    base.require_model()
     types = {tensor.type for tensor in base.tensors}
     lossy = sorted(types - {"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"})
     if lossy:

@@ -212,6 +212,16 @@ def test_large_models_are_cut_beyond_the_cache(
     assert cuts(4096) == [(6, 12), (32,)]
     monkeypatch.setattr(hardware, "available_ram_bytes", lambda: 512 << 20)
     assert cuts(None)[1] == (14, 28)
+    # What is run on a device alone stays within its room.
+    monkeypatch.setattr(hardware, "available_ram_bytes", lambda: 16 << 30)
+
+    def on_device(vram_bytes: int) -> list[tuple[int, ...]]:
+        made = SpeedMeter(tiny, facts, sizes, Load(256), kept, devices=["A"], vram_bytes=vram_bytes)
+        return [made.cuts(preset, "device") for preset in QUANTS]
+
+    assert on_device(8 << 30) == [(2, 5), (16, 32)]
+    assert on_device(900 << 20) == [(2, 4), (16, 32)]
+    assert on_device(400 << 20) == [(1, 2), (14, 18)]
 
 
 # --- what is kept ----------------------------------------------------------------------------------------

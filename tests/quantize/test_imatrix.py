@@ -119,7 +119,11 @@ def test_the_same_is_not_made_twice_and_another_text_does_not_replace_it(base: P
     first = imatrix(base, text, SHORT)
     again = imatrix(base, text, SHORT)
     assert not first.reused and again.reused and again.path == first.path
-    assert imatrix(base, text, ImatrixSettings(chunks=3, context=64)).chunks == 3
+    shorter = ImatrixSettings(chunks=3, context=64)
+    with pytest.raises(OutputProblem, match="of other settings") as caught:
+        imatrix(base, text, shorter)
+    assert f"chunks {SHORT.chunks}" in caught.value.why
+    assert imatrix(base, text, shorter, force=True).chunks == 3
 
     other = text.with_name("other.txt")
     other.write_text(text.read_text(encoding="utf-8")[1000:], encoding="utf-8")
