@@ -440,6 +440,11 @@ def a_matrix_that_is_to_talk(place: Place) -> list[str]:
     return ["run", a_matrix(place), "Hello"]
 
 
+@case("has no context of 5,000 tokens")
+def more_tokens_than_the_model_has(place: Place) -> list[str]:
+    return ["run", str(place.base), "Hello", "-n", "5000"]
+
+
 @case("NAME=TYPE")
 def a_tensor_type_without_a_type(place: Place) -> list[str]:
     return place.quantize("--tensor-type", "attn_v")

@@ -9,6 +9,7 @@ import click
 from ggq import gguf_file, hardware
 from ggq.cli.options import output_options, threads_option
 from ggq.cli.output import Output
+from ggq.errors import CannotServe
 from ggq.llamacpp import toolchain, tools
 
 
@@ -24,7 +25,14 @@ def run(model: Path, prompt: str, tokens: int, threads: int | None, out: Output)
     \b
     ggq run Qwen3-0.6B-Q4_K_M.gguf "Once upon a time" -n 40
     """
-    gguf_file.read_all(model).require_model()
+    file = gguf_file.read_all(model)
+    file.require_model()
+    if file.context_length and tokens > file.context_length:
+        raise CannotServe(
+            f"{model.name} has no context of {tokens:,} tokens.",
+            f"It was trained for {file.context_length:,}.",
+            f"Ask for fewer with -n, at most {file.context_length}.",
+        )
     text = tools.complete(toolchain.find(), model, prompt, tokens, threads or hardware.usable_cores())
     out.text(text)
     out.result({"model": model, "prompt": prompt, "tokens": tokens, "text": text})

@@ -111,8 +111,8 @@ class HollowModel:
         what is not due to it.
 
         It takes as much disk as its vocabulary (7 MB for 128,000 tokens), and may be removed after use (see
-        ``release``): it is made again in a moment. It is this process's own, and what is left of it goes when
-        the model is next opened.
+        ``release``): it is made again in a moment. It is this process's own; what a dead one left goes when
+        the model is opened an hour later.
 
         Raises GgufProblem (a base that is quantized already), UsageProblem (``layers`` out of range),
         ToolFailed, ToolchainProblem, OutputProblem, DiskFull.
