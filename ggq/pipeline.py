@@ -49,8 +49,9 @@ DEFAULT_PRESETS = ("Q4_K_M",)
 OTHER_FOLDER = "Choose another folder with --outdir."
 KEEP_BASE = "Leave that preset out; --keep-base keeps the base itself."
 _BASE_BITS = 16.0
-# Of what is reckoned from nominal bits. What is known exactly, later, is refused exactly.
-_LEAST = 0.85
+# Of what is reckoned from nominal bits at 16 bits a weight: embeddings may be small, and weights may have 32
+# bits. What is known exactly, later, is refused exactly.
+_LEAST = 0.85 / 2
 
 
 @dataclass(frozen=True)

@@ -311,7 +311,7 @@ def test_what_can_be_refused_is_refused_before_the_download(
     (out / "tiny-llama-Q8_0.gguf").unlink()
     # The cache and the folder lie on one disk, which has room for the download alone.
     with monkeypatch.context() as short:
-        short.setattr(files, "free_bytes", lambda _: weights + 1_000_000)
+        short.setattr(files, "free_bytes", lambda _: weights + 500_000)
         with pytest.raises(DiskFull, match="the download of org/tiny-llama and the files") as refused:
             run()
         assert "--stream" in refused.value.next_step
