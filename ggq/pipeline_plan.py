@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ggq import checkpoint, files, gguf_file, gguf_names, hub, presets, reference
-from ggq.bases import CONVERT, GivenBase, LocalCheckpoint, Work, announced, own_base
-from ggq.convert import BITS_PER_WEIGHT, default_name, resolve_outtype
-from ggq.errors import NeedsWeights
+from ggq import files, gguf_file, gguf_names, hub, presets, reference
+from ggq.bases import CONVERT, GivenBase, Work, own_base
+from ggq.beforehand import Foreseen, foresee_base
+from ggq.convert import BITS_PER_WEIGHT, default_name
 from ggq.gguf_file import GgufFile
 from ggq.job import kept_folder, tool_name
 from ggq.llamacpp import toolchain as toolchains
@@ -32,9 +31,7 @@ from ggq.pipeline import (
     OTHER_FOLDER,
     Settings,
     model_name,
-    parameters_ahead,
 )
-from ggq.plan.hollow import hollow_model
 from ggq.presets import Preset
 from ggq.progress import Listener, silent
 from ggq.quantize import choice
@@ -192,7 +189,9 @@ def plan_convert_and_quantize(
     outdir = outdir or Path(name)
     files.refuse_unwritable(outdir)
     toolchain = toolchain or toolchains.find()
-    found = _foreseen(ref, settings, offline, toolchain, listener)
+    found = foresee_base(
+        ref, settings.outtype.lower(), offline=offline, toolchain=toolchain, listener=listener
+    )
     manifest = Manifest.of(name, outdir)
     manifest.own(found.identity, force=settings.force)
     names = file_names(name, settings, chosen)
@@ -200,7 +199,7 @@ def plan_convert_and_quantize(
     spare(base, outdir, names, KEEP_BASE)
     claim(manifest, name, settings, names)
     is_streamed = settings.stream and found.download_bytes > 0
-    record = found.work(manifest, tool_name(toolchain), settings, is_streamed=is_streamed)
+    record = _record(found, manifest, tool_name(toolchain), settings, is_streamed=is_streamed)
     settings = with_made_matrix(manifest, name, settings, toolchain, record.names)
     look = _Look(manifest, name, settings, toolchain, record.names)
     if found.base is None:
@@ -247,67 +246,19 @@ class _Record:
     has_file: bool = False
 
 
-@dataclass(frozen=True)
-class _Foreseen:
-    """A checkpoint before its conversion: its ``base``, hollow (None: only its weights can tell);
-    ``checkpoint``: on the disk, or None, and then the Hub's ``digests`` of its files."""
-
-    identity: Mapping[str, Any]
-    outtype: str
-    base: GgufFile | None
-    base_bytes: int
-    parameter_count: int
-    download_bytes: int
-    checkpoint: LocalCheckpoint | None
-    digests: Mapping[str, str] | None
-
-    def work(self, manifest: Manifest, tool: str, settings: Settings, *, is_streamed: bool) -> _Record:
-        """The record of an earlier conversion of the same, as the run would find it."""
-        if CONVERT not in manifest.steps:
-            return _Record()
-        digests = self.checkpoint.digests() if self.checkpoint else self.digests
-        if digests is None:
-            return _Record()
-        work = Work(digests, self.outtype, settings.verify, tool, unproven=is_streamed)
-        record = work.record(manifest)
-        has_file = record is not None and bool(record.outputs) and manifest.outputs_whole(CONVERT)
-        return _Record(work.known(manifest), has_file)
-
-
-def _foreseen(
-    ref: ModelRef, settings: Settings, offline: bool, toolchain: Toolchain, listener: Listener
-) -> _Foreseen:
-    local = None if ref.path is None else LocalCheckpoint(ref.path)
-    ahead = hub.preview(ref, offline=offline, listener=listener) if local is None else None
-    if local is not None:
-        identity: Mapping[str, Any] = local.identity
-    else:
-        assert ahead is not None
-        identity = {"repo_id": ahead.repo_id, "commit": ahead.commit}
-    digests = announced(ahead.files) if ahead else None
-    download_bytes = ahead.needed_bytes if ahead else 0
-    try:
-        hollow = hollow_model(
-            ref, outtype=settings.outtype, offline=offline, toolchain=toolchain, listener=listener
-        )
-    except NeedsWeights:
-        outtype, parameters = _reckoned(ref, ahead, settings.outtype.lower())
-        base, base_bytes = None, int(parameters * BITS_PER_WEIGHT[outtype] / 8)
-    else:
-        base = gguf_file.read_all(hollow.base)
-        outtype = (base.file_type or "bf16").lower()
-        parameters, base_bytes = base.parameter_count, base.file_bytes
-    return _Foreseen(identity, outtype, base, base_bytes, parameters, download_bytes, local, digests)
-
-
-def _reckoned(ref: ModelRef, ahead: hub.Preview | None, outtype: str) -> tuple[str, int]:
-    """The type of the base, and the number of parameters."""
-    if ref.path is not None:
-        found = checkpoint.read(ref.path)
-        checkpoint.require_convertible(found)
-        return resolve_outtype(found, outtype), found.parameter_count or found.weight_bytes // 2
-    assert ahead is not None
-    return "bf16" if outtype == "auto" else outtype, parameters_ahead(ahead)
+def _record(
+    found: Foreseen, manifest: Manifest, tool: str, settings: Settings, *, is_streamed: bool
+) -> _Record:
+    """That of an earlier conversion of the same, as the run would find it."""
+    digests = None
+    if CONVERT in manifest.steps:
+        digests = found.checkpoint.digests() if found.checkpoint else found.digests
+    if digests is None:
+        return _Record()
+    work = Work(digests, found.outtype, settings.verify, tool, unproven=is_streamed)
+    record = work.record(manifest)
+    has_file = record is not None and bool(record.outputs) and manifest.outputs_whole(CONVERT)
+    return _Record(work.known(manifest), has_file)
 
 
 class _Look:
@@ -357,7 +308,7 @@ class _Look:
         return tuple(planned)
 
     def reckoned(
-        self, found: _Foreseen, chosen: Sequence[Preset], names: Sequence[str]
+        self, found: Foreseen, chosen: Sequence[Preset], names: Sequence[str]
     ) -> tuple[PlannedFile, ...]:
         """What the presets' nominal bits say."""
         bits = BITS_PER_WEIGHT[found.outtype]

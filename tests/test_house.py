@@ -15,7 +15,7 @@ FLOORS = (
     "hub checkpoint gguf_file gguf_header gguf_size gguf_values gguf_hollow transformers_model presets losses"
     " environment llamacpp",
     "convert quantize bench plan",
-    "pipeline job bases making pipeline_plan measure foresee recommend automatic plot doctor",
+    "pipeline job bases making beforehand pipeline_plan measure foresee recommend automatic plot doctor",
     "cli",
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ggq import checkpoint, files, hub, pipeline
-from ggq.cli.download import show_preview
+from ggq.beforehand import ConvertPlan, plan_convert
 from ggq.cli.options import (
     dry_run_option,
     force_option,
@@ -23,8 +23,6 @@ from ggq.convert import (
     SourceInfo,
     Verification,
     default_name,
-    needed_bytes,
-    refuse_existing,
     resolve_outtype,
 )
 from ggq.convert import convert as convert_checkpoint
@@ -69,27 +67,23 @@ def convert(
     ref = parse_reference(src, revision)
     if ref.kind == "gguf":
         raise UsageProblem(f"{src} is a GGUF already.", "", f"Quantize it: ggq quantize {shlex.quote(src)}")
+    if dry_run:
+        with out.progress() as listener:
+            plan = plan_convert(
+                ref, output, outtype=outtype, mmproj=mmproj, offline=offline, force=force, listener=listener
+            )
+        show_plan(out, plan)
+        return
     source = None
     folder = ref.path
     with out.progress() as listener:
         if folder is None:
-            if dry_run:
-                ahead = hub.preview(ref, offline=offline, listener=listener)
-                if ahead.needed_bytes:
-                    show_preview(out, ahead)
-                    return
             fetched = hub.download(ref, offline=offline, listener=listener)
             folder = fetched.folder
             source = SourceInfo(fetched.repo_id, fetched.commit)
-        if output is None or dry_run:
-            given = checkpoint.read(folder)
-            kind = resolve_outtype(given, outtype)
-            output = output or Path(default_name(pipeline.model_name(ref), kind, mmproj=mmproj))
-        if dry_run:
-            checkpoint.require_convertible(given)
-            refuse_existing(output, force=force)
-            _show_plan(out, output, given, kind)
-            return
+        if output is None:
+            kind = resolve_outtype(checkpoint.read(folder), outtype)
+            output = Path(default_name(pipeline.model_name(ref), kind, mmproj=mmproj))
         made = convert_checkpoint(
             folder, output, outtype=outtype, mmproj=mmproj, verify=verify, source=source, force=force,
             listener=listener,
@@ -100,26 +94,21 @@ def convert(
         out.hint(f"next: ggq quantize {shlex.quote(str(made.output))}")
 
 
-def _show_plan(out: Output, output: Path, given: checkpoint.Checkpoint, kind: str) -> None:
-    needed = needed_bytes(given, kind)
-    free = files.free_bytes(output.absolute().parent)
-    plan = {
-        "output": output,
-        "outtype": kind,
-        "architecture": given.architectures[0],
-        "needed_bytes": needed,
-        "free_bytes": free,
-    }
-    out.result(plan)
+def show_plan(out: Output, plan: ConvertPlan) -> None:
+    """A dry run."""
+    size = files.human_bytes(plan.file_bytes)
     out.fields(
         [
-            ("output", str(output)),
-            ("type", kind),
-            ("architecture", given.architectures[0]),
-            ("needs at most", files.human_bytes(needed)),
-            ("free disk", files.human_bytes(free)),
+            ("output", str(plan.output)),
+            ("type", plan.outtype),
+            ("size", f"{size} ({plan.file_bytes:,} bytes)" if plan.exact else f"≈ {size}"),
+            ("download", files.human_bytes(plan.download_bytes) if plan.download_bytes else "nothing"),
+            ("disk free", files.human_bytes(plan.free_bytes)),
         ]
     )
+    if plan.file_bytes > plan.free_bytes:
+        out.warning(f"the disk is {files.human_bytes(plan.file_bytes - plan.free_bytes)} too small for this.")
+    out.result(plan)
 
 
 def _show(out: Output, made: Conversion) -> None:

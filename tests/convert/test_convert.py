@@ -216,5 +216,5 @@ def test_a_dry_run_writes_nothing(example: Path, toolchain: Toolchain, tmp_path:
     done = CliRunner().invoke(cli, ["convert", str(example), "-o", str(output), "--dry-run", "--json"])
     assert done.exit_code == 0, done.output
     plan = json.loads(done.stdout)
-    assert plan["output"] == str(output) and plan["needed_bytes"] > 1_000_000
+    assert plan["output"] == str(output) and plan["exact"] and plan["file_bytes"] > 1_000_000
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from ctrl_c import heed_ctrl_c
@@ -114,8 +115,21 @@ def test_wrong_usage_is_exit_2(hub: HubServer) -> None:
     assert "org/Qwen3-8B" in run.stderr
 
 
-def test_a_dry_run_of_a_conversion_downloads_nothing(hub: HubServer) -> None:
-    hub.add_repo("org/tiny", CONTENT)
-    run = ggq("convert", "org/tiny", "--dry-run", "--json")
-    assert json.loads(run.stdout)["needed_bytes"] == 5004
-    assert not list(cache_dir().rglob("*.safetensors"))
+@pytest.mark.tool
+def test_a_dry_run_of_a_conversion_is_exact_and_downloads_no_weights(
+    hub: HubServer, example: Path, tmp_path: Path
+) -> None:
+    hub.add_repo("org/tiny", example)
+    output = tmp_path / "tiny.gguf"
+    command = ["convert", "org/tiny", "-o", str(output), "--json"]
+    before = json.loads(ggq(*command, "--dry-run").stdout)
+    weights = (example / "model.safetensors").stat().st_size
+    assert not list(cache_dir().rglob("*.safetensors")) and hub.bytes_sent("model.safetensors") < weights / 10
+    assert weights < before["download_bytes"] < weights + 1_000_000
+    assert before["exact"] and not output.exists()
+    made = json.loads(ggq(*command).stdout)
+    assert (before["output"], before["file_bytes"]) == (str(output), made["file_bytes"])
+    after = json.loads(ggq(*command, "--dry-run", "--force").stdout)
+    assert after == {**before, "download_bytes": 0, "free_bytes": after["free_bytes"]}
+    refused = ggq(*command, "--dry-run")
+    assert refused.returncode == 1 and "exists" in refused.stderr
