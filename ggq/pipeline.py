@@ -31,7 +31,7 @@ from ggq.making import (
     spare,
 )
 from ggq.presets import Preset
-from ggq.progress import Listener, silent
+from ggq.progress import Listener, Notice, silent
 from ggq.quantize import choice
 from ggq.quantize.recipe import check, refuse_quantized
 
@@ -152,6 +152,10 @@ def convert_and_quantize(
             base.keep()
         else:
             base.remove()
+        unchecked = settings.verify.lower() != "off" and base.findings.get("level") == "off"
+        if unchecked and all(file.reused for file in made):  # else it was told while they were made
+            how = "--keep-base makes the base, and checks it"
+            listener(Notice(f"The conversion of an earlier run was not checked: {how}.", "warning"))
         return PipelineResult(name, base.kept, made, job.manifest.path, base.findings)
 
 

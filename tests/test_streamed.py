@@ -93,8 +93,15 @@ def test_where_the_disk_has_no_room_for_the_base_it_is_done_without(example: Pat
         made = pipeline.convert_and_quantize(str(example), ["Q4_K_M"], small / "out", listener=heard.append)
         assert made.base is None and made.files[0].swept_with == ("Q4_K_M",)
         assert made.verification["level"] == "off"
-    said = [event.text for event in heard if isinstance(event, Notice)]
-    assert any("not checked" in text and "no room for a base GGUF" in text for text in said)
+        said = [event.text for event in heard if isinstance(event, Notice)]
+        assert any("not checked" in text and "no room for a base GGUF" in text for text in said)
+        heard.clear()
+        pipeline.convert_and_quantize(str(example), ["Q4_K_M"], small / "out", listener=heard.append)
+        assert any(isinstance(it, Notice) and "--keep-base makes the base" in it.text for it in heard)
+    pipeline.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path / "off", STREAMED, listener=heard.append)
+    heard.clear()
+    pipeline.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path / "off", STREAMED, listener=heard.append)
+    assert not [it for it in heard if isinstance(it, Notice)], "nobody wants it checked"
 
 
 def test_what_the_sweep_cannot_make_takes_two_steps(
