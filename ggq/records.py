@@ -145,10 +145,14 @@ class Manifest:
         if self.model and not same and not force:
             raise OutputProblem(
                 f"{self.folder} holds the files of another {self.path.name.removesuffix(MANIFEST_SUFFIX)}.",
-                f"They were made from {self.model.get('repo_id') or self.model.get('folder')}.",
+                f"They were made from {self.model.get('repo_id') or self._source()}.",
                 "Choose another folder with --outdir, or give --force to replace them.",
             )
         self.model = dict(model)
+
+    def _source(self) -> Path:
+        """The checkpoint's folder, or the base GGUF."""
+        return Path(str(self.model.get("folder", ""))) / str(self.model.get("base", ""))
 
     def claim(self, names: tuple[str, ...], *, force: bool) -> None:
         """Refuse to overwrite a file that these records do not know. Raises OutputProblem."""
