@@ -1,4 +1,4 @@
-"""What only a GPU can tell: speed by layers on it, and its memory against what llama.cpp foretells.
+"""What only a GPU can tell: speed by layers on it, and memory and speed against what is foretold of them.
 
 On a machine with an NVIDIA GPU and a CUDA build (`make gpu-check` makes it) this is its check; elsewhere
 llama.cpp's RPC server on loopback stands in as the device, which proves the script and not the GPU: then
@@ -9,26 +9,33 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import statistics
 import tempfile
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import ggq
 from benchmarks import headers
 from benchmarks.common import EXAMPLE, RESULTS, Bar, finish, random_llama
-from ggq import presets
+from ggq import foresee, presets
 from ggq.bench import memory, speed
 from ggq.bench.memory import MemoryCell, MemorySettings
 from ggq.bench.rates import Precision
 from ggq.bench.speed import SpeedResult, SpeedSettings
 from ggq.bench.workload import layer_count
+from ggq.foresee import PlanSettings
 from ggq.gguf_file import read
 from ggq.llamacpp import bench, rpc, toolchain
+from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import Settings
 from ggq.plan.hollow import hollow_model
+from ggq.plan.speed import timed
 
+_PRESET, _CONTEXT, _REPETITIONS = "Q4_K_M", 512, 3
+_LLAMA_70B = headers.Shape(8192, 28672, 80, 64, 8, 2048)
 # Of the memory that llama.cpp foretells for a device, or where that is more.
 _GAP_SHARE, _GAP_BYTES = 0.05, 64 << 20
 
@@ -73,6 +80,46 @@ def memory_cells(
     return cells
 
 
+@dataclass(frozen=True)
+class SpeedCell:
+    """Tokens per second of a prompt or of generation, foretold and measured in the same minute."""
+
+    model: str
+    n_gpu_layers: int
+    what: str
+    foretold: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        return abs(self.foretold / self.measured - 1)
+
+
+def speed_cells(
+    source: Path, model: Path, tools: Toolchain, servers: tuple[str, ...], counts: Sequence[int]
+) -> Iterator[SpeedCell]:
+    """``source``: the checkpoint of ``model``, of whose headers the speed is foretold."""
+    for count in counts:
+        settings = PlanSettings(contexts=(_CONTEXT,), n_gpu_layers=count, rpc=servers)
+        found = foresee.plan(source, [_PRESET], settings, toolchain=tools)
+        [load] = found.presets[0].loads
+        if load.speed is None or found.threads is None:
+            print(f"{model.stem:<24} ngl {count:>3} no speed was foretold")
+            continue
+        size = found.presets[0].size.file_bytes
+        taken = timed(tools, model, Load(_CONTEXT, offload=load.offload), found.threads, size, _REPETITIONS)
+        for what, rate, seconds in (
+            ("prompt", load.speed.prompt, taken.prompt_s),
+            ("generation", load.speed.generation, taken.generation_s),
+        ):
+            cell = SpeedCell(model.stem, count, what, rate.tokens_per_s, 1 / statistics.median(seconds))
+            print(
+                f"{cell.model:<24} ngl {count:>3} {what:<11} foretold {cell.foretold:>10.1f} "
+                f"measured {cell.measured:>10.1f} t/s, off by {cell.error:.1%}"
+            )
+            yield cell
+
+
 def device_bytes(cell: MemoryCell) -> int:
     return sum(row.sum_bytes for row in cell.predicted.devices)
 
@@ -101,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=30, help="30 make about 500 M parameters")
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 4096])
-    parser.add_argument("--no-hollow", action="store_true", help="leave the hollow 8 B out")
+    parser.add_argument("--no-hollow", action="store_true", help="leave the hollow 8 B and 70 B out")
     parser.add_argument("--most-seconds", type=float, default=30, help="for one figure of speed")
     options = parser.parse_args()
     tools = toolchain.find()
@@ -116,21 +163,36 @@ def main() -> None:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=RESULTS)))
         checkpoint = work / "random-500m"
         random_llama(checkpoint, width=1024, ffn=4096, layers=options.layers, heads=16)
-        made = ggq.convert_and_quantize(str(checkpoint), ["Q4_K_M"], work / "out", Settings(verify="off"))
+        made = ggq.convert_and_quantize(str(checkpoint), [_PRESET], work / "out", Settings(verify="off"))
         model = made.files[0].paths[0]
         found = [sweep(model, tools, servers, options.most_seconds)]
         cells = memory_cells(model, tools, servers, tuple(options.contexts))
-        if not options.no_hollow:
-            shape = replace(headers.LLAMA_8B, vocabulary=2048)
-            hollow = hollow_model(headers.write(work / "hollow-8b", shape, EXAMPLE), toolchain=tools)
-            large = hollow.quantized(presets.load().resolve(["Q4_K_M"])[0])
+        layers = layer_count(read(model))
+        speeds = list(speed_cells(checkpoint, model, tools, servers, (layers // 2, layers)))
+        shapes = {"hollow-8b": replace(headers.LLAMA_8B, vocabulary=2048), "hollow-70b": _LLAMA_70B}
+        for name, shape in {} if options.no_hollow else shapes.items():
+            source = headers.write(work / name, shape, EXAMPLE)
+            [preset] = presets.load().resolve([_PRESET])
+            large = work / f"{name}.gguf"
+            large.symlink_to(hollow_model(source, toolchain=tools).quantized(preset))
             if servers:
                 print(f"{large.stem}: made, and not run on a CPU that only stands in")
-            else:
+                continue
+            layers = layer_count(read(large))
+            is_huge = shape is _LLAMA_70B  # half of it on the CPU would take all of the time
+            if not is_huge:
                 found.append(sweep(large, tools, servers, options.most_seconds))
-                cells += memory_cells(large, tools, servers, tuple(options.contexts))
+            cells += memory_cells(large, tools, servers, tuple(options.contexts))
+            counts = (layers,) if is_huge else (layers // 2, layers)
+            speeds += speed_cells(source, large, tools, servers, counts)
     gap = worst_gap(cells)
     bars = [Bar("vram-gap-share-of-allowed", gap, 1.0)] if gap is not None else []
+    errors = [cell.error for cell in speeds]
+    if errors and not servers:  # a stand-in shares its cores with all the rest
+        bars += [
+            Bar("speed-median-error", statistics.median(errors), 0.10),
+            Bar("speed-worst-error", max(errors), 0.25),
+        ]
     finish(
         "gpu",
         {
@@ -138,6 +200,7 @@ def main() -> None:
             "stand_in": bool(servers),
             "speed": [asdict(result) for result in found],
             "memory": [asdict(cell) for cell in cells],
+            "foretold_speed": [asdict(cell) for cell in speeds],
         },
         bars,
     )
