@@ -21,7 +21,7 @@ from ggq.cli.options import (
 from ggq.cli.output import Output, human_seconds, plain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.pipeline import QuantizedFile, Settings
-from ggq.pipeline_plan import PipelinePlan, PlannedBase, plan_quantize
+from ggq.pipeline_plan import PipelinePlan, PlannedBase, PlannedFile, plan_quantize
 
 
 @click.command(short_help="Quantize a 16-bit GGUF over presets.")
@@ -79,22 +79,14 @@ def quantize(
 def show_plan(out: Output, plan: PipelinePlan) -> None:
     """A dry run: files to the byte, and what they need of the network and the disk."""
     exact = all(file.exact for file in plan.files)
+    fell_back = any(file.fallback_count for file in plan.files)
     out.table(
-        ["file", "size", "bytes", "bpw", "fell back", "state"],
+        ["file", "size", "bytes", "bpw", *["fell back"] * fell_back, "state"],
         [
-            *([_base_row(plan.base, exact)] if plan.base else []),
-            *(
-                [
-                    file.name,
-                    *_sizes(file.file_bytes, file.exact),
-                    "-" if file.bits_per_weight is None else f"{file.bits_per_weight:.2f}",
-                    f"{file.fallback_count} of {file.quantized_count}" if file.fallback_count else "-",
-                    "as it was" if file.made else "to make",
-                ]
-                for file in plan.files
-            ),
+            *([_base_row(plan.base, exact, fell_back)] if plan.base else []),
+            *(_file_row(file, fell_back) for file in plan.files),
         ],
-        right=(1, 2, 3, 4),
+        right=range(1, 5 if fell_back else 4),
         compact=True,
     )
     out.fields(
@@ -125,8 +117,20 @@ def show_plan(out: Output, plan: PipelinePlan) -> None:
     out.result({**plain(plan), "needed_bytes": plan.needed_bytes})
 
 
-def _base_row(base: PlannedBase, exact: bool) -> list[str]:
-    return [base.name, *_sizes(base.file_bytes, exact), "-", "-", "to keep" if base.kept else "on the way"]
+def _base_row(base: PlannedBase, exact: bool, fell_back: bool) -> list[str]:
+    state = "to keep" if base.kept else "on the way"
+    return [base.name, *_sizes(base.file_bytes, exact), "-", *["-"] * fell_back, state]
+
+
+def _file_row(file: PlannedFile, fell_back: bool) -> list[str]:
+    count = f"{file.fallback_count} of {file.quantized_count}" if file.fallback_count else "-"
+    return [
+        file.name,
+        *_sizes(file.file_bytes, file.exact),
+        "-" if file.bits_per_weight is None else f"{file.bits_per_weight:.2f}",
+        *[count] * fell_back,
+        "as it was" if file.made else "to make",
+    ]
 
 
 def _sizes(count: int, exact: bool) -> tuple[str, str]:
