@@ -53,23 +53,20 @@ def foresee_base(
     if ref.path is not None:
         local = LocalCheckpoint(ref.path)
         identity: Mapping[str, Any] = local.identity
-        outtype, parameters = _of_folder(ref.path, outtype)
+        resolved, parameters = _of_folder(ref.path, outtype)
     else:
         ahead = hub.preview(ref, offline=offline, listener=listener)
         identity, digests = {"repo_id": ahead.repo_id, "commit": ahead.commit}, announced(ahead.files)
-        parameters = parameters_ahead(ahead)
-    base = None
-    if hollow:
-        base = _hollow_base(ref, outtype, offline, toolchain, listener)
+        resolved, parameters = "bf16" if outtype == "auto" else outtype, parameters_ahead(ahead)
+    # As it was asked for: a plan's hollow model is then the same.
+    base = _hollow_base(ref, outtype, offline, toolchain, listener) if hollow else None
     if base is not None:
-        outtype = (base.file_type or outtype).lower()
-    elif outtype == "auto":
-        outtype = "bf16"
+        resolved = (base.file_type or resolved).lower()
     return Foreseen(
         identity=identity,
-        outtype=outtype,
+        outtype=resolved,
         base=base,
-        base_bytes=base.file_bytes if base else int(parameters * BITS_PER_WEIGHT[outtype] / 8),
+        base_bytes=base.file_bytes if base else int(parameters * BITS_PER_WEIGHT[resolved] / 8),
         parameter_count=base.parameter_count if base else parameters,
         download_bytes=ahead.needed_bytes if ahead else 0,
         checkpoint=local,

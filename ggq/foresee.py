@@ -203,7 +203,8 @@ def plan(
                 "Leave --n-gpu-layers away, or see `ggq doctor`.",
             )
         loads = [replace(load, offload=where) for load in loads]
-        shared = frozenset() if settings.vram_bytes else _sharing_ram(toolchain, devices)
+        sees_gpus = toolchain.may_see_gpus and devices and not settings.vram_bytes
+        shared = ggml.sharing_ram(toolchain) if sees_gpus else frozenset()
         room = _room(settings, devices, shared)
         companions = _companions(toolchain, settings, loads, room)
         room = room.less(companions.taken)
@@ -277,15 +278,6 @@ def _without_servers(found: Plan) -> Plan:
         ),
         presets=tuple(replace(it, loads=tuple(map(cleaned, it.loads))) for it in found.presets),
     )
-
-
-def _sharing_ram(toolchain: Toolchain, devices: Sequence[llama_bench.Device]) -> frozenset[str]:
-    """The names of devices that have no memory of their own: what ggml calls integrated, and Apple's, which
-    it calls a GPU."""
-    if not (devices and toolchain.may_see_gpus):
-        return frozenset()
-    integrated = {gpu.name for gpu in ggml.gpus(toolchain) if gpu.kind == "igpu"}
-    return frozenset(it.name for it in devices if it.name in integrated or it.name.startswith("MTL"))
 
 
 def _room(

@@ -58,11 +58,10 @@ class Feeder:
                 with closing(self._weights.read(*wanted)) as coming:
                     for block in coming:
                         self._feed.write(handle, block)
-        except ChildEnded:
-            pass  # and its end tells more
         except BaseException as failure:
-            self.failure = failure
-            self._on_failure()
+            if not isinstance(failure, ChildEnded):  # whose end tells more
+                self.failure = failure
+                self._on_failure()
         finally:
             if handle is not None:
                 os.close(handle)

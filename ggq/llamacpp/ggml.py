@@ -33,6 +33,12 @@ def gpus(toolchain: Toolchain) -> tuple[Gpu, ...]:
         raise ToolFailed(done.command, done.returncode, done.tail) from error
 
 
+def sharing_ram(toolchain: Toolchain) -> frozenset[str]:
+    """The names of GPUs that have no memory of their own: what ggml calls integrated, and Apple's (``MTL0``),
+    which it calls a GPU. Raises as ``gpus``."""
+    return frozenset(it.name for it in gpus(toolchain) if it.kind == "igpu" or it.name.startswith("MTL"))
+
+
 def _devices(lib_dir: Path) -> list[dict[str, Any]]:
     """What ``ggml-backend.h`` tells of each GPU, in this very process."""
     library = ctypes.CDLL(str(_library(lib_dir)))
