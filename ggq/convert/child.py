@@ -19,32 +19,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ggq import gguf_file, gguf_values, process, transformers_model
-from ggq.convert import assumptions, gaps, tokenizer_model, view
+from ggq.convert import assumptions, compare_logits, compare_tokens, gaps, tokenizer_model, view
 from ggq.convert.pipe import Feed, Pipe
 from ggq.errors import GgqError
 from ggq.llamacpp import converter
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.witness import Witness
 from ggq.progress import Event, Step
-
-POSITIONS = 32
-# A prompt costs what the model weighs, and a wrong base, scale or norm shows at every position but the first.
-_FEW_POSITIONS, _LARGE_PARAMETERS = 12, 200_000_000
-PROMPT = (
-    "The quick brown fox jumps over the lazy dog, and 42 others watch: "
-    "def add(a, b): return a + b. 안녕하세요, 세계. It was the best of times."
-)
-# None begins with a space: there transformers 5 and SentencePiece, which llama.cpp follows, go two ways.
-TEXTS = (
-    "Hello, world! The quick brown fox jumps over 13 lazy dogs.",
-    "안녕하세요, 세계! 오늘은 12월 3일입니다.",
-    "naïve café, Übergröße, 東京タワー, Привет",
-    "👩‍👩‍👧‍👦 🚀 ok ✅🏽",
-    "def f(x):\n    return x**2  # done\n\nif __name__ == '__main__':\n\tprint(f(3))\n",
-    "runs,   inner    runs \t\t tabs \n\n\n lines  ",
-    "3.14159 1,000,000 2024-01-01 0xDEADBEEF",
-    "It's we'll THEY'D I'M don't o'clock",
-)
 
 
 @dataclass(frozen=True)
@@ -271,17 +252,17 @@ def _check(job: Job) -> None:
     tokens: list[int] = []
     if job.logits:
         say("phase", name="reference")
-        expected, tokens, why_not = _reference(job, tokenizer)
+        expected, tokens, why_not = compare_logits.reference(Path(job.view), job.architecture, tokenizer)
         process.give_back_memory()  # the model, of circles of modules: its file is unmapped
     say("phase", name="witness")
     toolchain = Toolchain("named", Path(job.lib_dir), Path(job.lib_dir), Path(job.source_dir), None)
     # Without its weights llama.cpp still checks that each tensor is there and has the shape that it expects.
     with Witness(toolchain, Path(job.gguf), job.threads, weights=expected is not None) as witness:
-        own = _sentencepiece(Path(job.view)) if job.has_tokenizer_model else None
-        say("tokenizer", **_compare_tokens(tokenizer, no_tokenizer, own, witness))
+        own = compare_tokens.sentencepiece(Path(job.view)) if job.has_tokenizer_model else None
+        say("tokenizer", **compare_tokens.compare(tokenizer, no_tokenizer, own, witness))
         if expected is not None:
-            exact = len(tokens) > _FEW_POSITIONS
-            say("logits", **compare_logits(expected, witness.logits(tokens, exact_cache=exact)))
+            exact = len(tokens) > compare_logits.FEW_POSITIONS
+            say("logits", **compare_logits.compare(expected, witness.logits(tokens, exact_cache=exact)))
         elif why_not:
             say("logits", why_not=why_not)
 
@@ -298,7 +279,7 @@ def _tokenizer(folder: Path) -> tuple[Any, str]:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True), ""
     except Exception as error:
-        return None, f"transformers does not load the tokenizer: {_first_line(error)}"
+        return None, f"transformers does not load the tokenizer: {compare_logits.first_line(error)}"
 
 
 def _bin_elements(folder: Path) -> dict[str, int]:
@@ -310,98 +291,6 @@ def _bin_elements(folder: Path) -> dict[str, int]:
         part = torch.load(file, map_location="meta", weights_only=True)
         elements |= {name: tensor.numel() for name, tensor in part.items() if hasattr(tensor, "numel")}
     return elements
-
-
-def _reference(job: Job, tokenizer: Any) -> tuple[Any, list[int], str]:
-    """transformers' logits and the prompt they are for; or None and the reason."""
-    try:
-        model = transformers_model.load_model(Path(job.view), job.architecture)
-        if getattr(model.config, "is_encoder_decoder", False):
-            return None, [], "an encoder-decoder has no logits of a prompt alone"
-        text_config = model.config.get_text_config()
-        large = sum(weight.numel() for weight in model.parameters()) > _LARGE_PARAMETERS
-        tokens = _prompt(tokenizer, text_config.vocab_size)[: _FEW_POSITIONS if large else POSITIONS]
-        return transformers_model.logits(model, tokens), tokens, ""
-    except Exception as error:
-        return None, [], f"transformers does not run the checkpoint: {_first_line(error)}"
-
-
-def _prompt(tokenizer: Any, vocabulary: int) -> list[int]:
-    """A real text's first tokens; without a tokenizer, or a token too high for the model, scattered ids."""
-    ids = list(tokenizer(PROMPT)["input_ids"])[:POSITIONS] if tokenizer is not None else []
-    if ids and max(ids) < vocabulary:
-        return ids
-    return [(index * 7919 + 11) % vocabulary for index in range(POSITIONS)]
-
-
-def _sentencepiece(folder: Path) -> Any:
-    """SentencePiece itself on the checkpoint's own model, or None."""
-    from sentencepiece import SentencePieceProcessor
-
-    with contextlib.suppress(Exception):  # a file of that name need not be SentencePiece's
-        return SentencePieceProcessor(model_file=str(folder / tokenizer_model.MODEL))
-    return None
-
-
-def _compare_tokens(tokenizer: Any, why_not: str, sentencepiece: Any, witness: Witness) -> dict[str, Any]:
-    if tokenizer is None or not witness.has_tokenizer:
-        return {"strings": 0, "why_not": why_not or "the GGUF has no tokenizer"}
-    mismatches = []
-    by_sentencepiece = 0
-    for text in TEXTS:
-        expected = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        found = witness.tokenize(text, add_special=False)
-        if found != expected:
-            # transformers 5 builds its own tokenizer out of a tokenizer.model, and not always the same one.
-            if sentencepiece is not None and found == list(sentencepiece.encode(text)):
-                by_sentencepiece += 1
-                continue
-            mismatches.append({"text": text, "transformers": expected, "gguf": found})
-        elif tokenizer.decode(expected) == text != witness.detokenize(found):
-            mismatches.append({"text": text, "transformers": text, "gguf": witness.detokenize(found)})
-    text = TEXTS[0]
-    wanted = _around(
-        list(tokenizer(text)["input_ids"]), list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    )
-    around = _around(witness.tokenize(text, add_special=True), witness.tokenize(text, add_special=False))
-    return {
-        "strings": len(TEXTS),
-        "mismatches": mismatches,
-        "by_sentencepiece": by_sentencepiece,
-        "specials": None if around == wanted else {"transformers": wanted, "gguf": around},
-    }
-
-
-def _around(whole: list[int], body: list[int]) -> list[list[int]]:
-    """The tokens before and after ``body`` in ``whole``."""
-    for start in range(len(whole) - len(body) + 1):
-        if whole[start : start + len(body)] == body:
-            return [whole[:start], whole[start + len(body) :]]
-    return [whole, []]
-
-
-def compare_logits(expected: Any, found: Any) -> dict[str, Any]:
-    """How alike two arrays of logits are: each position's cosine, and whether the best token agrees."""
-    import numpy as np
-
-    width = min(expected.shape[1], found.shape[1])
-    expected, found = expected[:, :width].astype(np.float64), found[:, :width].astype(np.float64)
-    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
-        whose = "the checkpoint's" if not np.isfinite(expected).all() else "the GGUF's"
-        return {"not_finite": whose}
-    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
-    cosines = (expected * found).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
-    return {
-        "positions": len(cosines),
-        "cosine": float(cosines.mean()),
-        "lowest_cosine": float(cosines.min()),
-        "top1_agreement": float((expected.argmax(axis=1) == found.argmax(axis=1)).mean()),
-    }
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ggq import hardware
-from ggq.convert import Verification, child, convert
+from ggq.convert import Verification, compare_logits, convert
 from ggq.errors import GgqError
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp import tools
@@ -395,7 +395,7 @@ def _run(case: Case, work: Path, tokenizers: Path, toolchain: Toolchain) -> Row:
         expected, tokens = _logits(model)
         for preset in QUANTIZED:
             with Witness(toolchain, work / f"{preset}.gguf", threads=1) as witness:
-                quantized[preset] = child.compare_logits(expected, witness.logits(tokens))["cosine"]
+                quantized[preset] = compare_logits.compare(expected, witness.logits(tokens))["cosine"]
     return Row(case, "", made.verification, quantized, made.completed_keys, tuple(remarks))
 
 
@@ -404,7 +404,7 @@ def _logits(model: Any) -> tuple[Any, list[int]]:
     import torch
 
     vocabulary = model.config.get_text_config().vocab_size
-    tokens = [(index * 7919 + 11) % vocabulary for index in range(child.POSITIONS)]
+    tokens = [(index * 7919 + 11) % vocabulary for index in range(compare_logits.POSITIONS)]
     with torch.inference_mode():
         return model.float()(torch.tensor([tokens])).logits[0].numpy(), tokens
 

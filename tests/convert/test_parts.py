@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ggq import checkpoint
-from ggq.convert import assumptions, child, failures, gaps, tokenizer_model, view
+from ggq.convert import assumptions, compare_logits, compare_tokens, failures, gaps, tokenizer_model, view
 from ggq.convert.accounting import Account, account
 from ggq.convert.verification import Findings, judge
 from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull
@@ -202,11 +202,11 @@ def test_cosines() -> None:
     import numpy as np
 
     right = np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 0.0]])
-    same = child.compare_logits(right, np.hstack([2 * right, np.ones((2, 1))]))
+    same = compare_logits.compare(right, np.hstack([2 * right, np.ones((2, 1))]))
     assert same["cosine"] == pytest.approx(1.0) and same["top1_agreement"] == 1.0
-    other = child.compare_logits(right, np.array([[1.0, 2.0, 3.0], [0.0, 1.0, 3.0]]))
+    other = compare_logits.compare(right, np.array([[1.0, 2.0, 3.0], [0.0, 1.0, 3.0]]))
     assert other["lowest_cosine"] == pytest.approx(0.1) and other["top1_agreement"] == 0.5
-    assert child.compare_logits(right, np.full((2, 3), np.nan)) == {"not_finite": "the GGUF's"}
+    assert compare_logits.compare(right, np.full((2, 3), np.nan)) == {"not_finite": "the GGUF's"}
 
 
 # ---- words -----------------------------------------------------------------------------------------------
@@ -295,5 +295,5 @@ def test_a_tokenizer_model_made_of_a_tokenizer_json(shared: Path, tmp_path: Path
     assert tokenizer_model.complete(tmp_path)
     made = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     assert made.get_piece_size() == real.get_piece_size()
-    for text in child.TEXTS:
+    for text in compare_tokens.TEXTS:
         assert made.encode(text) == real.encode(text), text

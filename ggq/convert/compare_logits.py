@@ -1,0 +1,62 @@
+"""The GGUF's logits in llama.cpp beside transformers' of the checkpoint: for a conversion's child process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ggq import transformers_model
+
+POSITIONS = 32
+# A prompt costs what the model weighs, and a wrong base, scale or norm shows at every position but the first.
+FEW_POSITIONS, _LARGE_PARAMETERS = 12, 200_000_000
+PROMPT = (
+    "The quick brown fox jumps over the lazy dog, and 42 others watch: "
+    "def add(a, b): return a + b. 안녕하세요, 세계. It was the best of times."
+)
+
+
+def reference(view: Path, architecture: str, tokenizer: Any) -> tuple[Any, list[int], str]:
+    """transformers' logits and the prompt they are for; or None and the reason."""
+    try:
+        model = transformers_model.load_model(view, architecture)
+        if getattr(model.config, "is_encoder_decoder", False):
+            return None, [], "an encoder-decoder has no logits of a prompt alone"
+        text_config = model.config.get_text_config()
+        large = sum(weight.numel() for weight in model.parameters()) > _LARGE_PARAMETERS
+        tokens = _prompt(tokenizer, text_config.vocab_size)[: FEW_POSITIONS if large else POSITIONS]
+        return transformers_model.logits(model, tokens), tokens, ""
+    except Exception as error:
+        return None, [], f"transformers does not run the checkpoint: {first_line(error)}"
+
+
+def _prompt(tokenizer: Any, vocabulary: int) -> list[int]:
+    """A real text's first tokens; without a tokenizer, or a token too high for the model, scattered ids."""
+    ids = list(tokenizer(PROMPT)["input_ids"])[:POSITIONS] if tokenizer is not None else []
+    if ids and max(ids) < vocabulary:
+        return ids
+    return [(index * 7919 + 11) % vocabulary for index in range(POSITIONS)]
+
+
+def compare(expected: Any, found: Any) -> dict[str, Any]:
+    """How alike two arrays of logits are: each position's cosine, and whether the best token agrees."""
+    import numpy as np
+
+    width = min(expected.shape[1], found.shape[1])
+    expected, found = expected[:, :width].astype(np.float64), found[:, :width].astype(np.float64)
+    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+        whose = "the checkpoint's" if not np.isfinite(expected).all() else "the GGUF's"
+        return {"not_finite": whose}
+    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+    cosines = (expected * found).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return {
+        "positions": len(cosines),
+        "cosine": float(cosines.mean()),
+        "lowest_cosine": float(cosines.min()),
+        "top1_agreement": float((expected.argmax(axis=1) == found.argmax(axis=1)).mean()),
+    }
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
