@@ -1,34 +1,24 @@
 """A checkpoint folder: what it says of itself, read in milliseconds and checked as untrusted input.
 
 Weights are never loaded: of a safetensors file only the header is read, of a ``.bin`` (a pickle) nothing.
-The format: https://github.com/huggingface/safetensors#format.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from ggq import checkpoint_files, safetensors_header, untrusted
+from ggq.checkpoint_files import damaged
 from ggq.errors import CheckpointProblem
+from ggq.safetensors_header import TENSOR_LIMIT, CheckpointTensor
+from ggq.untrusted import shown
 
-# Bounds on what is read into memory, well above any model there is.
-_HEADER_LIMIT_BYTES = 32 << 20
-_JSON_LIMIT_BYTES = 64 << 20
-_DIMENSION_LIMIT = 8
-
-_BITS = {
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
-    "U32": 32, "I32": 32, "F32": 32,
-    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
-}  # fmt: skip
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
@@ -40,35 +30,7 @@ _VOCABULARIES = {
 }  # fmt: skip
 # What the pinned converter dequantizes (ModelBase.dequant_model in conversion/base.py; mxfp4 in gpt_oss.py).
 READABLE_QUANTIZATIONS = ("bitnet", "compressed-tensors", "fp8", "gptq", "modelopt", "mxfp4")
-_GROUPS = (
-    ("norms", re.compile(r"norm|\bln_|\.ln\d", re.IGNORECASE)),
-    ("experts", re.compile(r"expert|block_sparse_moe|\bmlp\.gate\.")),
-    ("attention", re.compile(r"attn|attention|\bmixer\.")),
-    ("ffn", re.compile(r"mlp|feed_forward|\bffn\b|\bfc[12]\b")),
-    ("embeddings", re.compile(r"embed|\bwte\b|\bwpe\b")),
-    ("output", re.compile(r"lm_head|\boutput\b")),
-)
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
-
-
-@dataclass(frozen=True)
-class CheckpointTensor:
-    """A tensor as its safetensors header announces it. ``shape`` in torch's order, ``dtype`` as ``BF16``."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    shard: str
-    data_bytes: int
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def group(self) -> str:
-        """attention, ffn, experts, embeddings, output, norms, or other: by the names that are usual."""
-        return next((group for group, pattern in _GROUPS if pattern.search(self.name)), "other")
 
 
 @dataclass(frozen=True)
@@ -177,23 +139,27 @@ def _read(folder: Path) -> Checkpoint:
             "A checkpoint is a folder: config, tokenizer and weights together.",
             "Check the path.",
         )
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    # Pipes and devices are among them, and are told when they are opened.
+    names = sorted(entry.name for entry in folder.iterdir() if entry.exists() and not entry.is_dir())
     if "config.json" not in names:
         _explain_absence(folder, names, "config.json")
-    config = _json(folder / "config.json")
+    config = checkpoint_files.settings(folder / "config.json")
+    checkpoint_files.check(folder, names)
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not all(map(_text, architectures)):
         raise CheckpointProblem(
             f"{folder / 'config.json'} does not say of which architecture the model is.",
-            f'"architectures" is {json.dumps(architectures)[:80]}.',
+            f'"architectures" is {shown(json.dumps(architectures))}.',
             'Set it as the model\'s source has it, for example to ["LlamaForCausalLM"].',
         )
     weight_format, weights, weight_map = _weights(folder, names)
     tensors = _tensors(weights, weight_map) if weight_format == "safetensors" else ()
     tokenizer_files = tuple(name for name in names if name in _TOKENIZER_FILES or name.endswith(".tiktoken"))
-    for name in tokenizer_files:
-        _check_tokenizer_file(folder / name)
-    tokenizer = _json(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
+    tokenizer = (
+        checkpoint_files.settings(folder / "tokenizer_config.json")
+        if "tokenizer_config.json" in names
+        else {}
+    )
     return Checkpoint(
         path=folder,
         config=config,
@@ -212,7 +178,7 @@ def _read(folder: Path) -> Checkpoint:
 def _explain_absence(folder: Path, names: Sequence[str], wanted: str) -> NoReturn:
     """Say what the folder is instead of a checkpoint."""
     if "adapter_config.json" in names:
-        base = _text(_json(folder / "adapter_config.json").get("base_model_name_or_path"))
+        base = _text(checkpoint_files.settings(folder / "adapter_config.json").get("base_model_name_or_path"))
         raise CheckpointProblem(
             f"{folder} holds a LoRA adapter, not a model.",
             f"It belongs to {base!r}." if base else "It does not name its base model.",
@@ -265,13 +231,13 @@ def _weights(
 
 
 def _weight_map(index: Path, suffix: str) -> Mapping[str, str]:
-    weight_map = _json(index).get("weight_map")
+    weight_map = checkpoint_files.index(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        _damaged(index, "It has no weight_map.")
+        damaged(index, "It has no weight_map.")
     for tensor, file in weight_map.items():
         # Any other character than these could lead out of the folder.
         if not isinstance(file, str) or not re.fullmatch(r"\w[\w.+-]*", file) or not file.endswith(suffix):
-            _damaged(index, f"It places {tensor[:80]!r} in {str(file)[:80]!r}, no {suffix} file beside it.")
+            damaged(index, f"It places {shown(tensor)} in {shown(file)}, no {suffix} file beside it.")
     return weight_map
 
 
@@ -295,123 +261,29 @@ def _require_all(folder: Path, names: Sequence[str], wanted: set[str]) -> None:
 def _tensors(files: Sequence[Path], weight_map: Mapping[str, str]) -> tuple[CheckpointTensor, ...]:
     found: dict[str, CheckpointTensor] = {}
     for file in files:
-        for tensor in _header(file):
+        for tensor in safetensors_header.read(file):
             if tensor.name in found:
-                _damaged(file, f"{tensor.name[:80]!r} is in {found[tensor.name].shard} too.")
+                damaged(file, f"{shown(tensor.name)} is in {found[tensor.name].shard} too.")
+            if len(found) >= TENSOR_LIMIT:
+                damaged(file, f"With it the model has more than {TENSOR_LIMIT:,} tensors.")
             found[tensor.name] = tensor
     for name, shard in weight_map.items():
         if name not in found or found[name].shard != shard:
-            _damaged(files[0].parent / shard, f"The index places {name[:80]!r} in it, and it is not there.")
+            damaged(files[0].parent / shard, f"The index places {shown(name)} in it, and it is not there.")
     for name, tensor in found.items():
         if weight_map and name not in weight_map:
-            _damaged(
-                files[0].parent / tensor.shard, f"It holds {name[:80]!r}, which the index does not name."
-            )
+            damaged(files[0].parent / tensor.shard, f"It holds {shown(name)}, which the index does not name.")
     if not found:
-        _damaged(files[0], "It holds no tensors.")
+        damaged(files[0], "It holds no tensors.")
     return tuple(found.values())
-
-
-def _header(file: Path) -> Iterator[CheckpointTensor]:
-    """The tensors of a safetensors file. No length is believed before it is held against the file."""
-    file_bytes = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(start := stream.read(8), "little")
-        _refuse_pointer(file, start)
-        if len(start) < 8 or length > file_bytes - 8:
-            _cut_short(file, 8 + length if len(start) == 8 else 8, file_bytes)
-        if length > _HEADER_LIMIT_BYTES:
-            _damaged(file, f"It announces a header of {length:,} bytes; {_HEADER_LIMIT_BYTES:,} are read.")
-        header = _parsed(file, stream.read(length))
-    header.pop("__metadata__", None)
-    data_bytes = file_bytes - 8 - length
-    spans = []
-    for name, info in header.items():
-        tensor, begin = _tensor(file, name, info)
-        spans.append((begin, begin + tensor.data_bytes, name))
-        yield tensor
-    expected = 0
-    for begin, end, name in sorted(spans):
-        if begin != expected:
-            _damaged(file, f"{name[:80]!r} begins at byte {begin:,} of the data, not at {expected:,}.")
-        expected = end
-    if expected > data_bytes:
-        _cut_short(file, 8 + length + expected, file_bytes)
-    if expected < data_bytes:
-        _damaged(file, f"It has {data_bytes - expected:,} bytes after its last tensor.")
-
-
-def _tensor(file: Path, name: str, info: Any) -> tuple[CheckpointTensor, int]:
-    """A tensor, and where its data begin."""
-    entry = info if isinstance(info, dict) else {}
-    dtype = entry.get("dtype")
-    shape = _naturals(entry.get("shape"))
-    offsets = _naturals(entry.get("data_offsets"))
-    shown = repr(name[:80])
-    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
-        _damaged(file, f"The entry of {shown} is not a dtype, a shape and two offsets.")
-    if dtype not in _BITS:
-        _damaged(file, f"{shown} is of the unknown type {dtype[:20]!r}.")
-    begin, end = offsets
-    if len(shape) > _DIMENSION_LIMIT or math.prod(shape) * _BITS[dtype] != 8 * (end - begin):
-        _damaged(file, f"{shown}, {dtype} of shape {str(shape)[:60]}, does not fill {end - begin:,} bytes.")
-    return CheckpointTensor(name, dtype, tuple(shape), file.name, end - begin), begin
-
-
-def _naturals(value: Any) -> list[int] | None:
-    """A list of natural numbers below 2**63, or None for anything else."""
-    if isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value):
-        return value
-    return None
 
 
 # --- small files -----------------------------------------------------------------------------------------
 
 
-def _json(file: Path) -> dict[str, Any]:
-    size = file.stat().st_size
-    if size > _JSON_LIMIT_BYTES:
-        _damaged(file, f"It is {size:,} bytes long; up to {_JSON_LIMIT_BYTES:,} are read.")
-    return _parsed(file, file.read_bytes())
-
-
-def _parsed(file: Path, text: bytes) -> dict[str, Any]:
-    """A JSON object."""
-    _refuse_pointer(file, text)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        _damaged(file, f"It is not JSON: {str(error)[:120]}." if text.strip() else "It is empty.")
-    if not isinstance(value, dict):
-        _damaged(file, "It is JSON, but not an object.")
-    return value
-
-
-def _check_tokenizer_file(file: Path) -> None:
-    """Refuse a file that is empty, or JSON that was cut short: only its ends are read."""
-    with file.open("rb") as stream:
-        start = stream.read(64)
-        stream.seek(max(0, stream.seek(0, 2) - 64))
-        end = stream.read()
-    _refuse_pointer(file, start)
-    if not start.strip():
-        _damaged(file, "It is empty.")
-    if file.suffix == ".json" and not (start.lstrip()[:1] in b"{[" and end.rstrip()[-1:] in b"}]"):
-        _damaged(file, "It is not a whole JSON text.")
-
-
-def _refuse_pointer(file: Path, start: bytes) -> None:
-    if start.startswith(b"version "):
-        raise CheckpointProblem(
-            f"{file} is a pointer of Git LFS, not the file itself.",
-            "The repository was cloned without Git LFS.",
-            "Run `git lfs pull` in it, or get the model with `ggq download`.",
-        )
-
-
 def _license(readme: Path) -> str | None:
     """The license of a model card's front matter."""
-    with readme.open("rb") as stream:
+    with untrusted.open_regular(readme) as stream:
         text = stream.read(65_536).decode("utf-8", "replace")
     front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     found = re.search(r"^license:\s*[\"']?([\w.+-]+)", front[1], re.MULTILINE) if front else None
@@ -420,17 +292,3 @@ def _license(readme: Path) -> str | None:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-def _cut_short(file: Path, expected_bytes: int, found_bytes: int) -> NoReturn:
-    raise CheckpointProblem(
-        f"{file} is cut short.",
-        f"It should have {expected_bytes:,} bytes and has {found_bytes:,}.",
-        "Download it again: `ggq download` resumes and checks it.",
-    )
-
-
-def _damaged(file: Path, why: str) -> NoReturn:
-    raise CheckpointProblem(
-        f"{file} is damaged.", why, "Get that file again from the model's source (`ggq download` checks it)."
-    )
