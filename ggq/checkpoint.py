@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from ggq import checkpoint_files, safetensors_header, untrusted
+from ggq import checkpoint_files, model_card, safetensors_header, torch_archive
 from ggq.checkpoint_files import damaged
 from ggq.errors import CheckpointProblem
 from ggq.safetensors_header import TENSOR_LIMIT, CheckpointTensor
@@ -153,6 +153,9 @@ def _read(folder: Path) -> Checkpoint:
             'Set it as the model\'s source has it, for example to ["LlamaForCausalLM"].',
         )
     weight_format, weights, weight_map = _weights(folder, names)
+    if weight_format == "bin":
+        for file in weights:
+            torch_archive.check(file)
     tensors = _tensors(weights, weight_map) if weight_format == "safetensors" else ()
     tokenizer_files = tuple(name for name in names if name in _TOKENIZER_FILES or name.endswith(".tiktoken"))
     tokenizer = (
@@ -171,7 +174,7 @@ def _read(folder: Path) -> Checkpoint:
         tokenizer_class=_text(tokenizer.get("tokenizer_class")),
         has_chat_template=bool(tokenizer.get("chat_template"))
         or any(name.startswith("chat_template.") for name in tokenizer_files),
-        license=_license(folder / "README.md") if "README.md" in names else None,
+        license=model_card.license_of(folder / model_card.NAME) if model_card.NAME in names else None,
     )
 
 
@@ -276,18 +279,6 @@ def _tensors(files: Sequence[Path], weight_map: Mapping[str, str]) -> tuple[Chec
     if not found:
         damaged(files[0], "It holds no tensors.")
     return tuple(found.values())
-
-
-# --- small files -----------------------------------------------------------------------------------------
-
-
-def _license(readme: Path) -> str | None:
-    """The license of a model card's front matter."""
-    with untrusted.open_regular(readme) as stream:
-        text = stream.read(65_536).decode("utf-8", "replace")
-    front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-    found = re.search(r"^license:\s*[\"']?([\w.+-]+)", front[1], re.MULTILINE) if front else None
-    return found[1] if found else None
 
 
 def _text(value: Any) -> str | None:

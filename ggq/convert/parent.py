@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import __version__, files, gguf_file, hardware, process, transformers_model
+from ggq import __version__, files, gguf_file, hardware, model_card, process, transformers_model
 from ggq.checkpoint import Checkpoint
 from ggq.convert import failures, gaps, tokenizer_model, view
 from ggq.convert.accounting import account
@@ -84,6 +84,8 @@ class Child:
         Raises the GgqError that the child's failure is.
         """
         self._on_written, self._on_header = on_written, on_header
+        for remark in model_card.read(self._given.path / model_card.NAME).remarks:
+            self._listener(Notice(f"{remark[:1].upper()}{remark[1:]}."))
         with tempfile.TemporaryDirectory(prefix="ggq-view-") as work:
             folder = view.make(self._given, Path(work), self._source)
             job = self._job(folder, convert=convert, level=level)

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggq import files, gguf_names
+from ggq import files, gguf_names, model_card
 from ggq.checkpoint import Checkpoint
 
 CONFIG = "config.json"
 _WITH_AUTO_MAP = (CONFIG, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
-_CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,15 @@ def make(checkpoint: Checkpoint, parent: Path, source: SourceInfo | None) -> Pat
     with files.explain_os_error(view, "set TMPDIR to another folder"):
         view.mkdir()
         for entry in sorted(checkpoint.path.iterdir()):
-            if _is_wanted(entry):
+            if _is_wanted(entry) and entry.name != model_card.NAME:
                 _link(entry, view / entry.name)
         for file in _WITH_AUTO_MAP:
             _without_auto_map(view / file)
-        if source is not None and source.license and not (view / _CARD).exists():
-            (view / _CARD).write_text(f"---\nlicense: {source.license}\n---\n", encoding="utf-8")
+        card = model_card.read(checkpoint.path / model_card.NAME)
+        if source is not None and source.license and not card.entries:
+            card = model_card.Card({"license": source.license})
+        # Its own front matter is written by hand: the converter gets what could be read of it.
+        (view / model_card.NAME).write_text(card.text(), encoding="utf-8")
     return view
 
 

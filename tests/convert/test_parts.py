@@ -278,7 +278,7 @@ def test_a_license_that_only_the_hub_knows(example: Path, tmp_path: Path) -> Non
 
     folder = Path(shutil.copytree(example, tmp_path / "model", ignore=shutil.ignore_patterns("*.md")))
     made = view.make(checkpoint.read(folder), tmp_path, view.SourceInfo("org/name", "c", "mit"))
-    assert "license: mit" in (made / "README.md").read_text()
+    assert 'license: "mit"' in (made / "README.md").read_text()
 
 
 def test_a_tokenizer_model_made_of_a_tokenizer_json(shared: Path, tmp_path: Path) -> None:
