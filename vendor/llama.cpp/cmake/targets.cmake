@@ -2,6 +2,12 @@
 
 target_sources(llama-common PRIVATE ${CMAKE_CURRENT_LIST_DIR}/flush_log_at_exit.cpp)
 
+# libggq-template: llama-server's way from a chat template to a prompt, behind a C function.
+add_library(ggq-template SHARED ${CMAKE_CURRENT_LIST_DIR}/chat_template.cpp)
+target_link_libraries(ggq-template PRIVATE llama-common)
+target_compile_features(ggq-template PRIVATE cxx_std_17)
+add_dependencies(llama-quantize ggq-template)
+
 # libggq-quants: ggml's quantizers compiled once more, with side_by_side.h. Products are not fused with sums, since
 # they are not in libggml-base, whose bytes it must make; where the compiler would fuse them there, or is told to
 # reckon loosely, there is no such library. ggq tries it before it is used, so that a CPU without AVX2 is no harm.
