@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ggq import locks, places
 from ggq.errors import DiskFull, GgqError, OutputProblem, UsageProblem
 from ggq.progress import Listener, Notice, Step, silent
 
@@ -113,9 +114,15 @@ def _without_staging(folder: Path) -> Path:
     return Path(*folder.parts[: folder.parts.index(STAGING)]) if STAGING in folder.parts else folder
 
 
-def make_folder(folder: Path) -> Path:
-    """Create an output folder and prove that it can be written to. Raises OutputProblem, DiskFull."""
-    with explain_os_error(folder):
+_ELSEWHERE = "choose another folder with -o/--output or --outdir"
+
+
+def make_folder(folder: Path, elsewhere: str = _ELSEWHERE) -> Path:
+    """Create an output folder and prove that it can be written to. Raises OutputProblem, DiskFull.
+
+    ``elsewhere``: as in ``require_space``.
+    """
+    with explain_os_error(folder, elsewhere):
         folder.mkdir(parents=True, exist_ok=True)
         handle, probe = tempfile.mkstemp(prefix=".ggq-", dir=folder)
         os.close(handle)
@@ -124,9 +131,7 @@ def make_folder(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def explain_os_error(
-    path: Path, elsewhere: str = "choose another folder with -o/--output or --outdir"
-) -> Iterator[None]:
+def explain_os_error(path: Path, elsewhere: str = _ELSEWHERE) -> Iterator[None]:
     """Turn the errors of writing below ``path`` into words. ``elsewhere``: as in ``require_space``."""
     try:
         yield
@@ -251,14 +256,13 @@ def lock(folder: Path, waiting: Listener | None = None) -> Iterator[None]:
         yield
         return
     import filelock
-    import platformdirs
 
     # The lock lies in the cache folder, so that nothing of ggq's is left beside the user's files.
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    locks = platformdirs.user_cache_path("ggq") / "locks"
-    with explain_os_error(locks, "set XDG_CACHE_HOME to a folder of your own"):
-        locks.mkdir(parents=True, exist_ok=True)
-        guard = filelock.FileLock(locks / f"{name}.lock")
+    held = places.cache() / "locks"
+    with explain_os_error(held, places.ELSEWHERE):
+        held.mkdir(parents=True, exist_ok=True)
+        guard = locks.file_lock(held / f"{name}.lock")
         try:
             guard.acquire(timeout=_PATIENCE_S)
         except filelock.Timeout as error:
@@ -266,7 +270,9 @@ def lock(folder: Path, waiting: Listener | None = None) -> Iterator[None]:
                 raise OutputProblem(
                     f"Another ggq is at work in {folder}.",
                     "Two at once would overwrite each other's files.",
-                    "Wait until it ends, or choose another folder.",
+                    f"If none is (it was killed), delete {guard.lock_file}."
+                    if locks.is_file(guard)
+                    else "Wait until it ends, or choose another folder.",
                 ) from error
             waiting(Notice(f"Another ggq is at work in {folder}: this one waits for it."))
             guard.acquire()

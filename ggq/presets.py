@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ggq import ggml_types, resources
+from ggq import ggml_types, places, resources
 from ggq.errors import UsageProblem
 from ggq.losses import LossPrior, PublishedLoss
 
@@ -92,7 +92,7 @@ def load(extra: Path | None = None) -> Catalogue:
     for name in _SHIPPED:
         gathered.add(_File(resources.data("presets", f"{name}.toml")))
     named = os.environ.get(ENVIRONMENT)
-    own = [Path(path).expanduser() for path in (named, extra) if path]
+    own = [places.expanded(str(path)) for path in (named, extra) if path]
     gathered.ftypes = {preset.ftype for preset in gathered.presets.values()}
     for path in dict.fromkeys(path.resolve() for path in own):
         gathered.add(_File(path))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from ggq import files, hub
+from ggq import files, hub, places
 from ggq.errors import CannotServe, HubProblem, UsageProblem
 from ggq.progress import Listener, Notice, silent
 
@@ -189,9 +189,7 @@ def _local_copy(path: Path, corpus: Corpus | None, listener: Listener) -> Text:
 
 def _from_hub(corpus: Corpus, offline: bool, listener: Listener) -> Text:
     """The text from ggq's cache folder; fetched and unpacked where it is not there whole."""
-    import platformdirs
-
-    kept = platformdirs.user_cache_path("ggq") / "corpora" / corpus.name / corpus.file_name
+    kept = places.cache() / "corpora" / corpus.name / corpus.file_name
     if kept.is_file() and files.sha256_file(kept) == corpus.sha256:
         return read(kept)
     by_hand = f"Or give a copy of {corpus.file_name}: --corpus {corpus.name} --corpus-path FILE."

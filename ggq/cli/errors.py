@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from ggq import places
+from ggq.cli import streams
+from ggq.cli.explain import explain
 from ggq.cli.output import Output, as_json
-from ggq.errors import DiskFull, GgqError, OutputProblem, UsageProblem
+from ggq.errors import UsageProblem
 
 EXIT_INTERRUPTED = 130
 
@@ -59,35 +65,66 @@ class GgqGroup(click.Group):
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except KeyboardInterrupt:
+            if _failed_threads and isinstance(failure := _failed_threads[0], Exception):
+                explained = explain(failure)
+                current_output().error(explained)
+                ctx.exit(explained.exit_code)
             click.echo("\nStopped. What was finished is kept; the same command resumes.", err=True)
             ctx.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
-            # The reader has seen enough (`ggq … | head`); Python must not complain at exit either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(1)
+            ctx.exit(1)  # the reader has seen enough (`ggq … | head`)
         except BaseException as error:
-            if os.environ.get("GGQ_DEBUG") == "1" or not isinstance(error, Exception):
+            if _debugging() or not isinstance(error, Exception):
                 raise
             explained = explain(error)
             current_output().error(explained)
             ctx.exit(explained.exit_code)
 
 
-def explain(error: Exception) -> GgqError:
-    """Any exception as one that can be printed."""
-    if isinstance(error, GgqError):
-        return error
-    if isinstance(error, OSError) and error.errno is not None:
-        where = error.filename or "A file"
-        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else OutputProblem
-        return kind(f"{where}: {error.strerror}.", "", "Mend that, then run the same command again.")
-    if isinstance(error, MemoryError):
-        return GgqError("Memory ran out.", str(error), "Close other programs, or choose a smaller model.")
-    return GgqError(
-        f"ggq met something that it does not know: {type(error).__name__}.",
-        str(error),
-        "Run it again with GGQ_DEBUG=1 in the environment and report what it prints.",
-    )
+@contextmanager
+def in_words() -> Iterator[None]:
+    """The whole life of the command, with what comes before a verb runs and after it: nothing of it ends with
+    a traceback, on whatever streams. GGQ_DEBUG=1 leaves Python as it is."""
+    if _debugging():
+        yield
+        return
+    if os.name == "posix":
+        streams.install()
+    threading.excepthook = _thread_failed
+    sys.unraisablehook = lambda _: (
+        None
+    )  # what an object's end or a hook of fork() raises: nobody can act on it
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # Python's warnings speak to who writes a program, not to who runs it
+    try:
+        if (notice := places.shelter()) is not None:
+            current_output().info(notice)
+        try:
+            yield
+        finally:
+            streams.flush()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        explained = explain(error)
+        current_output().error(explained)
+        sys.exit(explained.exit_code)
+
+
+def _debugging() -> bool:
+    return os.environ.get("GGQ_DEBUG") == "1"
+
+
+_failed_threads: list[BaseException] = []
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """A thread that dies ends the command: the main thread would wait for it, or go on without its work."""
+    if failure.exc_value is not None:
+        _failed_threads.append(failure.exc_value)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # it may be in a system call
 
 
 _current: list[Output] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ggq import __version__
-from ggq.cli.errors import GgqGroup
+from ggq.cli.errors import GgqGroup, in_words
 
 VERBS = (
     "convert-and-quantize", "plan", "recommend", "bench", "download", "convert", "imatrix", "quantize", "run",
@@ -31,7 +31,8 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
-    cli(prog_name="ggq")
+    with in_words():
+        cli(prog_name="ggq")
 
 
 if __name__ == "__main__":

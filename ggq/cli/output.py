@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import math
@@ -34,7 +35,9 @@ class Output:
     def result(self, value: Any) -> None:
         """The command's result for a program: printed as JSON with ``--json``, otherwise not at all."""
         if self.as_json:
-            click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+            # A letter that the stream lacks becomes JSON's own escape (click makes UTF-8 of ASCII).
+            as_it_is = codecs.lookup(sys.stdout.encoding or "utf-8").name in ("utf-8", "ascii")
+            click.echo(json.dumps(plain(value), indent=2, ensure_ascii=not as_it_is))
 
     def text(self, line: str = "") -> None:
         """A line of the result, for a person."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from ggq import __version__
+from ggq import __version__, places
 from ggq.errors import GgqError, HubProblem, UsageProblem
 from ggq.progress import Listener, Notice
 
@@ -66,7 +66,7 @@ def cache_dir() -> Path:
     """The Hub cache that every tool shares: HF_HUB_CACHE, or ``hub`` in HF_HOME (~/.cache/huggingface)."""
     home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
     chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
-    return Path(os.path.expandvars(chosen)).expanduser().absolute()
+    return places.expanded(os.path.expandvars(chosen)).absolute()
 
 
 def repo_dir(repo_id: str, kind: RepoKind = "model") -> Path:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ggq import files
+from ggq import files, locks
 from ggq.errors import HubProblem
 from ggq.hub import client
 from ggq.hub.client import Retry
@@ -160,15 +160,15 @@ def _complete(
 def _locked(repo: RemoteModel, file: RemoteFile, listener: Listener, stop: threading.Event) -> Iterator[None]:
     """huggingface_hub's own lock for a blob, so that no two programs fetch it at once."""
     import filelock
-    from huggingface_hub.utils import WeakFileLock
 
     path = client.cache_dir() / ".locks" / repo.home.name / f"{file.blob_name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     told = False
+    lock = locks.file_lock(path)
     with contextlib.ExitStack() as held:
         while True:
             try:
-                held.enter_context(WeakFileLock(path, timeout=0.5))
+                held.enter_context(lock.acquire(timeout=0.5))
                 break
             except filelock.Timeout:
                 if stop.is_set():

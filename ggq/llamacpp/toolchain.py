@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import hardware, process, resources
+from ggq import hardware, places, process, resources
 from ggq.errors import ToolchainProblem
 from ggq.llamacpp.pin import pin
 
@@ -128,9 +128,7 @@ def home() -> Path:
     root = resources.checkout()
     if root is not None:
         return root / "vendor" / "llama.cpp"
-    import platformdirs
-
-    return platformdirs.user_data_path("ggq") / "llama.cpp"
+    return places.data() / "llama.cpp"
 
 
 def find(named: Path | None = None) -> Toolchain:
@@ -139,7 +137,7 @@ def find(named: Path | None = None) -> Toolchain:
     Raises ToolchainProblem when there is none, or when the named one is not one.
     """
     if named is None and os.environ.get("GGQ_LLAMA_CPP"):
-        named = Path(os.environ["GGQ_LLAMA_CPP"]).expanduser()
+        named = places.expanded(os.environ["GGQ_LLAMA_CPP"])
     if named is not None:
         return _named(named)
     return built() or _on_path()

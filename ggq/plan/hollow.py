@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggq import __version__, checkpoint, files, gguf_file, gguf_hollow, gguf_names, hub
+from ggq import __version__, checkpoint, files, gguf_file, gguf_hollow, gguf_names, hub, places
 from ggq.convert import SourceInfo, convert_hollow
 from ggq.errors import UsageProblem
 from ggq.gguf_file import EMBEDDINGS, GgufFile
@@ -211,12 +211,10 @@ class _Maker:
 
     def _folder(self, name: str, identity: list[str]) -> Path:
         """The cache folder of a model, made by this toolchain and this ggq."""
-        import platformdirs
-
         tool = self._toolchain.commit or str(self._toolchain.bin_dir)
         key = hashlib.sha256(json.dumps([*identity, name, tool, __version__]).encode()).hexdigest()[:16]
         stem = gguf_names.output_name(name, key).removesuffix(".gguf")
-        return platformdirs.user_cache_path("ggq") / "hollow" / stem
+        return places.cache() / "hollow" / stem
 
     def _convert(
         self, folder: Path, staged: Path, source: SourceInfo | None, *, without_values: bool = False
@@ -240,7 +238,7 @@ class _Maker:
         made = _Made()
         reused = _is_made(folder)
         if not reused:
-            files.make_folder(folder)
+            files.make_folder(folder, _ELSEWHERE)
             files.require_holes(folder, _ELSEWHERE)
             with files.lock(folder, self._listener), files.staging(folder) as staged:
                 reused = _is_made(folder)  # by another ggq, while this one waited

@@ -6,7 +6,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from ggq import files
+from ggq import files, places
 from ggq.bench import corpus
 from ggq.bench.corpus import Text
 from ggq.errors import UsageProblem
@@ -25,8 +25,6 @@ def default() -> Path:
 
     Raises UsageProblem where Python comes without it, OutputProblem, DiskFull.
     """
-    import platformdirs
-
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
@@ -36,11 +34,11 @@ def default() -> Path:
             "Give a text file: --text FILE, or --imatrix-text FILE.",
         ) from error
     name = f"python-{platform.python_version()}-reference.txt"
-    kept = platformdirs.user_cache_path("ggq") / "corpora" / "python" / name
+    kept = places.cache() / "corpora" / "python" / name
     text = "\n\n".join(topics[key] for key in sorted(topics)).encode()
     if kept.is_file() and kept.read_bytes() == text:
         return kept
-    with files.explain_os_error(kept, "set XDG_CACHE_HOME to a folder of your own"):
+    with files.explain_os_error(kept, places.ELSEWHERE):
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".ggq-", dir=kept.parent) as work:
             fresh = Path(work) / name
