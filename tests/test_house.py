@@ -10,8 +10,8 @@ import ggq
 
 HOUSE = Path(ggq.__file__).parent
 FLOORS = (
-    "errors files locks places process memory_sampler progress records hardware cgroup ggml_types gguf_constants"
-    " gguf_names reference resources untrusted",
+    "errors files locks places process memory_sampler progress records hardware cgroup ggml_types"
+    " gguf_constants gguf_names reference resources untrusted",
     "hub checkpoint checkpoint_files model_card safetensors_header torch_archive gguf_file gguf_header"
     " gguf_size gguf_values gguf_hollow transformers_model presets losses environment llamacpp",
     "convert quantize bench plan",
