@@ -28,6 +28,7 @@ from ggq.errors import CheckpointProblem, NeedsWeights
 from ggq.job import Job
 from ggq.progress import Listener, Notice
 from ggq.records import Manifest, OutputFile, StepRecord, base_model, is_ours
+from ggq.unchanged import Unchanged
 
 CONVERT = "convert"  # the step of the manifest
 KEPT = "base_kept"
@@ -48,6 +49,10 @@ class LocalCheckpoint:
     def identity(self) -> dict[str, Any]:
         """What a manifest says of its model."""
         return {"folder": str(self.folder.resolve())} if self.source is None else asdict(self.source)
+
+    def unchanged(self) -> Unchanged:
+        """What a conversion reads of it, as it is now."""
+        return checkpoint.unchanged(checkpoint.read(self.folder))
 
     def digests(self) -> dict[str, str]:
         """File name -> digest of everything in the folder that a conversion may read."""
@@ -112,6 +117,10 @@ class Base(Protocol):
     def ensure(self) -> tuple[Path, str]:
         """The file, made when first needed, and its digest. Raises GgqError."""
 
+    def unchanged(self) -> Unchanged:
+        """What the presets are made from, as it was before any of it was read: the file, or else what is
+        converted in a stream."""
+
 
 class GivenBase:
     """A base GGUF of the user's own, perhaps in shards."""
@@ -119,18 +128,27 @@ class GivenBase:
     def __init__(self, path: Path, listener: Listener) -> None:
         self.path = path
         self._listener = listener
+        self._unchanged = Unchanged(gguf_file.shards(path), lambda: self._digests)
 
     @cached_property
+    def _digests(self) -> Mapping[Path, str]:
+        parts = gguf_file.shards(self.path)
+        return {part: files.sha256_file(part, self._listener, "read the base") for part in parts}
+
+    @property
     def sha256(self) -> str:
         """Of all its shards."""
-        parts = gguf_file.shards(self.path)
-        return "+".join(files.sha256_file(part, self._listener, "read the base") for part in parts)
+        with self._unchanged.explaining():
+            return "+".join(self._digests.values())
 
     def known(self) -> tuple[str, ...]:
         return (self.sha256,)
 
     def ensure(self) -> tuple[Path, str]:
         return self.path, self.sha256
+
+    def unchanged(self) -> Unchanged:
+        return self._unchanged
 
 
 def own_base(manifest: Manifest, given: GivenBase, *, force: bool) -> None:
@@ -186,6 +204,7 @@ class ConvertedBase:
         self._job = job
         self._given = given
         found = checkpoint.read(given.folder)
+        self._unchanged = checkpoint.unchanged(found)
         self._outtype = resolve_outtype(found, outtype)
         self.bits_per_weight = BITS_PER_WEIGHT[self._outtype]
         self.parameter_count = found.parameter_count or found.weight_bytes // 2
@@ -221,10 +240,16 @@ class ConvertedBase:
         return () if self._inputs is None else self._work().known(self._job.manifest)
 
     def ensure(self) -> tuple[Path, str]:
-        if not self._ensured and not self.is_there():
-            self._make()
-        self._ensured = True
+        if not self._ensured:
+            there = Unchanged([self.path]) if self.path.is_file() else None
+            if there is None or not self.is_there():
+                self._make()
+                there = Unchanged([self.path])
+            self._unchanged, self._ensured = there, True
         return self.path, self.known()[0]
+
+    def unchanged(self) -> Unchanged:
+        return self._unchanged
 
     def is_there(self) -> bool:
         """Whether an earlier run made the file, and it is still whole."""
@@ -283,11 +308,12 @@ class ConvertedBase:
         def digest(written: Path) -> None:
             digests.append(job.background.submit(_digest_and_close, written.open("rb")))
 
-        made = convert(
-            self._given.folder, staged, outtype=self._outtype, verify=self._verify,
-            source=self._given.source, toolchain=job.toolchain, listener=job.listener, on_written=digest,
-        )  # fmt: skip
-        self._end_digests()
+        with self._unchanged.guard():
+            made = convert(
+                self._given.folder, staged, outtype=self._outtype, verify=self._verify,
+                source=self._given.source, toolchain=job.toolchain, listener=job.listener, on_written=digest,
+            )  # fmt: skip
+            self._end_digests()
         output = OutputFile(self._name, made.file_bytes, digests[0].result())
         self._write_down(
             (output,), made.seconds, made.peak_memory_bytes, made.verification, made.completed_keys,

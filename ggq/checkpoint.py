@@ -17,6 +17,7 @@ from ggq import checkpoint_files, model_card, safetensors_header, torch_archive
 from ggq.checkpoint_files import damaged
 from ggq.errors import CheckpointProblem
 from ggq.safetensors_header import TENSOR_LIMIT, CheckpointTensor
+from ggq.unchanged import Unchanged
 from ggq.untrusted import shown
 
 _TOKENIZER_FILES = (
@@ -111,6 +112,13 @@ def read(folder: Path) -> Checkpoint:
             f"{error.strerror}.",
             "Check the path and its permissions.",
         ) from error
+
+
+def unchanged(given: Checkpoint) -> Unchanged:
+    """What a conversion reads of a checkpoint, as it is now."""
+    names = dict.fromkeys(("config.json", "generation_config.json", *given.tokenizer_files))
+    settings = [path for path in (given.path / name for name in names) if path.is_file()]
+    return Unchanged((*given.weight_files, *settings))
 
 
 def require_convertible(checkpoint: Checkpoint) -> None:

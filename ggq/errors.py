@@ -65,6 +65,10 @@ class GgufProblem(GgqError):
     """A GGUF file is damaged, or is not what it should be."""
 
 
+class SourceChanged(GgqError):
+    """A file that a run reads was overwritten, truncated, replaced or removed meanwhile."""
+
+
 class OutputProblem(GgqError):
     """An output cannot be written: it exists, or its folder is read-only."""
 

@@ -5,32 +5,30 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ggq import files, gguf_file, gguf_names, hardware
 from ggq.bases import Base, ConvertedBase
-from ggq.bench.corpus import Text
-from ggq.convert import pipe
-from ggq.errors import Damaged, GgqError, GgufProblem, OutputProblem, UsageProblem
+from ggq.errors import Damaged, GgqError, GgufProblem, OutputProblem, SourceChanged, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.job import Job
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.llamacpp.tools import QuantizeOptions
 from ggq.presets import Preset
 from ggq.progress import Listener, Notice, silent
 from ggq.quantize import choice
 from ggq.quantize.choice import Choice, choose
 from ggq.quantize.imatrix import ImatrixSettings, Matrix
 from ggq.quantize.imatrix import default_name as matrix_name
-from ggq.quantize.recipe import Recipe, ask, check, refuse_without_imatrix, without_imatrix
+from ggq.quantize.recipe import Recipe, ask, refuse_without_imatrix
 from ggq.quantize.source import BaseFile, Source
-from ggq.quantize.sweep import MAX_MEMORY_BYTES, Swept, sweep
+from ggq.quantize.sweep import Swept, sweep
 from ggq.quantize.tool import Quantized, quantize_one
 from ggq.records import Manifest, OutputFile, StepRecord
-from ggq.reference import ModelRef
+from ggq.request import Settings, nominal_bytes, without_base
+from ggq.unchanged import Unchanged
 
 _NO_ROOM = "the disk has no room for a base GGUF beside its presets"
 
@@ -55,92 +53,6 @@ class QuantizedFile:
     @property
     def mostly_fell_back(self) -> bool:
         return 2 * self.fallback_count > self.quantized_count
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to make the files. ``options`` go to llama-quantize; ``calibration``: a text, from which to make an
-    importance matrix of the base in place of one in the options; ``engine``: auto, sweep or llama-quantize;
-    ``max_memory_bytes``: of the sweep (see ``quantize.engine``); ``verify``: off, sampled or full;
-    ``stream``: read a checkpoint of the Hub while it is quantized, and keep nothing of its weights."""
-
-    outtype: str = "auto"
-    options: QuantizeOptions = field(default_factory=QuantizeOptions)
-    calibration: Text | None = None
-    engine: str = choice.AUTO
-    max_memory_bytes: int = MAX_MEMORY_BYTES
-    threads: int | None = None
-    verify: str = "sampled"
-    keep_base: bool = False
-    force: bool = False
-    stream: bool = False
-
-
-def refuse_beforehand(settings: Settings, ref: ModelRef, chosen: Sequence[Preset]) -> None:
-    """What can be said before anything is read. Raises UsageProblem."""
-    check(settings.options)
-    choice.check(settings.engine)
-    if settings.stream:
-        _refuse_to_stream(settings, ref)
-    if ref.kind == "gguf":
-        return
-    if settings.options.keep_split:
-        raise UsageProblem(
-            "There is no split base to keep the shards of.",
-            "--keep-split is for a GGUF in shards; a checkpoint becomes one base file.",
-            "Leave --keep-split out.",
-        )
-    if settings.options.imatrix is None and settings.calibration is None:
-        for preset in chosen:
-            if preset.needs_imatrix:
-                raise without_imatrix(preset)
-
-
-def _refuse_to_stream(settings: Settings, ref: ModelRef) -> None:
-    if ref.path is not None:
-        raise UsageProblem(
-            f"{ref} lies on this disk already.", "Only what is on the Hub is streamed.", "Leave --stream out."
-        )
-    obstacles = [
-        (settings.keep_base, "--keep-base asks for it."),
-        (settings.calibration is not None, "An importance matrix is to be made of it."),
-        (settings.engine == choice.TOOL, "llama-quantize reads it from the disk."),
-        (settings.verify.lower() == "full", "--verify full looks at all of it."),
-        (not pipe.are_there(), "It is handed over by a named pipe, and this system has none."),
-    ]
-    for holds, why in obstacles:
-        if holds:
-            raise UsageProblem(
-                "A stream leaves no base GGUF.", why, "Leave --stream out: the checkpoint is downloaded then."
-            )
-
-
-def file_names(
-    name: str, settings: Settings, chosen: Sequence[Preset], shard_count: int = 1
-) -> tuple[str, ...]:
-    """The presets' files of the model ``name``; with --keep-split each one's first of ``shard_count``."""
-    names = tuple(gguf_names.output_name(name, preset.name) for preset in chosen)
-    if not settings.options.keep_split:
-        return names
-    return tuple(gguf_names.shard_name(Path(it).stem, 1, shard_count) for it in names)
-
-
-def claim(manifest: Manifest, name: str, settings: Settings, names: Sequence[str]) -> None:
-    """Raises OutputProblem, before any work, where the presets' files, or an importance matrix, would
-    overwrite something of the user's."""
-    matrix = () if settings.calibration is None else (matrix_name(name),)
-    manifest.claim((*names, *matrix), force=settings.force)
-
-
-def spare(base: Path, folder: Path, names: Sequence[str], instead: str) -> None:
-    """Raises UsageProblem where one of the presets' files would take the place of the base (``instead``: what
-    to do then)."""
-    if base.resolve() in [(folder / it).resolve() for it in names]:
-        raise UsageProblem(
-            f"{base} would be overwritten by itself.",
-            "The preset's file would have the name of the base.",
-            instead,
-        )
 
 
 def made_before(
@@ -169,23 +81,6 @@ def not_from_a_stream(preset: Preset, its: Choice) -> UsageProblem:
     )
 
 
-def without_base(settings: Settings, base_bytes: int, files_bytes: int, free_bytes: int) -> bool:
-    """Whether a checkpoint's presets are made with no base GGUF on the disk: where nobody needs it, or there
-    is no room for it beside its presets (``files_bytes``: as reckoned beforehand)."""
-    if settings.engine == choice.TOOL or settings.keep_base or settings.calibration is not None:
-        return False
-    verify = settings.verify.lower()
-    if verify == "full":  # asked for in so many words: rather no files than unproven ones
-        return False
-    needless = verify == "off"
-    return pipe.are_there() and (needless or free_bytes < base_bytes + files_bytes)
-
-
-def nominal_bytes(preset: Preset, parameter_count: int, base_bits_per_weight: float) -> int:
-    """A file's size as reckoned before there is a base to ask about."""
-    return int(parameter_count * (preset.bits_per_weight or base_bits_per_weight) / 8)
-
-
 class Making:
     """The quantize steps of one job."""
 
@@ -193,6 +88,9 @@ class Making:
         self._job = job
         self._settings = settings
         self._threads = settings.threads or hardware.usable_cores()
+        matrix = settings.options.imatrix
+        # What the files are made from: it must stay as it is until they are.
+        self._reading = [] if matrix is None else [Unchanged([matrix])]
 
     def quantize_all(self, base: Base, chosen: Sequence[Preset]) -> tuple[QuantizedFile, ...]:
         """The file of every preset: as it was where nothing changed, else made.
@@ -206,10 +104,22 @@ class Making:
         ready = {preset.name for preset in chosen if self._is_ready(preset, known)}
         missing = [preset for preset in chosen if preset.name not in ready]
         self._tell_replaced(missing)
-        if missing and not self._make_streamed(missing, base):
-            self._make(missing, *base.ensure())
+        if missing:
+            with self._dropping(SourceChanged), ExitStack() as stack:
+                for it in self._reading:
+                    stack.enter_context(it.explaining())
+                self._make_of(base, missing)
         shutil.rmtree(self._job.kept, ignore_errors=True)
         return tuple(self._file_of(preset, reused=preset.name in ready) for preset in chosen)
+
+    def _make_of(self, base: Base, missing: Sequence[Preset]) -> None:
+        with base.unchanged().explaining():
+            if self._make_streamed(missing, base):
+                return
+        path, digest = base.ensure()
+        self._reading.append(base.unchanged())
+        with base.unchanged().explaining():
+            self._make(missing, path, digest)
 
     def _tell_replaced(self, missing: Sequence[Preset]) -> None:
         """Say which files of ours give way to others of their names."""
@@ -228,7 +138,11 @@ class Making:
             return ready
         matrix = _matrix_of(job.manifest, job.name, self._settings, job.toolchain, job.listener)
         path, digest = base.ensure()
-        matrix.make(gguf_file.read_all(path), digest, job.staging, job.record, force=job.force)
+        reading = base.unchanged()
+        with reading.explaining():
+            whole = gguf_file.read_all(path)
+            matrix.make(whole, digest, reading, job.staging, job.record, force=job.force)
+        self._reading.append(Unchanged([matrix.path]))
         return _with(self._settings, matrix.path)
 
     def _is_ready(self, preset: Preset, base: Sequence[str]) -> bool:
@@ -269,6 +183,7 @@ class Making:
                 job.listener(Notice(f"The conversion is not checked: {why}.", "warning"))
             self._require_space(recipes)
             made = self._sweep(recipes, source)
+        base.unchanged().require()
         base.record_streamed(source)
         self._finish_swept(recipes, made, base.name())
         return True
@@ -353,7 +268,10 @@ class Making:
         base_name: str,
         findings: Mapping[str, Any],
     ) -> None:
-        """Write finished files down, all at once, and give them their names."""
+        """Write finished files down, all at once, and give them their names. Raises SourceChanged where what
+        they were made from is not what it was."""
+        for it in self._reading:
+            it.require()
         job = self._job
         paths = [path for each in made for path in each.paths]
         job.manifest.claim(tuple(path.name for path in paths), force=job.force)

@@ -26,11 +26,12 @@ from ggq.bench.settings import BenchSettings
 from ggq.bench.speed import SpeedResult, SpeedSettings
 from ggq.bench.subject import Subject
 from ggq.environment import environment
-from ggq.errors import GgqError, UsageProblem
+from ggq.errors import GgqError, SourceChanged, UsageProblem
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Notice, silent
-from ggq.records import MANIFEST_SUFFIX
+from ggq.records import checkpoints_of
+from ggq.unchanged import Unchanged
 
 # What a base is: every quantization loses more than these do from each other.
 _BASE_TYPES = ("F32", "BF16", "F16")
@@ -167,6 +168,8 @@ class _Session:
         self._speed: dict[Subject, SpeedResult] = {}
         self._memory: dict[Subject, MemoryResult] = {}
         self._reused = 0
+        self._reading: list[Unchanged] = []
+        self._journal_is_false = False  # it may hold what was measured of a file that changed
         self._stack = ExitStack()
 
     def __enter__(self) -> _Session:
@@ -190,6 +193,7 @@ class _Session:
         found: list[Subject] = []
         for path in self._paths:
             with self._noting("file", path.name):
+                self._reading.append(Unchanged(gguf_file.shards(path)))
                 found.append(subject.of(path, self._listener))
         if not found:
             raise self._errors[0]
@@ -218,10 +222,10 @@ class _Session:
             with self._noting("memory", found.path.name):
                 self._measure_memory(found)
         ours = {(it.sha256, record.environment_id(self._environment)) for it in self._subjects}
+        if not self._failures or self._journal_is_false:
+            self._journal.close()
         if self._errors and not self._has_measured:
             raise self._errors[0]
-        if not self._failures:
-            self._journal.close()
         return BenchResult(
             record=self._target,
             entries=tuple(entry for entry in self._record.entries if entry.key in ours),
@@ -240,8 +244,13 @@ class _Session:
     def _noting(self, kind: Kind | Literal["file"], name: str | None) -> Iterator[None]:
         """Note a failure rather than lose what comes after it."""
         try:
-            yield
+            with ExitStack() as stack:
+                for it in self._reading:
+                    stack.enter_context(it.explaining())
+                yield
         except GgqError as error:
+            if isinstance(error, SourceChanged):
+                self._journal_is_false = True
             self._errors.append(error)
             self._failures.append(Failure(kind, name, error.what, error.why, error.next_step))
             # A single measurement's error that left nothing is raised, and told by whoever asked for it.
@@ -258,10 +267,13 @@ class _Session:
             self._near(), text=choice.text, corpus=choice.corpus, corpus_path=choice.corpus_path,
             offline=choice.offline, listener=self._listener,
         )  # fmt: skip
-        found = self._quality = quality.measure(
-            base, models, text, self._settings.for_model(base).quality, toolchain=self._toolchain,
-            work=self._work, journal=self._journal, listener=self._listener,
-        )  # fmt: skip
+        with corpus.unchanged(text).guard():
+            found = quality.measure(
+                base, models, text, self._settings.for_model(base).quality, toolchain=self._toolchain,
+                work=self._work, journal=self._journal, listener=self._listener,
+            )  # fmt: skip
+        self._require_unchanged()
+        self._quality = found
         for part in found.failures:
             self._failures.append(Failure("quality", part.name, part.what, part.why, part.next_step))
         for it, measurement in record.quality_measurements(found, base, models):
@@ -335,7 +347,13 @@ class _Session:
         )
         return True
 
+    def _require_unchanged(self) -> None:
+        """Raises SourceChanged, before anything of a file that changed is written down."""
+        for it in self._reading:
+            it.require()
+
     def _keep(self, found: Subject, kind: Kind, result: SpeedResult | MemoryResult) -> None:
+        self._require_unchanged()
         self._record.add(found, self._environment, kind, asdict(result))
         self._record.save()
 
@@ -372,17 +390,4 @@ class _Session:
     def _near(self) -> list[Path]:
         """Folders that may hold a text: the models' own, and those of the checkpoints they were made of."""
         folders = list(dict.fromkeys(it.path.absolute().parent for it in self._subjects))
-        return folders + [source for folder in folders for source in _sources(folder)]
-
-
-def _sources(folder: Path) -> list[Path]:
-    """The checkpoint folders that the manifests in ``folder`` name."""
-    found = []
-    for manifest in sorted(folder.glob(f"*{MANIFEST_SUFFIX}")):
-        try:
-            model: Mapping[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))["model"]
-            found.append(Path(model["folder"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            # Not a manifest of a local checkpoint: no text is to be found there.
-            continue
-    return found
+        return folders + [source for folder in folders for source in checkpoints_of(folder)]

@@ -20,20 +20,12 @@ from ggq.bases import (
 from ggq.job import Job
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.making import (
-    Making,
-    QuantizedFile,
-    Settings,
-    claim,
-    file_names,
-    nominal_bytes,
-    refuse_beforehand,
-    spare,
-)
+from ggq.making import Making, QuantizedFile
 from ggq.presets import Preset
 from ggq.progress import Listener, Notice, silent
 from ggq.quantize import choice
 from ggq.quantize.recipe import check, refuse_quantized
+from ggq.request import Settings, claim, file_names, nominal_bytes, refuse_beforehand, spare
 
 __all__ = [
     "DEFAULT_PRESETS",

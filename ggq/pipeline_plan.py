@@ -14,17 +14,7 @@ from ggq.gguf_file import GgufFile
 from ggq.job import kept_folder, tool_name
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.making import (
-    claim,
-    file_names,
-    made_before,
-    nominal_bytes,
-    not_from_a_stream,
-    refuse_beforehand,
-    spare,
-    with_made_matrix,
-    without_base,
-)
+from ggq.making import made_before, not_from_a_stream, with_made_matrix
 from ggq.pipeline import (
     DEFAULT_PRESETS,
     KEEP_BASE,
@@ -39,6 +29,7 @@ from ggq.quantize.choice import Choice, choose
 from ggq.quantize.recipe import ask
 from ggq.records import Manifest
 from ggq.reference import ModelRef
+from ggq.request import claim, file_names, nominal_bytes, refuse_beforehand, spare, without_base
 
 
 @dataclass(frozen=True)

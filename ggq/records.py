@@ -202,3 +202,16 @@ class Manifest:
                 "chosen_presets": self.chosen_presets,
             },
         )
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The checkpoint folders that the manifests in ``folder`` name."""
+    found = []
+    for manifest in sorted(folder.glob(f"*{MANIFEST_SUFFIX}")):
+        try:
+            model: Mapping[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))["model"]
+            found.append(Path(model["folder"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            # Not a manifest of a local checkpoint: no text is to be found there.
+            continue
+    return found

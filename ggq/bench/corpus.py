@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from ggq import files, hub, places
-from ggq.errors import CannotServe, HubProblem, UsageProblem
+from ggq.errors import CannotServe, HubProblem, SourceChanged, UsageProblem
 from ggq.progress import Listener, Notice, silent
+from ggq.unchanged import Unchanged
 
 BESIDE_MODEL = "heldout.txt"
 _BLOCK = 1 << 20
@@ -117,6 +118,20 @@ def read(path: Path) -> Text:
         ) from error
     name = next((known.name for known in CORPORA if known.sha256 == digest), path.name)
     return Text(name, path, digest, file_bytes)
+
+
+def unchanged(text: Text) -> Unchanged:
+    """The text's file as it is now, and as it was looked through. Raises SourceChanged."""
+    reading = Unchanged([text.path])
+    with reading.explaining():
+        same = files.sha256_file(text.path) == text.sha256
+    if not same:
+        raise SourceChanged(
+            f"{text.path} changed while ggq read it.",
+            "Its sha256 is not that of a moment ago. Nothing of it is recorded.",
+            "Run the same command again when nothing writes to that file any more.",
+        )
+    return reading
 
 
 def _look_through(path: Path) -> tuple[str, int]:

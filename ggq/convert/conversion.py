@@ -102,6 +102,7 @@ def convert(
     refuse_existing(output, force=force)
     given = checkpoint.read(checkpoint_folder)
     checkpoint.require_convertible(given)
+    reading = checkpoint.unchanged(given)
     kind = resolve_outtype(given, outtype)
     tools = toolchain or toolchains.find()
     folder = files.make_folder(output.absolute().parent)
@@ -110,7 +111,8 @@ def convert(
         staged = stack.enter_context(files.staging(folder)) / output.name
         files.require_space(folder, needed_bytes(given, kind), f"the {kind.upper()} GGUF")
         child = Child(given, staged, kind, tools, mmproj=mmproj, source=source, listener=listener)
-        child.run(convert=True, level=level, on_written=on_written)
+        with reading.guard():
+            child.run(convert=True, level=level, on_written=on_written)
         made = gguf_file.read(staged)
         verification = child.judged(level, made)
         if not mmproj:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ggq import __version__, files, gguf_file, gguf_names, hardware
+from ggq.bench import corpus
 from ggq.bench.corpus import Text
 from ggq.environment import environment
-from ggq.errors import CannotServe, GgufProblem, OutputProblem, UsageProblem
+from ggq.errors import CannotServe, GgufProblem, OutputProblem, SourceChanged, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.gguf_header import TensorInfo
 from ggq.llamacpp import imatrix as tool
@@ -26,6 +27,7 @@ from ggq.progress import Listener, Notice, Step, silent
 from ggq.quantize import calibration, importance
 from ggq.quantize.recipe import refuse_quantized
 from ggq.records import Manifest, OutputFile, StepRecord, base_model
+from ggq.unchanged import Unchanged
 
 STEP = "imatrix"
 # What a kill costs: the stretch under way. It takes about a minute, or so much that a tenth of the time goes
@@ -91,6 +93,7 @@ def imatrix(
 
     Raises UsageProblem, GgufProblem, OutputProblem, DiskFull, DoesNotFit, ToolFailed, ToolchainProblem.
     """
+    reading = Unchanged(gguf_file.shards(base))
     whole = gguf_file.read_all(base)
     refuse_quantized(whole)
     source = calibration.read(text)
@@ -109,9 +112,11 @@ def imatrix(
             manifest.record(step, done)
 
         matrix = Matrix(manifest, target.name, source, settings or ImatrixSettings(), toolchain, listener)
-        digests = [files.sha256_file(path, listener, "read the base") for path in whole.paths]
-        base_sha256 = "+".join(digests)
-        return matrix.known(base_sha256) or matrix.make(whole, base_sha256, work, record, force=force)
+        with reading.explaining():
+            digests = [files.sha256_file(path, listener, "read the base") for path in whole.paths]
+            base_sha256 = "+".join(digests)
+            ready = matrix.known(base_sha256)
+            return ready or matrix.make(whole, base_sha256, reading, work, record, force=force)
 
 
 class Matrix:
@@ -150,21 +155,35 @@ class Matrix:
         return self._result(reused=True) if self._manifest.outputs_whole(self._step) else None
 
     def make(
-        self, base: GgufFile, base_sha256: str, work: Path, record: Record, *, force: bool = False
+        self,
+        base: GgufFile,
+        base_sha256: str,
+        reading: Unchanged,
+        work: Path,
+        record: Record,
+        *,
+        force: bool = False,
     ) -> ImatrixResult:
-        """Make it, or the rest of it. ``work``: a staging folder; ``record`` writes the finished step down.
+        """Make it, or the rest of it. ``reading``: the base's files, as they were before their digest was
+        taken; ``work``: a staging folder; ``record`` writes the finished step down.
 
         Raises as ``imatrix`` does.
         """
         self._require(base)
         self._claim(force=force)
+        text = corpus.unchanged(self._text)
         tokens = tool.count_tokens(self._toolchain, base.path, self._text.path)
         total = self._chunks(tokens)
         size = files.human_bytes(self._text.file_bytes)
         self._listener(Notice(f"The importance matrix is made from {self._text.name} ({size})."))
         partial = self._partial(base_sha256, total)
         resumed = _left_over(partial)
-        made, seconds = self._sum_up(base, partial, resumed, tokens, total, work)
+        try:
+            with text.guard(), reading.guard():
+                made, seconds = self._sum_up(base, partial, resumed, tokens, total, work)
+        except SourceChanged:
+            partial.unlink(missing_ok=True)
+            raise
         blind = self._proven(made)
         done = StepRecord(
             inputs=self._inputs(base_sha256),

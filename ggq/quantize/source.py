@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
+from ggq.errors import GgufProblem
 from ggq.gguf_file import GgufFile
 from ggq.gguf_header import TensorInfo
 
@@ -53,7 +55,35 @@ class BaseFile:
         )
 
     def open(self, tensor: TensorInfo) -> AbstractContextManager[Stream]:
-        # Without a buffer of Python's own: the engine reads large blocks.
-        stream = tensor.path.open("rb", buffering=0)
-        stream.seek(tensor.offset_bytes)
-        return stream
+        return _Opened(tensor)
+
+
+class _Opened:
+    """A tensor's data in a file. Errors name that file: the sweep's own are those of writing."""
+
+    def __init__(self, tensor: TensorInfo) -> None:
+        self._path = tensor.path
+        try:
+            # Without a buffer of Python's own: the engine reads large blocks.
+            self._file = tensor.path.open("rb", buffering=0)
+            self._file.seek(tensor.offset_bytes)
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+
+    def __enter__(self) -> _Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def readinto(self, room: memoryview, /) -> int | None:
+        try:
+            return self._file.readinto(room)
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> GgufProblem:
+    return GgufProblem(
+        f"{path} cannot be read.", f"{error.strerror or error}.", "Check the file and the disk that it is on."
+    )
