@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from ggq import checkpoint_files, model_card, safetensors_header, torch_archive
+from ggq import checkpoint_bounds, checkpoint_files, model_card, safetensors_header, torch_archive
 from ggq.checkpoint_files import damaged
 from ggq.errors import CheckpointProblem
 from ggq.safetensors_header import TENSOR_LIMIT, CheckpointTensor
@@ -165,6 +165,7 @@ def _read(folder: Path) -> Checkpoint:
         for file in weights:
             torch_archive.check(file)
     tensors = _tensors(weights, weight_map) if weight_format == "safetensors" else ()
+    checkpoint_bounds.check(folder / "config.json", config, tensors)
     tokenizer_files = tuple(name for name in names if name in _TOKENIZER_FILES or name.endswith(".tiktoken"))
     tokenizer = (
         checkpoint_files.settings(folder / "tokenizer_config.json")

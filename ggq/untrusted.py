@@ -36,7 +36,7 @@ SETTINGS = Bounds(12 << 20, 40 << 20)
 TOKENIZER = Bounds(96 << 20, 320 << 20)
 INDEX = Bounds(48 << 20, 160 << 20, depth=4)
 TENSORS = Bounds(32 << 20, 192 << 20, depth=4)
-ANSWER = Bounds(48 << 20, 192 << 20)
+ANSWER = Bounds(32 << 20, 128 << 20)
 
 # Bytes of a value, by the character that announces it: an empty object or list; a value after a comma; a key
 # with its place in the table and its value.

@@ -20,6 +20,23 @@ def broken(config: Config) -> str | None:
     return rule(part) if rule else None
 
 
+def unknown_activation(config: Config) -> str | None:
+    """A sentence on an activation that transformers does not have, in the config of a model that it has: it
+    could not be run, and llama.cpp takes its own for it without a word."""
+    from transformers.activations import ACT2FN
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        if part.get("model_type") not in CONFIG_MAPPING_NAMES:
+            continue
+        for key in ("hidden_act", "hidden_activation", "activation_function"):
+            name = part.get(key)
+            if name is not None and name not in ACT2FN:
+                return f"Its {key} is {str(name)[:40]!r}, which transformers does not know."
+    return None
+
+
 def _gemma_scale(layers_of_27b: int) -> Callable[[Config], str | None]:
     """src/models/gemma2.cpp and gemma3.cpp: ``f_attention_scale`` is 1/√head_dim, but for the 27B, which is
     known by its number of layers, 1/√(hidden_size/heads). ``query_pre_attn_scalar`` is not in the GGUF."""

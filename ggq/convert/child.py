@@ -165,6 +165,9 @@ def _require_known(job: Job, known: Mapping[str, Any]) -> None:
     broken = assumptions.broken(known)
     if broken and not job.mmproj:
         raise Refused("Assumption", broken)
+    unknown = assumptions.unknown_activation(known)
+    if unknown:
+        raise Refused("Activation", unknown)
 
 
 # --- convert ---------------------------------------------------------------------------------------------

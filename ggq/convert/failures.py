@@ -11,6 +11,7 @@ from typing import Any
 from ggq.checkpoint import Checkpoint
 from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull, GgqError, NeedsWeights, signal_name
 
+_TEXT_CHARACTERS = 4000  # some messages repeat a whole file
 _CODE = "Find a checkpoint of this model in safetensors, or one that transformers knows without extra code."
 _REPORT = "Report this, with the model's name; GGQ_DEBUG=1 and -v show what the converter printed."
 
@@ -24,9 +25,11 @@ def explain(checkpoint: Checkpoint, report: Mapping[str, Any]) -> GgqError:
     if kind in _REFUSED:
         return _REFUSED[kind](checkpoint, text)
     for pattern, in_words in _PATTERNS:
-        if found := re.search(pattern, f"{kind}: {text}", re.DOTALL):
+        if found := re.search(pattern, f"{kind}: {text[:_TEXT_CHARACTERS]}", re.DOTALL):
             return in_words(checkpoint, found)
     where = f" ({report['where']})" if report.get("where") else ""
+    if report.get("phase") in ("config", "convert") and re.fullmatch(_OF_SETTINGS, kind):
+        return _odd_settings(checkpoint, f"{kind}: {text[:_TEXT_CHARACTERS]}", where)
     return ConversionProblem(
         f"The converter failed on {checkpoint.path}.", f"{kind}: {_short(text)}{where}.", _REPORT
     )
@@ -95,6 +98,14 @@ def _assumption(checkpoint: Checkpoint, text: str) -> GgqError:
     )
 
 
+def _activation(checkpoint: Checkpoint, text: str) -> GgqError:
+    return CheckpointProblem(
+        f"{checkpoint.path / 'config.json'} names an activation that does not exist.",
+        text,
+        "Correct it: the config.json of the model's source has the right name.",
+    )
+
+
 def _needs_values(checkpoint: Checkpoint, _: str) -> GgqError:
     return NeedsWeights(
         f"{checkpoint.architectures[0][:60]} can only be planned after download.",
@@ -108,6 +119,7 @@ _REFUSED: Mapping[str, Callable[[Checkpoint, str], GgqError]] = {
     "Unsupported": _unsupported,
     "NoProjector": _no_projector,
     "Assumption": _assumption,
+    "Activation": _activation,
     "NeedsValues": _needs_values,
 }
 
@@ -207,6 +219,32 @@ def _module(checkpoint: Checkpoint, found: re.Match[str]) -> GgqError:
     )
 
 
+def _too_deep(checkpoint: Checkpoint, _: re.Match[str]) -> GgqError:
+    return CheckpointProblem(
+        f"A file of {checkpoint.path} is nested too deeply to be read.",
+        "It is one of tokenizer.json, tokenizer_config.json and the chat template.",
+        "Get these files again from the model's source (`ggq download` checks them).",
+    )
+
+
+# What settings of a wrong kind end in.
+_OF_SETTINGS = (
+    r"TypeError|ValueError|AttributeError|IndexError|AssertionError|ZeroDivisionError|OverflowError"
+    r"|Unicode\w+Error|JSONDecodeError|StrictDataclass\w*Error|ValidationError|UnboundLocalError"
+)
+
+
+def _odd_settings(checkpoint: Checkpoint, text: str, where: str) -> GgqError:
+    named = re.search(r"[`'\"]([a-z][a-z0-9_]{2,60})[`'\"]", text)
+    about = f"It is about {named[1]} in config.json: " if named and named[1] in checkpoint.config else ""
+    return CheckpointProblem(
+        f"The converter cannot use what config.json or the tokenizer of {checkpoint.path} says.",
+        f"{about}{_short(text)}{where}.",
+        "Compare config.json and the tokenizer's files with those of the model's source. Where they are the "
+        "same, report this with the model's name (GGQ_DEBUG=1 and -v show what the converter printed).",
+    )
+
+
 def _memory(_: Checkpoint, found: re.Match[str]) -> GgqError:
     return ConversionProblem(
         "Memory ran out during the conversion.",
@@ -243,4 +281,5 @@ _PATTERNS: Sequence[tuple[str, Callable[[Checkpoint, re.Match[str]], GgqError]]]
     (r"(Missing or incomplete model files: \[[^\]]*\]|Missing tensors: .*)", _missing_shard),
     (r"^(?:ModuleNotFoundError|ImportError): No module named '([\w]+)", _module),
     (r"^KeyError: (.+)", _missing_key),
+    (r"^RecursionError", _too_deep),
 )

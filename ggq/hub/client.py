@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ggq import __version__, places
 from ggq.errors import GgqError, HubProblem, UsageProblem
+from ggq.hub import answers
 from ggq.progress import Listener, Notice
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def token_present() -> bool:
 
 def headers() -> dict[str, str]:
     """The headers of every request. Raises HubProblem when the token cannot even be sent."""
+    answers.bound()
     found = _client_headers()
     token = found.get("authorization", "").removeprefix("Bearer ")
     if not all("!" <= letter <= "~" for letter in token):
@@ -110,6 +112,7 @@ def api() -> HfApi:
     """huggingface_hub's client for today's environment."""
     from huggingface_hub import HfApi
 
+    answers.bound()
     return HfApi(endpoint=endpoint(), library_name="ggq", library_version=__version__)
 
 
@@ -187,12 +190,7 @@ def _explain(error: Exception, repo_id: str, revision: str | None, kind: RepoKin
         return HubProblem(f"The Hub has disabled {repo_id}.", "", "Choose another repository.")
     if isinstance(error, errors.HfHubHTTPError):
         return _refused(error, repo_id, page)
-    return HubProblem(
-        f"The Hub at {endpoint()} could not be reached.",
-        f"{reason(error)}.",
-        "Check the network (and HF_ENDPOINT, HTTPS_PROXY), then run the same command again: it resumes. "
-        "--offline uses what the Hub cache holds.",
-    )
+    return answers.unreachable(error, endpoint(), reason(error))
 
 
 def _gated(repo_id: str, page: str) -> GgqError:
@@ -307,7 +305,7 @@ def _asked_wait_s(error: Exception) -> float | None:
     if response is None:
         return None
     after = response.headers.get("Retry-After", "").strip()
-    if after.isdigit():
+    if answers.is_seconds(after):
         return float(after)
-    limit = re.search(r"\br=0\s*;\s*t=(\d+)", response.headers.get("RateLimit", ""))
+    limit = re.search(r"\br=0\s{0,9};\s{0,9}t=([0-9]{1,9})\b", response.headers.get("RateLimit", "")[:1000])
     return float(limit[1]) if limit else None

@@ -11,15 +11,17 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, cast
 
 from ggq.errors import HubProblem
-from ggq.hub import client
+from ggq.hub import answers, client
 from ggq.hub.client import DEFAULT_RETRY, RepoKind, Retry
 from ggq.progress import Listener, silent
+from ggq.untrusted import shown
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoSibling
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_MOST_BYTES = 1 << 50
 
 
 @dataclass(frozen=True)
@@ -103,43 +105,46 @@ def inspect(
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if type(error).__module__.startswith("huggingface_hub"):
                 raise
-            raise _not_a_hub(f"{type(error).__name__}: {error}") from error
+            raise _not_a_hub(f"{type(error).__name__}: {str(error)[:200]}") from error
     return _from_hub(repo_id, wanted, kind, cast("ModelInfo | DatasetInfo", info))
 
 
 def _from_hub(repo_id: str, revision: str, kind: RepoKind, info: ModelInfo | DatasetInfo) -> RemoteModel:
-    if not _COMMIT.fullmatch(info.sha or ""):
-        raise _not_a_hub(f"it names the commit {info.sha!r}")
+    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+        raise _not_a_hub(f"it names the commit {shown(info.sha)}")
     commit = str(info.sha)
     files = tuple(_announced(repo_id, kind, commit, sibling) for sibling in info.siblings or ())
     card: dict[str, Any] = vars(info.card_data) if info.card_data else {}
     license_name = card.get("license_name") if card.get("license") == "other" else card.get("license")
     bases = card.get("base_model") or []
+    bases = bases if isinstance(bases, list) else [bases]
     return RemoteModel(
         repo_id=repo_id,
         revision=revision,
         commit=commit,
         files=tuple(sorted(files, key=lambda file: file.path)),
-        license=str(license_name) if license_name else None,
+        license=license_name if isinstance(license_name, str) else None,
         gated=bool(info.gated),
-        base_models=tuple(str(base) for base in ([bases] if isinstance(bases, str) else bases)),
+        base_models=tuple(base for base in bases if isinstance(base, str) and base),
         kind=kind,
     )
 
 
 def _announced(repo_id: str, kind: RepoKind, commit: str, sibling: RepoSibling) -> RemoteFile:
     path = sibling.rfilename
+    if not isinstance(path, str):
+        raise _not_a_hub("it lists a file without a name")
     if not is_safe(path):
         raise HubProblem(
-            f"{repo_id} lists a file with a dangerous name: {path[:80]!r}.",
+            f"{repo_id} lists a file with a dangerous name: {shown(path)}.",
             "Names must stay inside the repository's folder. Nothing was downloaded.",
             "Do not use this repository; tell its owner, or the Hub.",
         )
     file_bytes = sibling.lfs.size if sibling.lfs else sibling.size
     sha256 = sibling.lfs.sha256 if sibling.lfs else None
     git_sha1 = None if sibling.lfs else sibling.blob_id
-    named = _SHA256.fullmatch(sha256 or "") or _COMMIT.fullmatch(git_sha1 or "")
-    if not named or not isinstance(file_bytes, int) or file_bytes < 0:
+    named = _SHA256.fullmatch(str(sha256 or "")) or _COMMIT.fullmatch(str(git_sha1 or ""))
+    if not named or type(file_bytes) is not int or not 0 <= file_bytes < _MOST_BYTES:
         raise _not_a_hub(f"it gives no size or digest for {path}")
     found = _is_whole(client.repo_dir(repo_id, kind), commit, path, named[0], file_bytes)
     return RemoteFile(path, file_bytes, sha256, git_sha1, found)
@@ -204,8 +209,4 @@ def _held(repo: Path) -> str:
 
 
 def _not_a_hub(why: str) -> HubProblem:
-    return HubProblem(
-        f"{client.endpoint()} did not answer as a Hub does.",
-        f"{why}.",
-        "Check HF_ENDPOINT, and that no login page of a network stands between.",
-    )
+    return answers.not_a_hub(client.endpoint(), why)

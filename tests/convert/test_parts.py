@@ -209,6 +209,13 @@ def test_cosines() -> None:
     assert compare_logits.compare(right, np.full((2, 3), np.nan)) == {"not_finite": "the GGUF's"}
 
 
+def test_an_activation_that_transformers_does_not_have() -> None:
+    known = {"model_type": "llama", "hidden_act": "silu"}
+    assert assumptions.unknown_activation(known) is None
+    assert assumptions.unknown_activation({"model_type": "not known", "hidden_act": "own"}) is None
+    assert "'sillu'" in str(assumptions.unknown_activation(known | {"hidden_act": "sillu"}))
+
+
 # ---- words -----------------------------------------------------------------------------------------------
 
 
@@ -230,7 +237,10 @@ def test_cosines() -> None:
             CheckpointProblem,
             "code",
         ),
-        ("ZeroDivisionError", "division by zero", ConversionProblem, "division by zero"),
+        ("ZeroDivisionError", "division by zero", CheckpointProblem, "division by zero"),
+        ("TypeError", "'hidden_size' is no int", CheckpointProblem, "about hidden_size in config.json"),
+        ("RecursionError", "maximum recursion depth exceeded", CheckpointProblem, "nested too deeply"),
+        ("Odd", "x" * 100_000, ConversionProblem, "Odd"),
     ],
 )
 def test_failures_become_words(
