@@ -207,7 +207,7 @@ class ConvertedBase:
         self._unchanged = checkpoint.unchanged(found)
         self._outtype = resolve_outtype(found, outtype)
         self.bits_per_weight = BITS_PER_WEIGHT[self._outtype]
-        self.parameter_count = found.parameter_count or found.weight_bytes // 2
+        self.parameter_count = found.likely_parameter_count
         self.needed_bytes = needed_bytes(found, self._outtype)
         self._verify = verify
         self._keep = keep

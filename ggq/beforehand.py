@@ -78,7 +78,7 @@ def _of_folder(folder: Path, outtype: str) -> tuple[str, int]:
     """The type of the base, and the number of parameters."""
     found = checkpoint.read(folder)
     checkpoint.require_convertible(found)
-    return resolve_outtype(found, outtype), found.parameter_count or found.weight_bytes // 2
+    return resolve_outtype(found, outtype), found.likely_parameter_count
 
 
 def _hollow_base(

@@ -5,6 +5,7 @@ Weights are never loaded: of a safetensors file only the header is read, of a ``
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import Counter
@@ -13,10 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from ggq import checkpoint_bounds, checkpoint_files, model_card, safetensors_header, torch_archive
+from ggq import (
+    checkpoint_bounds,
+    checkpoint_files,
+    mlx,
+    model_card,
+    safetensors_header,
+    storage,
+    torch_archive,
+)
 from ggq.checkpoint_files import damaged
 from ggq.errors import CheckpointProblem
 from ggq.safetensors_header import TENSOR_LIMIT, CheckpointTensor
+from ggq.storage import Storage
 from ggq.unchanged import Unchanged
 from ggq.untrusted import shown
 
@@ -29,15 +39,18 @@ _VOCABULARIES = {
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
     "tekken.json",
 }  # fmt: skip
-# What the pinned converter dequantizes (ModelBase.dequant_model in conversion/base.py; mxfp4 in gpt_oss.py).
-READABLE_QUANTIZATIONS = ("bitnet", "compressed-tensors", "fp8", "gptq", "modelopt", "mxfp4")
+_ORIGINAL = "Convert the model that it was made from: its model card names it as base_model."
+_EMBEDDING = re.compile(r"(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|embeddings?)\.weight$")
+_HEAD = re.compile(
+    r"(^|[._])(lm_head|head|output|output_layer|embed_out|unembed\w*|decoder)\.(\w+\.)?weight$"
+)
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A folder with a model in Hugging Face's form. ``tensors`` is empty for ``bin`` weights, which are not
-    looked into; ``quantization`` is the method of its config (``gptq``), None for plain floats."""
+    looked into."""
 
     path: Path
     config: Mapping[str, Any]
@@ -54,10 +67,25 @@ class Checkpoint:
     def model_type(self) -> str | None:
         return _text(self.config.get("model_type"))
 
+    @functools.cached_property
+    def storage(self) -> Storage:
+        """How the weights are stored, by their tensors; for ``bin`` weights nothing is known of it."""
+        return storage.read(self.tensors, self.config) if self.tensors else Storage(elements=None)
+
     @property
     def parameter_count(self) -> int | None:
-        """Elements of all tensors; None for ``bin`` weights."""
-        return sum(tensor.elements for tensor in self.tensors) if self.tensors else None
+        """The model's parameters, not the whole numbers that pack them; None for ``bin`` weights, and where
+        the packing does not tell."""
+        elements = self.storage.elements
+        return sum(elements.values()) if elements else None
+
+    @property
+    def likely_parameter_count(self) -> int:
+        """``parameter_count``, or an estimate from the bytes of the weights and the bits that the config
+        names."""
+        if self.parameter_count is not None:
+            return self.parameter_count
+        return self.weight_bytes * 8 // storage.said_bits(self.config)
 
     @property
     def weight_bytes(self) -> int:
@@ -90,8 +118,9 @@ class Checkpoint:
 
     @property
     def quantization(self) -> str | None:
-        settings = self._setting("quantization_config")
-        return _text(settings.get("quant_method")) if isinstance(settings, dict) else None
+        """The method that the weights are packed by (``gptq``), None for plain floats. By the tensors; for
+        ``bin`` weights by the config."""
+        return self.storage.method if self.tensors else storage.named(self.config)
 
     def _setting(self, key: str) -> Any:
         """A value of the config, or of the text model's part of it."""
@@ -123,12 +152,22 @@ def unchanged(given: Checkpoint) -> Unchanged:
 
 def require_convertible(checkpoint: Checkpoint) -> None:
     """Raises CheckpointProblem for what the pinned converter is known to refuse."""
+    require_readable(checkpoint.path, checkpoint.storage)
     method = checkpoint.quantization
-    if method is not None and method not in READABLE_QUANTIZATIONS:
+    if not checkpoint.tensors and method is not None and method not in storage.READABLE_QUANTIZATIONS:
         raise CheckpointProblem(
-            f"{checkpoint.path} is quantized with {method[:40]!r}, which the converter does not read.",
-            f"It reads plain floats and {', '.join(READABLE_QUANTIZATIONS)}.",
-            "Convert the model that it was made from: its model card names it as base_model.",
+            f"{checkpoint.path} is quantized with {shown(method)}, which the converter does not read.",
+            f"It reads plain floats and {', '.join(storage.READABLE_QUANTIZATIONS)}.",
+            _ORIGINAL,
+        )
+    if why := mlx.refusal(checkpoint.tensors, checkpoint.model_type):
+        raise CheckpointProblem(f"{checkpoint.path} is in MLX's form.", why, _ORIGINAL)
+    if why := _missing_head(checkpoint):
+        raise CheckpointProblem(
+            f"Weights of {checkpoint.path} are missing.",
+            why,
+            "Get the weights again from the model's source (`ggq download` checks them), or set "
+            "tie_word_embeddings as the source has it.",
         )
     if not _VOCABULARIES.intersection(checkpoint.tokenizer_files) and not any(
         file.endswith(".tiktoken") for file in checkpoint.tokenizer_files
@@ -138,6 +177,41 @@ def require_convertible(checkpoint: Checkpoint) -> None:
             "None of tokenizer.json, tokenizer.model, vocab.json, vocab.txt is there.",
             "Copy the tokenizer's files from the model's source into the folder.",
         )
+
+
+def remark(checkpoint: Checkpoint) -> str:
+    """What a person should know of the weights, be it why they cannot be converted; or an empty text."""
+    stored = checkpoint.storage
+    mlx_form = mlx.refusal(checkpoint.tensors, checkpoint.model_type)
+    return stored.refusal or mlx_form or _missing_head(checkpoint) or stored.remark
+
+
+def require_readable(where: Path, stored: Storage) -> None:
+    """Raises CheckpointProblem for weights that are packed in a way that cannot be converted."""
+    if stored.refusal:
+        raise CheckpointProblem(
+            f"The weights of {where} are quantized: {stored.description}.", stored.refusal, _ORIGINAL
+        )
+
+
+def _missing_head(checkpoint: Checkpoint) -> str:
+    """What is wrong where the config says that a causal model has a head of its own, and no tensor is one.
+
+    llama.cpp, like transformers, would go on without it: with the embedding, or with random numbers.
+    """
+    elements = checkpoint.storage.elements
+    if not elements or checkpoint._setting("tie_word_embeddings") is not False:
+        return ""
+    if not checkpoint.architectures[0].endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        return ""
+    tables = [name for name in elements if _EMBEDDING.search(name)]
+    table = max((elements[name] for name in tables), default=0)
+    heads = [
+        name for name in elements if name not in tables and (_HEAD.search(name) or elements[name] == table)
+    ]
+    if heads or not table:
+        return ""
+    return "lm_head.weight is missing and the config says that it is not tied to the embedding."
 
 
 def _read(folder: Path) -> Checkpoint:

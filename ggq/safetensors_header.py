@@ -41,13 +41,15 @@ _GROUPS = (
 
 @dataclass(frozen=True)
 class CheckpointTensor:
-    """A tensor as its safetensors header announces it. ``shape`` in torch's order, ``dtype`` as ``BF16``."""
+    """A tensor as its safetensors header announces it. ``shape`` in torch's order, ``dtype`` as ``BF16``;
+    ``form``: the format that its file says it is in (``pt``, ``mlx``), or an empty text."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     shard: str
     data_bytes: int
+    form: str = ""
 
     @property
     def elements(self) -> int:
@@ -64,11 +66,11 @@ def read(file: Path) -> Iterator[CheckpointTensor]:
 
     Raises CheckpointProblem, OSError.
     """
-    header, header_bytes, file_bytes = _header(file)
+    header, header_bytes, file_bytes, form = _header(file)
     data_bytes = file_bytes - 8 - header_bytes
     spans = []
     for name, info in header.items():
-        tensor, begin = _tensor(file, name, info)
+        tensor, begin = _tensor(file, name, info, form)
         spans.append((begin, begin + tensor.data_bytes, name))
         yield tensor
     expected = 0
@@ -82,8 +84,8 @@ def read(file: Path) -> Iterator[CheckpointTensor]:
         damaged(file, f"It has {data_bytes - expected:,} bytes after its last tensor.")
 
 
-def _header(file: Path) -> tuple[dict[str, Any], int, int]:
-    """The tensors' entries, and the bytes of the header and of the file."""
+def _header(file: Path) -> tuple[dict[str, Any], int, int, str]:
+    """The tensors' entries, the bytes of the header and of the file, and the format that it names."""
     with untrusted.open_regular(file) as stream:
         file_bytes = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(start := stream.read(8), "little")
@@ -100,14 +102,14 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not _is_of_texts(metadata):
         damaged(file, "Its __metadata__ are not texts by name.")
-    return header, length, file_bytes
+    return header, length, file_bytes, str((metadata or {}).get("format", ""))
 
 
 def _is_of_texts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
 
 
-def _tensor(file: Path, name: str, info: Any) -> tuple[CheckpointTensor, int]:
+def _tensor(file: Path, name: str, info: Any, form: str) -> tuple[CheckpointTensor, int]:
     """A tensor, and where its data begin."""
     if not name or len(name) > _NAME_LIMIT or not name.isprintable():
         why = (
@@ -130,7 +132,7 @@ def _tensor(file: Path, name: str, info: Any) -> tuple[CheckpointTensor, int]:
             file,
             f"{shown(name)}, {dtype} of shape {str(shape[:9])[:60]}, does not fill {end - begin:,} bytes.",
         )
-    return CheckpointTensor(name, dtype, tuple(shape), file.name, end - begin), begin
+    return CheckpointTensor(name, dtype, tuple(shape), file.name, end - begin, form), begin
 
 
 def _naturals(value: Any) -> list[int] | None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ggq import checkpoint
+from ggq import checkpoint, storage
 from ggq.errors import CheckpointProblem
 
 CONFIG = {
@@ -121,7 +121,8 @@ def test_text_settings_of_a_multimodal_config(folder: Path) -> None:
         },
     )
     found = checkpoint.read(folder)
-    assert (found.context_length, found.vocabulary_size, found.quantization) == (4096, 9, "fp8")
+    assert (found.context_length, found.vocabulary_size) == (4096, 9)
+    assert found.storage.ignored == "fp8" and found.quantization is None
 
 
 def test_bin_weights_are_listed_and_not_opened(folder: Path) -> None:
@@ -365,8 +366,12 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["awq", "bitsandbytes", "hqq"])
-def test_a_quantization_that_the_converter_refuses(folder: Path, method: str) -> None:
+def test_bin_weights_of_a_quantization_that_the_converter_refuses(folder: Path, method: str) -> None:
+    """Of a pickle only the config can speak, before it is opened."""
     write_json(folder / "config.json", CONFIG | {"quantization_config": {"quant_method": method}})
+    for file in folder.glob("model*"):
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"x" * 64)
     found = checkpoint.read(folder)
     assert found.quantization == method
     with pytest.raises(CheckpointProblem, match=f"quantized with '{method}'") as raised:
@@ -432,4 +437,4 @@ def test_the_readable_quantizations_are_the_converters_own(toolchain: Any) -> No
     read = set()
     for name in ("base.py", "gpt_oss.py"):
         read |= set(re.findall(r'quant_method == "([\w-]+)"', (sources / name).read_text(encoding="utf-8")))
-    assert read == set(checkpoint.READABLE_QUANTIZATIONS)
+    assert read == set(storage.READABLE_QUANTIZATIONS)

@@ -72,10 +72,9 @@ def default_name(model_name: str, outtype: str, *, mmproj: bool = False) -> str:
 
 def needed_bytes(given: Checkpoint, outtype: str) -> int:
     """Disk that the GGUF takes, from above. ``outtype``: resolved."""
-    weights = given.weight_bytes // 2 if given.parameter_count is None else given.parameter_count
     tokenizer_bytes = sum((given.path / name).stat().st_size for name in given.tokenizer_files)
     header_bytes = _HEADER_SHARE * tokenizer_bytes + _HEADER_BYTES
-    return int(weights * BITS_PER_WEIGHT[outtype] / 8) + header_bytes
+    return int(given.likely_parameter_count * BITS_PER_WEIGHT[outtype] / 8) + header_bytes
 
 
 def convert(
@@ -216,6 +215,8 @@ def remark(
     given: Checkpoint, made: gguf_file.GgufFile, verification: Verification, listener: Listener
 ) -> None:
     """What a person should know of a conversion that is right."""
+    if given.storage.remark:
+        listener(Notice(given.storage.remark))
     for warning in verification.warnings:
         listener(Notice(f"{warning[:1].upper()}{warning[1:]}.", "warning"))
     window = _lost_window(given, made)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ggq import files, gguf_names, model_card
 from ggq.checkpoint import Checkpoint
+from ggq.storage import QUANTIZATION_KEYS
 
 CONFIG = "config.json"
 _WITH_AUTO_MAP = (CONFIG, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
@@ -46,8 +47,10 @@ def make(checkpoint: Checkpoint, parent: Path, source: SourceInfo | None) -> Pat
         for entry in sorted(checkpoint.path.iterdir()):
             if _is_wanted(entry) and entry.name != model_card.NAME:
                 _link(entry, view / entry.name)
+        if checkpoint.storage.ignored:
+            _without(view / CONFIG, QUANTIZATION_KEYS)
         for file in _WITH_AUTO_MAP:
-            _without_auto_map(view / file)
+            _without(view / file, ("auto_map", "custom_pipelines"))
         card = model_card.read(checkpoint.path / model_card.NAME)
         if source is not None and source.license and not card.entries:
             card = model_card.Card({"license": source.license})
@@ -88,11 +91,11 @@ def _link(entry: Path, link: Path) -> None:
             shutil.copyfile(entry, link)
 
 
-def _without_auto_map(file: Path) -> None:
+def _without(file: Path, keys: Iterable[str]) -> None:
     if not file.is_file():
         return
     content = json.loads(file.read_text(encoding="utf-8"))
-    if _drop(content, ("auto_map", "custom_pipelines")):
+    if _drop(content, keys):
         _replace(file, content)
 
 

@@ -30,7 +30,7 @@ from ggq.llamacpp.rows import quantize_rows
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.presets import Preset
-from ggq.progress import Listener, silent
+from ggq.progress import Listener, Notice, silent
 from ggq.quantize.outputs import changed_entries
 from ggq.quantize.recipe import Recipe, ask
 from ggq.records import is_ours
@@ -196,7 +196,9 @@ class _Maker:
         return replace(self._model(name, folder, source, fill), download_bytes=missing)
 
     def of_folder(self, path: Path) -> HollowModel:
-        checkpoint.read(path)  # what is no checkpoint is told first, and in its own words
+        given = checkpoint.read(path)  # what is no checkpoint is told first, and in its own words
+        if given.storage.remark:
+            self._listener(Notice(given.storage.remark))
         name = path.resolve().name
         folder = self._folder(name, [*_identity(path), self._outtype])
         return self._model(name, folder, None, lambda staged: self._convert(path, staged, None))
