@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ggq import process
 from ggq.environment import environment
 from ggq.llamacpp import toolchain
+from ggq.llamacpp.toolchain import Toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench-results"
@@ -52,6 +54,23 @@ class Watched:
     seconds: float
     peak_anonymous_bytes: int
     peak_pss_bytes: int
+
+
+def convert_by_hand(
+    tools: Toolchain, checkpoint: Path, output: Path, outtype: str, *arguments: str | Path
+) -> process.Completed:
+    """Run llama.cpp's converter as a person does, without ggq's view: on trusted checkpoints."""
+    command = [
+        sys.executable,
+        tools.converter,
+        checkpoint,
+        "--outfile",
+        output,
+        "--outtype",
+        outtype,
+        *arguments,
+    ]
+    return process.run(command, env={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}, check=False)
 
 
 def watch(command: Sequence[str | Path], cwd: Path | None = None) -> Watched:
@@ -115,9 +134,9 @@ def _tree_memory(root: Any) -> dict[str, int]:
         processes = [root, *root.children(recursive=True)]
     except psutil.Error:
         return totals
-    for process in processes:
+    for each in processes:
         try:
-            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
+            text = Path(f"/proc/{each.pid}/smaps_rollup").read_text(encoding="ascii")
         except OSError:
             continue
         for line in text.splitlines()[1:]:

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.common import RESULTS, Bar, Watched, finish, random_llama, watch
+from benchmarks.common import RESULTS, Bar, Watched, convert_by_hand, finish, random_llama, watch
 from ggq import files
-from ggq.llamacpp import toolchain, tools
+from ggq.llamacpp import toolchain
 
 PRESETS = (
     "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_K_S", "Q5_K_M", "Q6_K",
@@ -76,7 +76,7 @@ def make_base(folder: Path, layers: int) -> tuple[Path, int]:
     checkpoint = folder / "checkpoint"
     parameters = random_llama(checkpoint, width=1024, ffn=4096, layers=layers, heads=16)
     base = folder / f"{layers}-layers.gguf"
-    done = tools.convert(toolchain.find(), checkpoint, base, "bf16")
+    done = convert_by_hand(toolchain.find(), checkpoint, base, "bf16")
     if done.returncode:
         raise done.failed()
     shutil.rmtree(checkpoint)

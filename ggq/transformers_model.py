@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ggq.errors import CheckpointProblem
 
 if TYPE_CHECKING:
     from ggq.checkpoint import Checkpoint
@@ -25,7 +28,14 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
+    "USE_HUB_KERNELS": "NO",  # a config may name a repository of compiled code
 }
+# Functions of transformers.dynamic_module_utils that lead to running, or to looking into, Python files.
+_CODE_LOADERS = (
+    "init_hf_modules", "create_dynamic_module", "get_relative_imports", "get_relative_import_files",
+    "get_imports", "check_imports", "get_class_in_module", "get_cached_module_file",
+    "get_class_from_dynamic_module",
+)  # fmt: skip
 
 # Rows of a matrix that are widened at once: they stay in the CPU's cache.
 _ROWS = 256
@@ -51,6 +61,33 @@ def import_lightly() -> None:
 
     torch.distributed.is_available = lambda: False
     torch.compiler.disable = disable  # nothing is compiled here
+
+
+def forbid_code() -> None:
+    """From now on transformers runs no code of a checkpoint in this process, whoever trusts it.
+
+    All of its ways to such code go through one module, and there through a few functions that it calls by
+    their names; other modules may have taken some of them already. Raises what importing it raises.
+    """
+    import importlib
+
+    loader = importlib.import_module("transformers.dynamic_module_utils")
+    before = {name: getattr(loader, name) for name in _CODE_LOADERS if hasattr(loader, name)}
+    for name in before:
+        setattr(loader, name, _refuse_code)
+    loaded = [module for name, module in sys.modules.items() if name.split(".")[0] == "transformers"]
+    for module in loaded:
+        for name, function in before.items():
+            if vars(module).get(name) is function:
+                setattr(module, name, _refuse_code)
+
+
+def _refuse_code(*_: Any, **__: Any) -> NoReturn:
+    raise CheckpointProblem(
+        "The checkpoint wants to run Python code of its own.",
+        "ggq runs no code of a checkpoint; transformers or the converter cannot read it without.",
+        "Look for a model of the same kind that transformers knows by itself.",
+    )
 
 
 def needed_bytes(given: Checkpoint) -> int:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from hubserver import HubServer
 
+from benchmarks.common import convert_by_hand
 from ggq.errors import ToolchainProblem
-from ggq.llamacpp import rpc, tools
+from ggq.llamacpp import rpc
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
 
@@ -96,7 +97,7 @@ def toolchain() -> Toolchain:
 def base_gguf(toolchain: Toolchain, example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model as a BF16 GGUF, converted once. Tests copy it where they change it."""
     base = tmp_path_factory.mktemp("base") / "tiny-llama-BF16.gguf"
-    done = tools.convert(toolchain, example, base, "bf16")
+    done = convert_by_hand(toolchain, example, base, "bf16")
     if done.returncode:
         raise done.failed()
     return base

@@ -17,10 +17,10 @@ from ctrl_c import heed_ctrl_c
 from disks import tmpfs
 from outputs import digests
 
+from benchmarks.common import convert_by_hand
 from ggq import files, making, pipeline
 from ggq.cli.main import cli
 from ggq.errors import DiskFull, UsageProblem
-from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import Settings
 from ggq.progress import Event, Notice
@@ -53,7 +53,7 @@ def larger_base(toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) 
     if not prose.is_dir():
         pytest.skip(f"{prose} is absent")
     base = tmp_path_factory.mktemp("larger") / "prose-BF16.gguf"
-    done = tools.convert(toolchain, prose, base, "bf16")
+    done = convert_by_hand(toolchain, prose, base, "bf16")
     assert done.returncode == 0, done.stderr
     return base
 

@@ -16,13 +16,13 @@ import gguf
 import numpy as np
 import pytest
 
+from benchmarks.common import convert_by_hand
 from ggq import ggml_types, gguf_file, gguf_header, gguf_names
 from ggq.errors import GgufProblem
 from ggq.gguf_file import read, read_all, shards
 from ggq.gguf_names import FileName, parse_name
 from ggq.gguf_size import predicted_bytes
 from ggq.gguf_values import scan_values
-from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
 
 
@@ -427,7 +427,7 @@ def test_predicted_bytes_where_most_tensors_fall_back(
     toolchain: Toolchain, shared: Path, tmp_path: Path
 ) -> None:
     base = tmp_path / "base.gguf"
-    tools.convert(toolchain, shared / "models" / "stories260K", base, "f16")
+    convert_by_hand(toolchain, shared / "models" / "stories260K", base, "f16")
     check_predictions(toolchain, read(base), tmp_path / "out.gguf")
 
 

@@ -6,17 +6,16 @@ import json
 import math
 import re
 import signal
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ggq import checkpoint as checkpoints
-from ggq import files, hardware, process, transformers_model
+from ggq import files, hardware, process, python_child, scratch, transformers_model
 from ggq.bench.reference_child import Job
 from ggq.checkpoint import Checkpoint
+from ggq.convert import view
 from ggq.errors import CheckpointProblem, DoesNotFit, GgqError, UsageProblem, signal_name
 from ggq.llamacpp.logits_file import scored_tokens
 from ggq.progress import Listener, Step, silent
@@ -70,11 +69,10 @@ def perplexity(
         threads=threads or hardware.usable_cores(),
     )
     run = _Run(given, len(chunks), listener)
-    with tempfile.TemporaryDirectory(prefix="ggq-reference-") as work:
-        done = process.run(
-            [sys.executable, "-m", "ggq.bench.reference_child"],
-            # In a folder of our own: Python looks for modules in the current one first.
-            cwd=Path(work),
+    with scratch.folder("reference") as work:
+        job = replace(job, folder=str(view.make(given, work, None)))
+        done = python_child.run(
+            "ggq.bench.reference_child",
             stdin=json.dumps(vars(job)),
             env=transformers_model.ENVIRONMENT,
             on_stdout=run.hear,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggq.transformers_model import import_lightly, load_model, logits
+from ggq.transformers_model import forbid_code, import_lightly, load_model, logits
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ def say(event: str, **content: Any) -> None:
 
 def main() -> int:
     import_lightly()
+    forbid_code()
     job = Job(**json.loads(sys.stdin.read()))
     try:
         run(job)

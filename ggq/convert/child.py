@@ -30,13 +30,14 @@ from ggq.progress import Event, Step
 
 @dataclass(frozen=True)
 class Job:
-    """What to do. ``gguf`` is written when ``convert``, and only looked at otherwise; ``check``: hold it
-    against the checkpoint; ``logits``: also what it computes; ``metadata``: for the converter's override.
-    ``hollow``: write holes for the weights; ``without_values``: the checkpoint's own weights are holes;
-    ``pipe_folder``: of a ``Pipe`` for the tensors' data, which are holes in the file; ``fed``: the files of
-    the checkpoint whose content comes through the ``Feed`` beside it."""
+    """What to do. ``name``: the model's; ``gguf`` is written when ``convert``, and only looked at otherwise;
+    ``check``: hold it against the checkpoint; ``logits``: also what it computes; ``metadata``: for the
+    converter's override. ``hollow``: write holes for the weights; ``without_values``: the checkpoint's own
+    weights are holes; ``pipe_folder``: of a ``Pipe`` for the tensors' data, which are holes in the file;
+    ``fed``: the files of the checkpoint whose content comes through the ``Feed`` beside it."""
 
     view: str
+    name: str
     gguf: str
     outtype: str
     architecture: str
@@ -76,6 +77,7 @@ def say(event: str, **content: Any) -> None:
 def main() -> int:
     job = Job(**json.loads(sys.stdin.read()))
     transformers_model.import_lightly()
+    transformers_model.forbid_code()
     converter.prepare(Path(job.source_dir))
     run(job)
     return 0
@@ -187,6 +189,7 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
     converter.run(
         Path(job.source_dir),
         folder,
+        job.name,
         Path(job.gguf),
         job.outtype,
         ["--metadata", str(override), *(["--mmproj"] if job.mmproj else []), *job.arguments],
@@ -230,7 +233,7 @@ def _metadata(job: Job) -> dict[str, Any]:
         metadata["general.base_models"] = [
             {"name": name, "organization": owner, "repo_url": page, "url": f"{page}/tree/{job.commit}"}
         ]
-    name = str(metadata.get("general.name", Path(job.view).name))
+    name = str(metadata.get("general.name", job.name))
     if re.search("phi-?3", name, re.IGNORECASE):
         # llama.cpp knows Phi-3's tokenizer by the model's name, and does not load a file of that name without
         # these tokens (llama-vocab.cpp, "set attributes by model/tokenizer/architecture name").

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import __version__, files, gguf_file, hardware, model_card, process, transformers_model
+from ggq import __version__, files, gguf_file, hardware, model_card, python_child, scratch, transformers_model
 from ggq.checkpoint import Checkpoint
 from ggq.convert import failures, gaps, tokenizer_model, view
 from ggq.convert.accounting import account
@@ -86,13 +84,11 @@ class Child:
         self._on_written, self._on_header = on_written, on_header
         for remark in model_card.read(self._given.path / model_card.NAME).remarks:
             self._listener(Notice(f"{remark[:1].upper()}{remark[1:]}."))
-        with tempfile.TemporaryDirectory(prefix="ggq-view-") as work:
-            folder = view.make(self._given, Path(work), self._source)
+        with scratch.folder("view") as work:
+            folder = view.make(self._given, work, self._source)
             job = self._job(folder, convert=convert, level=level)
-            done = process.run(
-                [sys.executable, "-m", "ggq.convert.child"],
-                # In a folder of our own: Python looks for modules in the current one first.
-                cwd=Path(work),
+            done = python_child.run(
+                "ggq.convert.child",
                 stdin=json.dumps(job),
                 env=transformers_model.ENVIRONMENT | (_THRIFTY if self._hollow else {}),
                 on_stdout=self._hear,
@@ -117,6 +113,7 @@ class Child:
         names = [tensor.name for tensor in self._given.tensors]
         return {
             "view": str(folder),
+            "name": view.model_name(self._given, self._source),
             "gguf": str(self._gguf.absolute()),
             "outtype": self._outtype,
             "architecture": self._given.architectures[0],

@@ -1,24 +1,55 @@
 """A view of a checkpoint folder: the user's files by links, with the few that ggq completes replaced.
 
-The user's folder is never written to. What runs code is left out of the view: Python files, and the
-``auto_map`` entries that would have transformers load them. Nothing from a checkpoint is ever executed.
+The user's folder is never written to. The view has a name of ggq's own, and holds only kinds of files that
+the converter and transformers read as data: settings, vocabularies, templates, weights, the model card. What
+names code of the checkpoint (``auto_map`` and its like) is taken out of every JSON file in it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+import stat
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggq import files, gguf_names, model_card
+from ggq import checkpoint_files, files, gguf_names, model_card, untrusted
 from ggq.checkpoint import Checkpoint
 from ggq.storage import QUANTIZATION_KEYS
 
 CONFIG = "config.json"
-_WITH_AUTO_MAP = (CONFIG, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+NAME = "checkpoint"
+_SETTINGS = (
+    CONFIG, "generation_config.json", "hf_quant_config.json", "preprocessor_config.json",
+    "processor_config.json", "video_preprocessor_config.json", "modules.json", "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)  # fmt: skip
+_VOCABULARIES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "tekken.json", "tokenizer.jsonl", "tokenizer.model.v3",
+    "rwkv_vocab_v20230424.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+_VOCABULARY_SUFFIXES = (".tiktoken", ".model", ".spm", ".bpe")
+_WEIGHTS = {
+    "safetensors": ("model.safetensors.index.json", "mask_embedding.pt"),
+    "bin": ("pytorch_model.bin.index.json",),
+}
+# Folders that the converter reads, and what of them: templates; parts of sentence-transformers, which are
+# numbered (1_Pooling); audio tokenizers.
+_PARTS = (
+    (re.compile(r"additional_chat_templates"), re.compile(r"[\w.-]+\.jinja")),
+    (
+        re.compile(r"\d+_[A-Za-z]+|audio_tokenizer|speech_tokenizer"),
+        re.compile(r"config\.json|model\.safetensors"),
+    ),
+)
+# What transformers takes for the name of a file with code, or of a config that has such names.
+CODE_KEYS = ("auto_map", "configuration_files", "custom_generate", "custom_pipelines")
+# A letter of a key may be written as \\u0061.
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:5f|6[1-9a-f]|7[0-9a])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,22 +66,27 @@ class SourceInfo:
         return self.repo_id.rsplit("/", 1)[-1]
 
 
-def make(checkpoint: Checkpoint, parent: Path, source: SourceInfo | None) -> Path:
-    """Make the view below ``parent`` and return it. It has the model's name: the converter reads that, too.
-
-    Raises OutputProblem, DiskFull.
-    """
+def model_name(checkpoint: Checkpoint, source: SourceInfo | None) -> str:
+    """The name that the converter is to know the model by."""
     name = source.name if source else checkpoint.path.resolve().name
-    view = parent / (gguf_names.output_name(name, "view").removesuffix("-view.gguf") or "model")
+    return gguf_names.output_name(name, "view").removesuffix("-view.gguf") or "model"
+
+
+def make(checkpoint: Checkpoint, parent: Path, source: SourceInfo | None) -> Path:
+    """Make the view below ``parent`` and return it.
+
+    Raises CheckpointProblem for a JSON file that names code and cannot be read, OutputProblem, DiskFull.
+    """
+    view = parent / NAME
     with files.explain_os_error(view, "set TMPDIR to another folder"):
         view.mkdir()
-        for entry in sorted(checkpoint.path.iterdir()):
-            if _is_wanted(entry) and entry.name != model_card.NAME:
-                _link(entry, view / entry.name)
+        for entry in _wanted(checkpoint):
+            place = view / entry.relative_to(checkpoint.path)
+            place.parent.mkdir(exist_ok=True)
+            if entry.suffix != ".json" or not _write_without_code(entry, place):
+                _link(entry, place)
         if checkpoint.storage.ignored:
             _without(view / CONFIG, QUANTIZATION_KEYS)
-        for file in _WITH_AUTO_MAP:
-            _without(view / file, ("auto_map", "custom_pipelines"))
         card = model_card.read(checkpoint.path / model_card.NAME)
         if source is not None and source.license and not card.entries:
             card = model_card.Card({"license": source.license})
@@ -76,43 +112,81 @@ def merge(config: dict[str, Any], keys: Mapping[str, Any]) -> None:
             config[key] = value
 
 
-def _is_wanted(entry: Path) -> bool:
-    hidden = entry.name.startswith(".")
-    return not hidden and entry.suffix not in (".py", ".pyc", ".gguf") and (entry.is_file() or entry.is_dir())
+def is_wanted(name: str) -> bool:
+    """Whether a file of the top folder that is no weights belongs into a view, by its name."""
+    return name in (*_SETTINGS, *_VOCABULARIES) or (
+        not name.startswith(".") and name.endswith(_VOCABULARY_SUFFIXES)
+    )
+
+
+def _wanted(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The checkpoint's files that go into the view: regular ones, of known names."""
+    weights = {*checkpoint.weight_files, *(checkpoint.path / it for it in _WEIGHTS[checkpoint.weight_format])}
+    for entry in sorted(checkpoint.path.iterdir()):
+        if (entry in weights or is_wanted(entry.name)) and _is_regular(entry):
+            yield entry
+        for folder, names in _PARTS:
+            if folder.fullmatch(entry.name) and entry.is_dir():
+                yield from (
+                    part
+                    for part in sorted(entry.iterdir())
+                    if names.fullmatch(part.name) and _is_regular(part)
+                )
+
+
+def _is_regular(entry: Path) -> bool:
+    try:
+        return stat.S_ISREG(entry.stat().st_mode)
+    except OSError:  # a link that leads nowhere
+        return False
 
 
 def _link(entry: Path, link: Path) -> None:
     try:
-        link.symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
+        link.symlink_to(entry.resolve())
     except OSError:  # a file system, or a Windows account, without symbolic links
-        if entry.is_dir():
-            shutil.copytree(entry, link)
-        else:
-            shutil.copyfile(entry, link)
+        shutil.copyfile(entry, link)
 
 
-def _without(file: Path, keys: Iterable[str]) -> None:
-    if not file.is_file():
-        return
+def _without(file: Path, keys: Collection[str]) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
     if _drop(content, keys):
         _replace(file, content)
 
 
-def _drop(content: Any, keys: Iterable[str]) -> bool:
-    """Remove ``keys`` at every depth of a JSON value; says whether any was there."""
-    if isinstance(content, list):
-        inner = [_drop(item, keys) for item in content]  # all of them, not only up to the first
-        return any(inner)
-    if not isinstance(content, dict):
+def _write_without_code(file: Path, place: Path) -> bool:
+    """Write a JSON file to ``place`` without the names of code in it; False when it has none of them."""
+    with checkpoint_files.explained(file):
+        raw = untrusted.read_bytes(file, untrusted.TOKENIZER.text_bytes)
+        if not any(key.encode() in raw for key in CODE_KEYS) and not _ESCAPED_LETTER.search(raw):
+            return False
+        content = untrusted.parse(raw, untrusted.TOKENIZER)
+    if not _drop(content, CODE_KEYS):
         return False
-    own = [content.pop(key) for key in keys if key in content]
-    inner = [_drop(item, keys) for item in content.values()]
-    return bool(own) or any(inner)
+    _replace(place, content)
+    return True
+
+
+def _drop(content: Any, keys: Collection[str]) -> bool:
+    """Remove ``keys`` at every depth of a JSON value; says whether any was there.
+
+    A key with a number stays: it is a token of a vocabulary.
+    """
+    level, found = [content], False
+    while level:
+        value = level.pop()
+        if isinstance(value, list):
+            level += value
+        elif isinstance(value, dict):
+            for key in [key for key in keys if not isinstance(value.get(key, 0), (int, float))]:
+                del value[key]
+                found = True
+            level += value.values()
+    return found
 
 
 def _replace(file: Path, content: Any) -> None:
-    """Write a file of the view anew; the link goes, what it leads to stays."""
+    """Write a file of the view; the link goes, what it leads to stays."""
     if file.is_symlink():
         file.unlink()
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")

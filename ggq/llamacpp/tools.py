@@ -6,8 +6,7 @@ name, flag or output line.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,44 +84,6 @@ def quantize(
     if threads:
         command.append(str(threads))
     return process.run(command, on_stdout=watch, on_stderr=watch)
-
-
-def convert(
-    toolchain: Toolchain,
-    checkpoint: Path,
-    output: Path,
-    outtype: str,
-    *,
-    arguments: Sequence[str] = (),
-    on_bytes: Progress | None = None,
-) -> process.Completed:
-    """Run the vendored converter in a child Python.
-
-    ``outtype``: auto, bf16, f16, f32 or q8_0. ``arguments`` are passed on (``--mmproj``, ``--metadata F``).
-    Returns whatever came out, without raising on a failure: convert.py reads the words.
-    """
-
-    def watch(line: str) -> None:
-        progress = parse.converter_progress(line)
-        if progress and on_bytes:
-            on_bytes(*progress)
-
-    return process.run(
-        [
-            sys.executable,
-            toolchain.converter,
-            checkpoint,
-            "--outfile",
-            output,
-            "--outtype",
-            outtype,
-            *arguments,
-        ],
-        # The converter must not fetch anything, and its words must come at once.
-        env={"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error"},
-        on_stderr=watch,
-        check=False,
-    )
 
 
 def complete(toolchain: Toolchain, model: Path, prompt: str, tokens: int, threads: int | None = None) -> str:

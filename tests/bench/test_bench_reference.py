@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.common import convert_by_hand
 from ggq import process, transformers_model
 from ggq.bench import reference
 from ggq.bench.reference import ReferencePerplexity, perplexity
 from ggq.bench.reference_child import score
 from ggq.errors import CheckpointProblem, DoesNotFit, GgqError, UsageProblem
-from ggq.llamacpp import logits_file, tools
+from ggq.llamacpp import logits_file
 from ggq.llamacpp.perplexity import TOOL
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Event, Step
@@ -122,7 +123,7 @@ def test_a_real_checkpoint_in_32_bits(
 ) -> None:
     """Here nothing is rounded between the two, and they agree to the last digit that is printed."""
     gguf = tmp_path / "stories260K-F32.gguf"
-    done = tools.convert(toolchain, stories, gguf, "f32")
+    done = convert_by_hand(toolchain, stories, gguf, "f32")
     assert done.returncode == 0, done.tail
     found, value, error = both(toolchain, stories, gguf, prose / "heldout.txt", tmp_path)
     assert found.value == pytest.approx(value, rel=1e-5)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ggq
+from benchmarks.common import convert_by_hand
 from ggq import files
 from ggq.bench import excerpts, quality, subject
 from ggq.bench.corpus import Text
@@ -210,7 +211,7 @@ def test_too_little_text_is_refused(
 def test_models_of_two_families_are_not_compared(
     family: tuple[Subject, ...], heldout: Text, stories: Path, toolchain: Toolchain, tmp_path: Path
 ) -> None:
-    assert tools.convert(toolchain, stories, tmp_path / "other-F32.gguf", "f32").returncode == 0
+    assert convert_by_hand(toolchain, stories, tmp_path / "other-F32.gguf", "f32").returncode == 0
     other = subject.identify([tmp_path / "other-F32.gguf"])
     with pytest.raises(GgufProblem, match="was not made from"):
         measure((family[0], *other), heldout, toolchain, tmp_path)

@@ -273,7 +273,7 @@ def test_the_view_is_links_and_no_code(example: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     made = view.make(checkpoint.read(folder), work, view.SourceInfo("org/Name-1B", "c", "mit"))
-    assert made.name == "Name-1B"
+    assert made.name == view.NAME
     assert not (made / "modeling.py").exists()
     assert (made / "model.safetensors").is_symlink() and not (made / "config.json").is_symlink()
     assert "auto_map" not in (made / "config.json").read_text()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.common import convert_by_hand
 from ggq import process
 from ggq.errors import GgufProblem, ToolchainProblem, UsageProblem
 from ggq.llamacpp import logits_file, perplexity
@@ -192,10 +193,9 @@ def test_logits_are_saved_cut_into_parts_and_compared_with(
 def test_a_foreign_vocabulary_is_said(
     toolchain: Toolchain, base_gguf: Path, example: Path, tmp_path: Path, stories: Path
 ) -> None:
-    from ggq.llamacpp import tools
 
     other = tmp_path / "stories.gguf"
-    assert tools.convert(toolchain, stories, other, "f32").returncode == 0
+    assert convert_by_hand(toolchain, stories, other, "f32").returncode == 0
     logits = perplexity.save_logits(
         toolchain, base_gguf, example / "heldout.txt", tmp_path / "logits", HOW, chunks=4
     )
