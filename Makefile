@@ -7,7 +7,7 @@ INSTALLED := .venv/.ggq-installed
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup test lint types tests demo bench bench-pipeline bench-quality bench-memory bench-foresight \
-	bench-sweep gpu-check docs clean distclean
+	bench-sweep fuzz gpu-check docs clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench-foresight: setup ## Sizes, memory and speed foretold, against what is made
 bench-sweep: setup ## All presets in one pass against llama-quantize once per preset (half an hour)
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.fused
+
+fuzz: setup ## 10,000 mutated inputs through every verb (some 25 minutes); no crash, no cost
+	$(BIN)/python tests/fuzzing
 
 bench: bench-pipeline bench-quality bench-memory bench-foresight bench-sweep ## All benchmarks
 

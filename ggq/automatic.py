@@ -94,8 +94,8 @@ def foretell(
             raise DoesNotFit(
                 problem.what,
                 problem.why,
-                f"{problem.next_step} `ggq recommend` takes --ctx and --kv; here, --preset NAME makes a file"
-                " for another machine all the same.",
+                f"{problem.next_step} `ggq recommend --ctx` tries others; here, --preset NAME makes a"
+                " file for another machine all the same.",
             ) from problem
 
     try:

@@ -78,7 +78,7 @@ def _unsupported(checkpoint: Checkpoint, text: str) -> GgqError:
         f"llama.cpp does not know the architecture {name[:60]}.",
         f"The converter knows {len(json.loads(text))} architectures"
         + (f"; the nearest is {near[0]}." if near else ", and none of a similar name."),
-        "See whether a newer llama.cpp knows it (--llama-cpp), or choose another model.",
+        "See whether a newer llama.cpp knows it (`ggq setup --llama-cpp`), or choose another model.",
     )
 
 

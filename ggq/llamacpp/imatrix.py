@@ -209,5 +209,5 @@ def too_short(tokens: int, context: int) -> CannotServe:
     return CannotServe(
         "The text is too short for an importance matrix.",
         f"It has {tokens:,} tokens; {LEAST_CHUNKS * context:,} are needed, two chunks of {context:,}.",
-        "Give a longer text, or a smaller context (-c).",
+        "Give a longer text, or make the matrix by `ggq imatrix -c` with a smaller context.",
     )

@@ -146,6 +146,7 @@ def evaluation_failed(done: process.Completed, model: Path) -> GgqError:
             " kernel.",
             f"The file has {files.human_bytes(model.stat().st_size)}; now"
             f" {files.human_bytes(hardware.available_ram_bytes())} are free.",
-            "Close other programs, or give a smaller context (-c).",
+            "Close other programs, or choose a smaller model; where the command has a context (-c), a smaller"
+            " one needs less.",
         )
     return done.failed("Run `ggq doctor`; --verbose shows all that the tool says.")

@@ -252,13 +252,13 @@ class Matrix:
             raise UsageProblem(
                 f"A chunk of {context} tokens is too short.",
                 f"llama-imatrix wants {tool.LEAST_CONTEXT} or more.",
-                "Give a larger one with -c/--ctx.",
+                "Make it by `ggq imatrix -c` with a larger one.",
             )
         if base.context_length is not None and context > base.context_length:
             raise CannotServe(
                 f"{base.path.name} has no room for chunks of {context:,} tokens.",
                 f"It was trained for {base.context_length:,}.",
-                "Give a smaller one with -c/--ctx.",
+                "Make it by `ggq imatrix -c` with a smaller one.",
             )
         needed = 3 * _matrix_bytes(base)  # what is there, what is computed, and how it is published
         files.require_space(self.path.parent, needed, "the importance matrix")
