@@ -44,6 +44,7 @@ _EMBEDDING = re.compile(r"(embed_tokens|wte|embed_in|word_embeddings|tok_embeddi
 _HEAD = re.compile(
     r"(^|[._])(lm_head|head|output|output_layer|embed_out|unembed\w*|decoder)\.(\w+\.)?weight$"
 )
+_FAMILIES = 8  # of shards: there is one; names may be of a stranger's making
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
 
 
@@ -330,11 +331,12 @@ def _weight_map(index: Path, suffix: str) -> Mapping[str, str]:
 def _require_all(folder: Path, names: Sequence[str], wanted: set[str]) -> None:
     """Every file of the index, and every sibling that a shard's own name announces."""
     expected = set(wanted)
-    for match in filter(None, map(_SHARD.fullmatch, wanted)):
-        expected |= {
-            f"{match['stem']}-{index:05d}-of-{match['count']}{match['suffix']}"
-            for index in range(1, int(match["count"]) + 1)
-        }
+    families = {
+        (match["stem"], match["count"], match["suffix"])
+        for match in filter(None, map(_SHARD.fullmatch, wanted))
+    }
+    for stem, count, suffix in sorted(families)[:_FAMILIES]:
+        expected |= {f"{stem}-{index:05d}-of-{count}{suffix}" for index in range(1, int(count) + 1)}
     missing = sorted(expected.difference(names))
     if missing:
         raise CheckpointProblem(

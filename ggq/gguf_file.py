@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggq import gguf_constants, gguf_header
+from ggq import gguf_constants, gguf_header, untrusted
 from ggq.errors import GgufProblem
 from ggq.gguf_header import Array, Scalar, TensorInfo
 from ggq.gguf_names import SHARD, shard_name
@@ -158,7 +158,7 @@ def read(path: Path) -> GgufFile:
     lengths that lie, names twice, tensors out of place.
     """
     try:
-        with path.open("rb") as stream:
+        with untrusted.open_regular(path) as stream:
             return GgufFile((path,), **vars(gguf_header.parse(path, stream)))
     except IsADirectoryError as error:
         raise GgufProblem(

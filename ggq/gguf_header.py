@@ -17,6 +17,7 @@ from typing import IO, Any, NoReturn, overload
 
 from ggq import ggml_types
 from ggq.errors import GgufProblem
+from ggq.untrusted import shown
 
 DEFAULT_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT in ggml/include/gguf.h
 
@@ -299,10 +300,14 @@ class _Reader:
         length = int(self._number("Q"))
         if length > limit:
             self._lie(f"A {what} is said to be {length:,} bytes long; {limit:,} are allowed.")
+        raw = self._take(length, f"a {what}")
         try:
-            return self._take(length, f"a {what}").decode("utf-8")
+            name = raw.decode("utf-8")
         except UnicodeDecodeError:
             self._lie(f"A {what} is not text.")
+        if b"\0" in raw:  # llama.cpp would read less of it
+            self._lie(f"A {what} holds a NUL: {shown(name)}.")
+        return name
 
     def _string(self, what: str) -> bytes:
         return self._take(int(self._number("Q")), f"the text of {what!r}")

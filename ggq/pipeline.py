@@ -17,6 +17,7 @@ from ggq.bases import (
     own_base,
     streamed_checkpoint,
 )
+from ggq.convert.source import model_name as folder_name
 from ggq.job import Job
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
@@ -200,4 +201,4 @@ def parameters_ahead(found: hub.Preview) -> int:
 
 def model_name(ref: reference.ModelRef) -> str:
     """The model's name as files carry it: the repository's, or the folder's."""
-    return ref.repo_id.rsplit("/", 1)[-1] if ref.path is None else ref.path.resolve().name
+    return ref.repo_id.rsplit("/", 1)[-1] if ref.path is None else folder_name(ref.path)

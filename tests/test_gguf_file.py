@@ -162,6 +162,8 @@ HOSTILE = {
     "more entries than there are": (START + struct.pack("<QQ", 0, 3), "cut short"),
     "a key without end": (START + struct.pack("<QQQ", 0, 1, 1 << 40), "metadata key"),
     "an empty key": (header([entry("", 4, b"\1\0\0\0")], []), "key is empty"),
+    "a NUL in a key": (header([entry("a\0b", 4, b"\1\0\0\0")], []), "NUL"),
+    "a NUL in a tensor's name": (header([], [info("a\0b")], bytes(32)), "NUL"),
     "a key twice": (header([entry("a", 4, b"\1\0\0\0")] * 2, []), "twice"),
     "a key that is not text": (header([text(b"\xff\xfe") + struct.pack("<II", 4, 1)], []), "not text"),
     "an unknown type": (header([entry("a", 99, b"")], []), "unknown type 99"),
@@ -494,3 +496,11 @@ def test_every_tensor_type_of_the_toolchain_is_known(toolchain: Toolchain) -> No
     words = (toolchain.converter.parent / "ggml" / "include" / "ggml.h").read_text(encoding="utf-8")
     numbers = {int(number) for number in re.findall(r"^ +GGML_TYPE_\w+ += (\d+),", words, re.MULTILINE)}
     assert set(ggml_types.by_number()) == numbers - {max(numbers)}, "the last one is GGML_TYPE_COUNT"
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "model.gguf")
+    with pytest.raises(GgufProblem, match="pipe"):
+        read(tmp_path / "model.gguf")

@@ -140,7 +140,10 @@ def _show_checkpoint(found: checkpoint.Checkpoint, out: Output) -> None:
 
 
 def _show_remote(model: RemoteModel, out: Output) -> None:
+    from ggq import hub
+
     total = sum(file.file_bytes for file in model.files)
+    missing = hub.missing_files(model)
     facts = {
         "kind": "repository",
         "repo_id": model.repo_id,
@@ -151,6 +154,7 @@ def _show_remote(model: RemoteModel, out: Output) -> None:
         "base_models": model.base_models,
         "file_bytes": total,
         "files": model.files,
+        "missing_files": missing,
     }
     out.result(_sound(facts))
     _fields(
@@ -162,6 +166,11 @@ def _show_remote(model: RemoteModel, out: Output) -> None:
         ("base model", ", ".join(model.base_models)),
         ("size", f"{human_bytes(total)} in {len(model.files)} files"),
     )
+    if missing:
+        out.warning(
+            f"of its weights {', '.join(missing[:3])}"
+            f"{f' and {len(missing) - 3} more' if missing[3:] else ''} are not there."
+        )
     out.text()
     out.table(
         ["file", "bytes", "cached"],

@@ -13,6 +13,7 @@ from ggq.convert import failures, gaps, tokenizer_model, view
 from ggq.convert.accounting import account
 from ggq.convert.feeder import Feeder
 from ggq.convert.pipe import Pipe
+from ggq.convert.source import source_of
 from ggq.convert.verification import Findings, Verification, judge
 from ggq.convert.view import SourceInfo
 from ggq.llamacpp import parse
@@ -54,7 +55,7 @@ class Child:
         self._outtype = outtype
         self._toolchain = toolchain
         self._mmproj = mmproj
-        self._source = source
+        self._source = source or source_of(given.path)
         self._listener = listener
         self._hollow = hollow
         self._without_values = without_values

@@ -2,11 +2,11 @@
 
 from ggq.hub.client import Retry, cache_dir, token_present
 from ggq.hub.dataset import dataset_file
-from ggq.hub.download import Download, Preview, download, needed_bytes, preview
+from ggq.hub.download import Download, Preview, download, missing_files, needed_bytes, preview
 from ggq.hub.family import next_smaller
 from ggq.hub.hollow import Gathered, gather
 from ggq.hub.ranges import RemoteWeights
-from ggq.hub.remote import RemoteFile, RemoteModel, inspect
+from ggq.hub.remote import RemoteFile, RemoteModel, inspect, snapshot_of
 from ggq.hub.selection import select_files, weight_files
 
 __all__ = [
@@ -22,10 +22,12 @@ __all__ = [
     "download",
     "gather",
     "inspect",
+    "missing_files",
     "needed_bytes",
     "next_smaller",
     "preview",
     "select_files",
+    "snapshot_of",
     "token_present",
     "weight_files",
 ]

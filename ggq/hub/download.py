@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import shlex
 import threading
@@ -12,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggq import files
+from ggq import files, untrusted
 from ggq.errors import HubProblem, UsageProblem
 from ggq.hub import client
 from ggq.hub.client import DEFAULT_RETRY, Retry
 from ggq.hub.fetch import fetch, partial_path
 from ggq.hub.remote import RemoteFile, RemoteModel, inspect
-from ggq.hub.selection import select_files, weight_files
+from ggq.hub.selection import missing_shards, select_files, weight_files
 from ggq.progress import Event, Listener, Step, silent
 from ggq.reference import ModelRef
 
@@ -249,18 +248,35 @@ def require_whole(model: RemoteModel, include: Sequence[str], exclude: Sequence[
         if file.path.endswith(".index.json"):
             shards = _shards(model.folder / file.path)
             missing += sorted(name for name in shards if name not in everything)
+    if not include:
+        weights = weight_files([file.path for file in select_files(model.files, (), exclude)])
+        missing += [name for name in missing_shards(weights) if name not in missing]
     if missing:
         raise HubProblem(
             f"{model.repo_id} (revision {model.revision}) is only partly in the Hub cache.",
-            f"The network is off, and these are missing: {', '.join(missing)}.",
+            f"The network is off, and these are missing: {_some(missing)}.",
             f"Run `ggq download {model.typed}` with the network; it fetches only what is missing.",
         )
 
 
+def missing_files(model: RemoteModel) -> tuple[str, ...]:
+    """The weights that others, or an index in the Hub cache, announce, and that are not listed."""
+    names = [file.path for file in model.files]
+    missing = set(missing_shards(weight_files(names)))
+    for file in select_files(model.files):
+        if file.path.endswith(".index.json") and (model.folder / file.path).is_file():
+            missing |= _shards(model.folder / file.path) - set(names)
+    return tuple(sorted(missing))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
 def _shards(index: Path) -> set[str]:
     try:
-        return {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return {str(name) for name in untrusted.read_object(index, untrusted.INDEX)["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()  # a damaged index is a damaged checkpoint: found when that is read
 
 
@@ -301,7 +317,7 @@ def _adapter_base(model: RemoteModel) -> str:
             endpoint=client.endpoint(), cache_dir=client.cache_dir(),
         )  # fmt: skip
     try:
-        named = json.loads(Path(config).read_bytes()).get("base_model_name_or_path")
-    except (ValueError, AttributeError):
+        named = untrusted.read_object(Path(config)).get("base_model_name_or_path")
+    except (OSError, ValueError):
         named = None
     return str(named or next(iter(model.base_models), ""))

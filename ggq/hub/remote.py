@@ -160,6 +160,22 @@ def is_safe(path: str) -> bool:
     )
 
 
+def snapshot_of(folder: Path) -> tuple[str, str] | None:
+    """The repository and the commit of a snapshot folder, by its place in a Hub cache; else None."""
+    for place in (folder.absolute(), folder.resolve()):
+        root, snapshots, commit = (place.parent.parent.name, place.parent.name, place.name)
+        kind, *names = root.split("--")
+        # A name has no "--" in it, and an old one has no owner.
+        if (
+            kind == "models"
+            and snapshots == "snapshots"
+            and _COMMIT.fullmatch(commit)
+            and len(names) in (1, 2)
+        ):
+            return "/".join(names), commit
+    return None
+
+
 def as_typed(repo_id: str, revision: str | None) -> str:
     """A repository at a revision, as a shell reads it."""
     return shlex.quote(repo_id if revision in (None, "main") else f"{repo_id}@{revision}")

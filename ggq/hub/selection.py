@@ -23,6 +23,10 @@ _SUBFOLDERS = re.compile(
 )
 # model.fp16.safetensors: the same weights once more. (model.safetensors-00001-of-… is a shard.)
 _VARIANT = re.compile(r"(?:pytorch_)?model\.(?!safetensors)\w+(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+_NUMBERED = re.compile(
+    r"(?P<stem>[^/]{1,200})-(?P<index>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.safetensors|\.bin)"
+)
+_FAMILIES = 8  # there is one; names may be of a stranger's making
 _SHARD = re.compile(r".*-\d+-of-\d+(?:\.\w+)?")
 
 
@@ -63,6 +67,21 @@ def weight_files(names: Sequence[str]) -> tuple[str, ...]:
         return ()
     index = f".{tensors[0].rsplit('.', 1)[-1]}.index.json"
     return (*tensors, *(name for name in top if name.endswith(index)))
+
+
+def missing_shards(names: Iterable[str]) -> tuple[str, ...]:
+    """The weights that the names of others announce (``-00002-of-00002``), and that are not among them."""
+    held = set(names)
+    families = {
+        (found["stem"], found["count"], found["suffix"])
+        for found in filter(None, map(_NUMBERED.fullmatch, held))
+    }
+    announced = {
+        f"{stem}-{index:05d}-of-{count}{suffix}"
+        for stem, count, suffix in sorted(families)[:_FAMILIES]
+        for index in range(1, int(count) + 1)
+    }
+    return tuple(sorted(announced - held))
 
 
 def _is_companion(name: str) -> bool:

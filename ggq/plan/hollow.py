@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ggq import __version__, checkpoint, files, gguf_file, gguf_hollow, gguf_names, hub, places
 from ggq.convert import SourceInfo, convert_hollow
+from ggq.convert.source import model_name as folder_name
 from ggq.errors import UsageProblem
 from ggq.gguf_file import EMBEDDINGS, GgufFile
 from ggq.gguf_header import Array
@@ -199,7 +200,7 @@ class _Maker:
         given = checkpoint.read(path)  # what is no checkpoint is told first, and in its own words
         if given.storage.remark:
             self._listener(Notice(given.storage.remark))
-        name = path.resolve().name
+        name = folder_name(path)
         folder = self._folder(name, [*_identity(path), self._outtype])
         return self._model(name, folder, None, lambda staged: self._convert(path, staged, None))
 

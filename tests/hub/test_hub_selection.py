@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ggq.errors import UsageProblem
@@ -93,3 +95,51 @@ def test_include_adds_and_exclude_has_the_last_word() -> None:
 def test_an_include_that_matches_nothing_says_what_there_is() -> None:
     with pytest.raises(UsageProblem, match=r"--include '\*\.gguf'.*config\.json, model\.safetensors"):
         _chosen(["config.json", "model.safetensors"], include=("*.gguf",))
+
+
+def test_shards_that_only_names_announce() -> None:
+    from ggq.hub.selection import missing_shards
+
+    assert missing_shards(["model-00002-of-00003.safetensors"]) == (
+        "model-00001-of-00003.safetensors",
+        "model-00003-of-00003.safetensors",
+    )
+    assert missing_shards(["model-00001-of-00001.safetensors", "model.safetensors", "a-1-of-2.bin"]) == ()
+    many = [f"model{index}-00001-of-99999.bin" for index in range(1000)]
+    assert len(missing_shards(many)) < 1_000_000
+
+
+def test_a_half_finished_cache_names_what_is_missing(isolated_environment: Path) -> None:
+    from ggq import hub
+    from ggq.errors import HubProblem
+    from ggq.reference import parse_reference
+
+    repo = hub.cache_dir() / "models--org--half"
+    snapshot = repo / "snapshots" / ("ab" * 20)
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("ab" * 20)
+    for name in ("config.json", "tokenizer.json", "model-00002-of-00002.safetensors"):
+        (snapshot / name).write_text("{}")
+    found = hub.inspect("org/half", offline=True)
+    assert hub.missing_files(found) == ("model-00001-of-00002.safetensors",)
+    with pytest.raises(HubProblem, match="model-00001-of-00002"):
+        hub.preview(parse_reference("org/half"), offline=True)
+
+
+def test_a_snapshot_folder_is_known_by_its_place(tmp_path: Path) -> None:
+    from ggq import hub
+    from ggq.convert.source import model_name, source_of
+
+    commit = "0123456789abcdef" * 2 + "01234567"
+    folder = tmp_path / "models--org--whole" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    for place in (folder, link):
+        assert hub.snapshot_of(place) == ("org/whole", commit)
+        assert model_name(place) == "whole"
+    assert hub.snapshot_of(tmp_path / "models--gpt2" / "snapshots" / commit) == ("gpt2", commit)
+    for other in ("models--org--whole/snapshots/main", f"models--a--b--c/snapshots/{commit}", "x"):
+        assert hub.snapshot_of(tmp_path / other) is None
+        assert source_of(tmp_path / other) is None
