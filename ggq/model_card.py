@@ -126,7 +126,7 @@ def _value(block: str, *, several: bool) -> Value | None:
     try:
         # As the converter reads it: a tab is no indentation, and no Norwegian is False.
         plain = f"{block}\n".replace("- no\n", '- "no"\n').replace("\t", "  ")
-        loaded = yaml.load(plain, Loader=yaml.BaseLoader)  # noqa: S506: texts alone
+        loaded = yaml.load(plain, Loader=yaml.BaseLoader)  # of texts alone
         value = next(iter(loaded.values()))
     except (yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError, StopIteration):
         return None
