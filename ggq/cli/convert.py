@@ -140,14 +140,11 @@ def _checks(found: Verification) -> list[tuple[str, str]]:
         same = found.checkpoint_parameters == found.gguf_parameters
         text = "as many as in the checkpoint" if same else "; ".join(found.parameter_notes)
         lines.append(("count", text or f"the checkpoint has {found.checkpoint_parameters:,}"))
-    lines.append(
-        (
-            "tokenizer",
-            f"{found.tokenizer_strings} texts give transformers' own ids"
-            if found.tokenizer_strings
-            else f"not compared: {found.tokenizer_why_not or 'a projector has none'}",
-        )
-    )
+    lines.append(("tokenizer", _tokenizer(found)))
+    if found.stop_tokens:
+        told = ", ".join(map(str, found.stop_tokens))
+        lost = f"; not at {', '.join(map(str, found.stop_tokens_lost))}" if found.stop_tokens_lost else ""
+        lines.append(("stops at", f"{told}, as the checkpoint says" if not lost else f"some of {told}{lost}"))
     if found.logits_cosine is None:
         lines.append(("logits", f"not compared: {found.why_not}"))
     else:
@@ -159,3 +156,14 @@ def _checks(found: Verification) -> list[tuple[str, str]]:
             )
         )
     return lines
+
+
+def _tokenizer(found: Verification) -> str:
+    """How many texts agree, of how many."""
+    if not found.tokenizer_compared:
+        return f"not compared: {found.tokenizer_why_not or 'a projector has none'}"
+    whose = f"the ids of {found.tokenizer_reference}"
+    if found.tokenizer_strings == found.tokenizer_compared:
+        return f"{found.tokenizer_compared} texts give {whose}"
+    wrong = found.tokenizer_compared - found.tokenizer_strings
+    return f"{wrong} of {found.tokenizer_compared} texts do not give {whose} (see the warnings)"

@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ggq import gguf_file, gguf_values, process, transformers_model
-from ggq.convert import assumptions, compare_logits, compare_tokens, gaps, tokenizer_model, view
+from ggq.convert import (
+    assumptions,
+    compare_logits,
+    compare_tokens,
+    gaps,
+    rows,
+    stops,
+    tokenizer_file,
+    tokenizer_model,
+    view,
+)
 from ggq.convert.pipe import Feed, Pipe
 from ggq.errors import GgqError
 from ggq.llamacpp import converter
@@ -34,7 +44,8 @@ class Job:
     ``check``: hold it against the checkpoint; ``logits``: also what it computes; ``metadata``: for the
     converter's override. ``hollow``: write holes for the weights; ``without_values``: the checkpoint's own
     weights are holes; ``pipe_folder``: of a ``Pipe`` for the tensors' data, which are holes in the file;
-    ``fed``: the files of the checkpoint whose content comes through the ``Feed`` beside it."""
+    ``fed``: the files of the checkpoint whose content comes through the ``Feed`` beside it;
+    ``embedding_rows``: None where they are not known."""
 
     view: str
     name: str
@@ -51,6 +62,7 @@ class Job:
     mmproj: bool
     bin_weights: bool
     has_tokenizer_model: bool
+    embedding_rows: int | None = None
     hollow: bool = False
     without_values: bool = False
     pipe_folder: str = ""
@@ -136,6 +148,10 @@ def _complete(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     from transformers import AutoConfig
 
     folder = Path(job.view)
+    if job.embedding_rows is not None and not job.mmproj:
+        beyond = rows.leave_out(folder, job.embedding_rows)
+        if beyond:
+            say("remark", text=rows.words(beyond, job.embedding_rows), warning=True)
     if tokenizer_model.complete(folder):
         say("remark", text="The tokenizer has no tokenizer.model; one was made of its tokenizer.json.")
     process.give_back_memory()  # a tokenizer.json of 10 MB is 70 MB of objects
@@ -186,6 +202,14 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
         converter.hand_over(lambda: _begin(Pipe(pipes)), ahead=bool(job.fed))
         if job.fed:
             converter.read_elsewhere([folder / file for file in job.fed], _asking(Feed(pipes)))
+    adds_bos = None
+    if (folder / tokenizer_file.FILE).is_file():
+        converter.take_tokenizers_from(folder, tokenizer_file.for_converter)
+        adds_bos = tokenizer_file.begins_with_a_token(folder)
+    texts = rows.added_texts(folder)
+    ids = {text: identity for identity, text in texts.items()}
+    ends = {identity: texts.get(identity, "") for identity in stops.find(folder, ids.get)}
+    converter.say_of_tokens(ends, adds_bos)
     converter.run(
         Path(job.source_dir),
         folder,
@@ -253,7 +277,7 @@ def _check(job: Job) -> None:
         say("weights", elements=_bin_elements(Path(job.view)))
     if bad or job.mmproj:
         return
-    tokenizer, no_tokenizer = _tokenizer(Path(job.view))
+    tokenizer, _ = _tokenizer(Path(job.view))
     expected, why_not = None, ""
     tokens: list[int] = []
     if job.logits:
@@ -264,8 +288,18 @@ def _check(job: Job) -> None:
     toolchain = Toolchain("named", Path(job.lib_dir), Path(job.lib_dir), Path(job.source_dir), None)
     # Without its weights llama.cpp still checks that each tensor is there and has the shape that it expects.
     with Witness(toolchain, Path(job.gguf), job.threads, weights=expected is not None) as witness:
-        own = compare_tokens.sentencepiece(Path(job.view)) if job.has_tokenizer_model else None
-        say("tokenizer", **compare_tokens.compare(tokenizer, no_tokenizer, own, witness))
+        folder = Path(job.view)
+        own = tokenizer_file.sentencepiece(folder) if job.has_tokenizer_model else None
+        right, no_reference = tokenizer_file.load(folder)
+        say("tokenizer", **compare_tokens.compare(right, no_reference, own, witness))
+        if right is not None and witness.has_tokenizer:
+            found = stops.find(folder, right.id_of)
+            lost = [
+                {"id": identity, "name": witness.name(identity), "file": file}
+                for identity, file in found.items()
+                if not witness.ends_generation(identity)
+            ]
+            say("stops", ids=sorted(found), lost=lost)
         if expected is not None:
             exact = len(tokens) > compare_logits.FEW_POSITIONS
             say("logits", **compare_logits.compare(expected, witness.logits(tokens, exact_cache=exact)))
@@ -279,10 +313,12 @@ def _relay(event: Event) -> None:
 
 
 def _tokenizer(folder: Path) -> tuple[Any, str]:
-    """transformers' own tokenizer, or None and the reason."""
+    """The tokenizer as transformers wraps it, or None and the reason."""
     from transformers import AutoTokenizer
 
     try:
+        if (folder / tokenizer_file.FILE).is_file():
+            return tokenizer_file.for_converter(folder), ""
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True), ""
     except Exception as error:
         return None, f"transformers does not load the tokenizer: {compare_logits.first_line(error)}"

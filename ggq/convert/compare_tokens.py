@@ -2,67 +2,208 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ggq.convert import tokenizer_model
+from ggq.convert import token_texts
+from ggq.convert.tokenizer_file import AddedToken, Reference
 from ggq.llamacpp.witness import Witness
 
-# None begins with a space: there transformers 5 and SentencePiece, which llama.cpp follows, go two ways.
-TEXTS = (
-    "Hello, world! The quick brown fox jumps over 13 lazy dogs.",
-    "안녕하세요, 세계! 오늘은 12월 3일입니다.",
-    "naïve café, Übergröße, 東京タワー, Привет",
-    "👩‍👩‍👧‍👦 🚀 ok ✅🏽",
-    "def f(x):\n    return x**2  # done\n\nif __name__ == '__main__':\n\tprint(f(3))\n",
-    "runs,   inner    runs \t\t tabs \n\n\n lines  ",
-    "3.14159 1,000,000 2024-01-01 0xDEADBEEF",
-    "It's we'll THEY'D I'M don't o'clock",
-)
+Encode = Callable[[str], list[int]]
+
+# Added tokens that are tried in other text as well; all are tried by themselves, up to the second number.
+_IN_TEXTS, _ALONE = 64, 4096
+_PIECES = 200  # tokens of the vocabulary whose own text is tokenized
+_NAMED = 5
 
 
-def sentencepiece(folder: Path) -> Any:
-    """SentencePiece itself on the checkpoint's own model, or None."""
-    from sentencepiece import SentencePieceProcessor
+@dataclass(frozen=True)
+class Mismatch:
+    """A text and its ids, by the reference and by the GGUF."""
 
-    with contextlib.suppress(Exception):  # a file of that name need not be SentencePiece's
-        return SentencePieceProcessor(model_file=str(folder / tokenizer_model.MODEL))
-    return None
+    text: str
+    expected: tuple[int, ...]
+    found: tuple[int, ...]
 
 
-def compare(tokenizer: Any, why_not: str, reference: Any, witness: Witness) -> dict[str, Any]:
-    if tokenizer is None or not witness.has_tokenizer:
+def compare(reference: Reference | None, why_not: str, own: Any, witness: Witness) -> dict[str, Any]:
+    """What ``verification.judge`` is told. ``own``: SentencePiece on the checkpoint's own model, if any."""
+    if reference is None or not witness.has_tokenizer:
         return {"strings": 0, "why_not": why_not or "the GGUF has no tokenizer"}
-    mismatches = []
-    by_sentencepiece = 0
-    for text in TEXTS:
-        expected = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        found = witness.tokenize(text, add_special=False)
-        if found != expected:
-            # transformers 5 builds its own tokenizer out of a tokenizer.model, and not always the same one.
-            if reference is not None and found == list(reference.encode(text)):
-                by_sentencepiece += 1
-                continue
-            mismatches.append({"text": text, "transformers": expected, "gguf": found})
-        elif tokenizer.decode(expected) == text != witness.detokenize(found):
-            mismatches.append({"text": text, "transformers": text, "gguf": witness.detokenize(found)})
-    text = TEXTS[0]
-    wanted = _around(
-        list(tokenizer(text)["input_ids"]), list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    )
-    around = _around(witness.tokenize(text, add_special=True), witness.tokenize(text, add_special=False))
+
+    def found(text: str) -> list[int]:
+        return witness.tokenize(text, add_special=False, parse_special=True)
+
+    texts = token_texts.ordinary() + _pieces(reference)
+    wrong = list(_mismatches(texts, reference.encode, found))
+    with_added, blamed = _added_texts(reference, found)
+    added_ids = {token.identity for token in reference.added}
+    refused: list[Mismatch] = []
+    remarks: list[str] = []
+    spaced, composed, by_sentencepiece = 0, 0, 0
+    for one in wrong:
+        right, ours = Counter(one.expected), Counter(one.found)
+        touched = set((right - ours) | (ours - right)) & added_ids
+        if touched:
+            for token in reference.added:
+                if token.identity in touched:
+                    blamed.setdefault(token, one)
+        elif own is not None and list(one.found) == list(own.encode(one.text)):
+            by_sentencepiece += 1
+        elif one.text[:1].isspace() and _differ_by_a_space(one, reference):
+            spaced += 1
+        elif set(reference.normalizers) & _UNICODE and one.text != unicodedata.normalize(
+            _form(reference), one.text
+        ):
+            composed += 1
+        else:
+            refused.append(one)
+    if by_sentencepiece:
+        remarks.append(
+            f"in {by_sentencepiece} texts the ids of {reference.source} are not those of the checkpoint's "
+            "own tokenizer.model; the GGUF has the latter's"
+        )
+    if spaced:
+        remarks.append(
+            f"{spaced} texts that begin with a space get other ids there than {reference.source} gives"
+        )
+    if composed:
+        remarks.append(
+            f"llama.cpp does not normalize texts ({', '.join(reference.normalizers)}): {composed} texts that "
+            "are not in that form get other ids; those that are get the right ones"
+        )
+    if blamed:
+        remarks += _blame(blamed, reference)
+    wrong_texts = len(wrong) + with_added.wrong
     return {
-        "strings": len(TEXTS),
-        "mismatches": mismatches,
-        "by_sentencepiece": by_sentencepiece,
-        "specials": None if around == wanted else {"transformers": wanted, "gguf": around},
+        "strings": len(texts) + with_added.tried,
+        "agree": len(texts) + with_added.tried - wrong_texts,
+        "reference": reference.source,
+        "added_tokens": len(reference.added),
+        "added_tried": with_added.alone,
+        "mismatches": [
+            {"text": one.text, "expected": list(one.expected), "gguf": list(one.found)} for one in refused
+        ],
+        "remarks": remarks,
+        "specials": _around_differs(reference, witness),
     }
 
 
-def _around(whole: list[int], body: list[int]) -> list[list[int]]:
+_UNICODE = {"NFC", "NFKC", "NFD", "NFKD"}
+
+
+@dataclass
+class _Count:
+    tried: int = 0
+    wrong: int = 0
+    alone: int = 0
+
+
+def _mismatches(texts: Iterable[str], expected: Encode, found: Encode) -> Iterable[Mismatch]:
+    for text in texts:
+        right, ours = expected(text), found(text)
+        if right != ours:
+            yield Mismatch(text, tuple(right), tuple(ours))
+
+
+def _pieces(reference: Reference) -> list[str]:
+    """The texts of some ordinary tokens: a token that the rules never make shows here."""
+    added = {token.identity for token in reference.added}
+    ids = [identity for identity in range(reference.count) if identity not in added]
+    texts = (reference.piece(identity) for identity in token_texts.sample(ids, _PIECES))
+    return [text for text in texts if text and "\ufffd" not in text and not text[0].isspace()]
+
+
+def _added_texts(reference: Reference, found: Encode) -> tuple[_Count, dict[AddedToken, Mismatch]]:
+    """Every added token by itself, and a sample of them in texts: how many, and the first difference of each.
+
+    Where the reference knows none of them (SentencePiece), each has to be found by itself.
+    """
+    count, blamed = _Count(), dict[AddedToken, Mismatch]()
+    alone = [token for token in reference.added if token.content][:_ALONE]
+    odd = [token for token in alone if token.single_word or token.lstrip or token.rstrip or token.normalized]
+    step = max(1, len(alone) // _IN_TEXTS)
+    in_texts = {*odd[:_IN_TEXTS], *alone[::step]}
+    count.alone = len(alone)
+    for token in alone:
+        if reference.whole is None:
+            texts, encode = [token.content], _itself(token)
+        else:
+            texts = list(token_texts.around(token.content, all_of_them=token in in_texts))
+            encode = reference.encode
+        for one in _mismatches(texts, encode, found):
+            count.wrong += 1
+            blamed.setdefault(token, one)
+        count.tried += len(texts)
+    return count, blamed
+
+
+def _itself(token: AddedToken) -> Encode:
+    return lambda _: [token.identity]
+
+
+def _blame(blamed: dict[AddedToken, Mismatch], reference: Reference) -> list[str]:
+    """A sentence for every way in which added tokens differ, with their names and an example."""
+    ways: dict[str, list[AddedToken]] = {}
+    for token, one in blamed.items():
+        ways.setdefault(_lacks(token, one, reference), []).append(token)
+    sentences = []
+    for way, tokens in ways.items():
+        names = ", ".join(repr(token.content) for token in tokens[:_NAMED])
+        more = f" and {len(tokens) - _NAMED} more" if len(tokens) > _NAMED else ""
+        one = blamed[tokens[0]]
+        sentences.append(
+            f"the added token{'s' if len(tokens) > 1 else ''} {names}{more}: {way}; {one.text[:40]!r} is "
+            f"{short(one.expected)} by {reference.source} and {short(one.found)} in the GGUF"
+        )
+    return sentences
+
+
+def _lacks(token: AddedToken, one: Mismatch, reference: Reference) -> str:
+    if token.identity not in one.found and token.identity in one.expected:
+        return "llama.cpp does not find it there"
+    if token.single_word:
+        return "it stands for a whole word only (single_word), and llama.cpp finds it inside words as well"
+    if token.lstrip or token.rstrip:
+        flags = [name for name in ("lstrip", "rstrip") if getattr(token, name)]
+        return f"it takes the spaces beside it ({', '.join(flags)}), and llama.cpp leaves them"
+    if token.normalized and reference.normalizers:
+        return "it is looked for in the normalized text, and llama.cpp looks for it in the text as it is"
+    if len(one.found) != len(one.expected) or token.identity in one.found:
+        return "llama.cpp splits the text beside it otherwise (a space, or another token that it finds first)"
+    return "llama.cpp gives other ids"
+
+
+def _differ_by_a_space(one: Mismatch, reference: Reference) -> bool:
+    """Whether the texts agree where they do not begin with a space: ``Metaspace`` puts none before one."""
+    bare = one.text.lstrip()
+    return bool(bare) and (tail := reference.encode(f"a{one.text}")[-2:]) == list(one.found[-len(tail) :])
+
+
+def _form(reference: Reference) -> Any:
+    return next(form for form in reference.normalizers if form in _UNICODE)
+
+
+def _around_differs(reference: Reference, witness: Witness) -> dict[str, Any] | None:
+    if reference.whole is None:
+        return None
+    text = "Hello, world!"
+    wanted = around(reference.whole(text), reference.encode(text))
+    ours = around(witness.tokenize(text, add_special=True), witness.tokenize(text, add_special=False))
+    return None if ours == wanted else {"expected": wanted, "gguf": ours}
+
+
+def around(whole: list[int], body: list[int]) -> list[list[int]]:
     """The tokens before and after ``body`` in ``whole``."""
     for start in range(len(whole) - len(body) + 1):
         if whole[start : start + len(body)] == body:
             return [whole[:start], whole[start + len(body) :]]
     return [whole, []]
+
+
+def short(value: Sequence[int]) -> str:
+    text = str(list(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -57,13 +57,23 @@ def pre_tokenizer(tokenizer: Mapping[str, Any]) -> str | None:
     steps = _steps(tokenizer.get("pre_tokenizer"))
     if not steps or steps[-1].get("type") != "ByteLevel" or steps[-1].get("add_prefix_space"):
         return None
-    splits = steps[:-1]
-    if any(step.get("type") != "Split" or step.get("behavior") != "Isolated" for step in splits):
+    rules = [_pattern(step) for step in steps[:-1]]
+    if None in rules:
         return None
-    if bool(steps[-1].get("use_regex", True)) == bool(splits):
-        return None
-    rules = [step.get("pattern", {}).get("Regex") for step in splits]
+    if steps[-1].get("use_regex", True):
+        rules.append(_table()["byte_level"])
     return next((known["name"] for known in _table()["pre_tokenizer"] if known["rules"] == rules), None)
+
+
+def _pattern(step: Mapping[str, Any]) -> str | None:
+    """The pattern that a step sets apart; None for a step of another kind."""
+    if step.get("type") == "Digits" and step.get("individual_digits"):
+        return r"\p{N}"
+    if step.get("type") != "Split" or step.get("behavior") != "Isolated" or step.get("invert"):
+        return None
+    pattern = step.get("pattern")
+    found = pattern.get("Regex") if isinstance(pattern, Mapping) else None
+    return found if isinstance(found, str) else None
 
 
 def _has_layers(known: Mapping[str, Any], gap: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ggq import __version__, files, gguf_file, hardware, model_card, python_child, scratch, transformers_model
 from ggq.checkpoint import Checkpoint
-from ggq.convert import failures, gaps, tokenizer_model, view
+from ggq.convert import failures, gaps, rows, tokenizer_model, view
 from ggq.convert.accounting import account
 from ggq.convert.feeder import Feeder
 from ggq.convert.pipe import Pipe
@@ -65,6 +65,7 @@ class Child:
         self._on_header: Callable[[], None] | None = None
         self._phase = ""
         self._found: dict[str, Mapping[str, Any]] = {}
+        self._remarks: list[str] = []
         self.completed: Mapping[str, Any] = {}
         self.seconds = 0.0
         self.peak_memory_bytes: int | None = None
@@ -130,6 +131,7 @@ class Child:
             "mmproj": self._mmproj,
             "bin_weights": self._given.weight_format == "bin",
             "has_tokenizer_model": tokenizer_model.MODEL in self._given.tokenizer_files,
+            "embedding_rows": rows.count(self._given),
             "hollow": self._hollow,
             "without_values": self._without_values,
             "pipe_folder": str(self._pipe.folder.absolute()) if self._pipe else "",
@@ -174,7 +176,10 @@ class Child:
             assert self._feeder is not None
             self._feeder.want(event["file"], event["offset"], event["bytes"])
         elif kind == "remark":
-            self._listener(Notice(event["text"]))
+            if event.get("warning"):
+                self._remarks.append(event["text"])
+            else:
+                self._listener(Notice(event["text"]))
         else:
             self._found[kind] = event
 
@@ -186,7 +191,8 @@ class Child:
     def judged(self, level: Level, made: gguf_file.GgufFile) -> Verification:
         """The verdict on what was found. Raises ConversionProblem."""
         if level == "off":
-            return Verification("off", len(made.tensors), made.parameter_count)
+            remarks = tuple(remark.rstrip(".") for remark in self._remarks)
+            return Verification("off", len(made.tensors), made.parameter_count, warnings=remarks)
         return judge(
             level,
             self._outtype,
@@ -197,6 +203,8 @@ class Child:
                 not_finite=tuple(self._found.get("values", {}).get("not_finite", ())),
                 tokenizer=self._found.get("tokenizer", {}),
                 logits=self._found.get("logits", {}),
+                stops=self._found.get("stops", {}),
+                remarks=tuple(self._remarks),
             ),
         )
 

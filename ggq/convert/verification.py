@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ggq.convert.accounting import Account
@@ -20,9 +20,11 @@ class Verification:
     """What was checked. Counts are of parameters (elements of tensors).
 
     ``level``: off, sampled or full (``full``: every value was looked at for NaN and infinity, not 64 rows of
-    each tensor); ``tokenizer_strings``: how many texts were tokenized alike; ``logits_cosine``:
-    mean over ``positions``, with the ``lowest_cosine`` and the share of positions whose best token agrees. A
-    check that could not be made says why in ``tokenizer_why_not`` and ``why_not``.
+    each tensor); ``tokenizer_strings``: how many texts were tokenized alike, of ``tokenizer_compared`` (None:
+    a record of an earlier ggq), by ``tokenizer_reference``; ``stop_tokens``: at which the checkpoint ends a
+    turn, and ``stop_tokens_lost``: those at which llama.cpp does not; ``logits_cosine``: mean over
+    ``positions``, with the ``lowest_cosine`` and the share of positions whose best token agrees. A check that
+    could not be made says why in ``tokenizer_why_not`` and ``why_not``.
     """
 
     level: str
@@ -31,7 +33,11 @@ class Verification:
     checkpoint_parameters: int | None = None
     parameter_notes: tuple[str, ...] = ()
     tokenizer_strings: int = 0
+    tokenizer_compared: int | None = None
+    tokenizer_reference: str = ""
     tokenizer_why_not: str = ""
+    stop_tokens: tuple[int, ...] = ()
+    stop_tokens_lost: tuple[int, ...] = ()
     positions: int = 0
     logits_cosine: float | None = None
     lowest_cosine: float | None = None
@@ -50,6 +56,8 @@ class Findings:
     not_finite: tuple[str, ...]
     tokenizer: Mapping[str, Any]
     logits: Mapping[str, Any]
+    stops: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def judge(level: str, outtype: str, found: Findings) -> Verification:
@@ -71,17 +79,21 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
                 "Report this, with the model's name; --verify off keeps the file as it is.",
             )
         warnings.append(f"{text}; the logits agree all the same")
-    if found.tokenizer.get("by_sentencepiece"):
-        warnings.append(
-            f"in {found.tokenizer['by_sentencepiece']} of {found.tokenizer['strings']} texts transformers' "
-            "ids are not those of SentencePiece itself; the GGUF has SentencePiece's"
-        )
+    warnings += [remark.rstrip(".") for remark in found.remarks]
+    warnings += found.tokenizer.get("remarks", ())
     if found.tokenizer.get("specials"):
         warnings.append(
-            "the tokens that are put before and after a text differ: transformers has "
-            f"{_ends(found.tokenizer['specials']['transformers'])}, the GGUF "
+            "the tokens that are put before and after a text differ: "
+            f"{found.tokenizer['reference']} has {_ends(found.tokenizer['specials']['expected'])}, the GGUF "
             f"{_ends(found.tokenizer['specials']['gguf'])}"
         )
+    lost = found.stops.get("lost", ())
+    if lost:
+        names = ", ".join(
+            f"{one['name'] or 'a token that the vocabulary lacks'} ({one['id']}, by {one['file']})"
+            for one in lost[:5]
+        )
+        warnings.append(f"the checkpoint ends a turn at {names}, and llama.cpp does not stop there")
     account = found.account
     return Verification(
         level=level,
@@ -89,8 +101,12 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
         gguf_parameters=found.gguf_parameters,
         checkpoint_parameters=account.checkpoint if account else None,
         parameter_notes=account.notes if account else (),
-        tokenizer_strings=found.tokenizer.get("strings", 0),
+        tokenizer_strings=found.tokenizer.get("agree", 0),
+        tokenizer_compared=found.tokenizer.get("strings"),
+        tokenizer_reference=found.tokenizer.get("reference", ""),
         tokenizer_why_not=found.tokenizer.get("why_not", ""),
+        stop_tokens=tuple(found.stops.get("ids", ())),
+        stop_tokens_lost=tuple(one["id"] for one in lost),
         positions=found.logits.get("positions", 0),
         logits_cosine=cosine,
         lowest_cosine=found.logits.get("lowest_cosine"),
@@ -124,7 +140,8 @@ def _require_same_tokens(tokenizer: Mapping[str, Any]) -> None:
         raise ConversionProblem(
             "The GGUF's tokenizer is not the checkpoint's.",
             f"{len(wrong)} of {tokenizer['strings']} texts differ; {first['text'][:40]!r} is "
-            f"{_short(first['transformers'])} in transformers and {_short(first['gguf'])} in the GGUF.",
+            f"{_short(first['expected'])} by {tokenizer['reference']} and {_short(first['gguf'])} in the "
+            "GGUF.",
             "Check that the tokenizer's files are those of this model; --verify off keeps the file as it is.",
         )
 

@@ -100,7 +100,7 @@ def complete(view: Path, keys: Mapping[str, Any]) -> None:
     file = view / CONFIG
     config = json.loads(file.read_text(encoding="utf-8"))
     merge(config, keys)
-    _replace(file, config)
+    replace(file, config)
 
 
 def merge(config: dict[str, Any], keys: Mapping[str, Any]) -> None:
@@ -151,7 +151,7 @@ def _link(entry: Path, link: Path) -> None:
 def _without(file: Path, keys: Collection[str]) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
     if _drop(content, keys):
-        _replace(file, content)
+        replace(file, content)
 
 
 def _write_without_code(file: Path, place: Path) -> bool:
@@ -163,7 +163,7 @@ def _write_without_code(file: Path, place: Path) -> bool:
         content = untrusted.parse(raw, untrusted.TOKENIZER)
     if not _drop(content, CODE_KEYS):
         return False
-    _replace(place, content)
+    replace(place, content)
     return True
 
 
@@ -185,7 +185,7 @@ def _drop(content: Any, keys: Collection[str]) -> bool:
     return found
 
 
-def _replace(file: Path, content: Any) -> None:
+def replace(file: Path, content: Any) -> None:
     """Write a file of the view; the link goes, what it leads to stays."""
     if file.is_symlink():
         file.unlink()

@@ -65,13 +65,25 @@ class Witness:
     def token_count(self) -> int:
         return int(self._lib.llama_vocab_n_tokens(self._vocab))
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """The ids of ``text``, in which the names of special tokens are nothing special."""
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = False) -> list[int]:
+        """The ids of ``text``; the names of special tokens stand for them only if ``parse_special``."""
         raw = text.encode()
         room = 2 * len(raw) + 16
         ids = (self._lib.llama_token * room)()
-        count = self._lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, add_special, False)
+        count = self._lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, add_special, parse_special)
         return list(ids[:count])
+
+    def ends_generation(self, token: int) -> bool:
+        """Whether llama.cpp stops at a token; False for one that the vocabulary lacks."""
+        if not 0 <= token < self.token_count:
+            return False
+        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+
+    def name(self, token: int) -> str:
+        """A token's text in the vocabulary."""
+        if not 0 <= token < self.token_count:
+            return ""
+        return str(self._lib.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         ids = (self._lib.llama_token * len(tokens))(*tokens)

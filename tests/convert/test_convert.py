@@ -52,7 +52,7 @@ def test_a_conversion_and_what_it_says(example: Path, toolchain: Toolchain, tmp_
     checked = made.verification
     assert checked.logits_cosine is not None and checked.logits_cosine > 0.9999
     assert checked.checkpoint_parameters == checkpoint.read(example).parameter_count
-    assert checked.tokenizer_strings == 8 and not checked.warnings
+    assert checked.tokenizer_strings == checked.tokenizer_compared and not checked.warnings
     assert [path.name for path in written] == ["tiny.gguf"]
     assert {file.name: files.sha256_file(file) for file in example.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
@@ -65,7 +65,7 @@ def test_a_model_too_large_for_memory_is_checked_without_running(
     made = convert(example, tmp_path / "out.gguf", toolchain=toolchain)
     assert made.verification.logits_cosine is None
     assert "1.00 MB are free" in made.verification.why_not
-    assert made.verification.tokenizer_strings == 8
+    assert made.verification.tokenizer_strings > 300
     assert made.peak_memory_bytes is None or made.peak_memory_bytes < 900_000_000
 
 

@@ -37,7 +37,7 @@ def test_converted_right_or_refused(rows: Mapping[str, Row], case: Case) -> None
     assert row.verification is not None, row.outcome
     assert row.verification.logits_cosine is not None, row.verification.why_not
     assert row.verification.logits_cosine >= LEAST_COSINE["bf16"]
-    assert row.verification.tokenizer_strings == 8
+    assert row.verification.tokenizer_strings > 300
     assert row.verification.checkpoint_parameters is not None
     for preset, least in LEAST_QUANTIZED.items():
         assert row.quantized[preset] >= least, preset
