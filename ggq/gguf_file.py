@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggq import gguf_constants, gguf_header, untrusted
+from ggq import gguf_constants, gguf_header, gguf_kind, untrusted
 from ggq.errors import GgufProblem
 from ggq.gguf_header import Array, Scalar, TensorInfo
 from ggq.gguf_names import SHARD, shard_name
@@ -62,6 +62,17 @@ class GgufFile:
         return self.text("general.name")
 
     @property
+    def data_end(self) -> int:
+        """Where the last tensor of the first file ends, and its header where it has none."""
+        ends = (it.offset_bytes + it.data_bytes for it in self.tensors if it.path == self.path)
+        return max(ends, default=self.header_bytes)
+
+    @property
+    def trailing_bytes(self) -> int:
+        """Bytes of the first file behind its last tensor and that one's padding: nothing reads them."""
+        return max(0, self.path.stat().st_size - gguf_header.padded(self.data_end, self.alignment))
+
+    @property
     def parameter_count(self) -> int:
         """Elements of all tensors."""
         return sum(tensor.elements for tensor in self.tensors)
@@ -102,12 +113,26 @@ class GgufFile:
         counts = Counter(tensor.type for tensor in self.tensors)
         return {kind: counts[kind] for kind, _ in data.most_common()}
 
+    @property
+    def generates_text(self) -> bool:
+        """False for a model whose attention sees a text from both sides: it makes vectors of texts."""
+        return self.metadata.get(f"{self.architecture}.attention.causal") is not False
+
     def require_model(self) -> None:
-        """Raises GgufProblem for a file of another kind."""
-        kind = self.text("general.type") or "model"
-        if kind != "model":
-            what = "an importance matrix" if kind == "imatrix" else f"of the kind {kind!r}"
-            raise GgufProblem(f"{self.path} is no model.", f"It is {what}.", "Name the GGUF of a model.")
+        """Raises GgufProblem for a file of another kind, with what it is and what to give instead."""
+        found = gguf_kind.other_kind(self.metadata, self.architecture, len(self.tensors))
+        if found is not None:
+            raise GgufProblem(f"{self.path} is not a model.", f"It is {found.what}.", found.instead)
+
+    def require_text_generation(self) -> None:
+        """Raises GgufProblem for what is no model, or none that continues texts."""
+        self.require_model()
+        if not self.generates_text:
+            raise GgufProblem(
+                f"{self.path} does not continue texts.",
+                f"It is an encoder ({self.architecture}): it makes vectors of whole texts.",
+                "Give the GGUF of a model that generates text.",
+            )
 
     @property
     def file_type(self) -> str | None:
@@ -159,7 +184,12 @@ def read(path: Path) -> GgufFile:
     """
     try:
         with untrusted.open_regular(path) as stream:
-            return GgufFile((path,), **vars(gguf_header.parse(path, stream)))
+            found = GgufFile((path,), **vars(gguf_header.parse(path, stream)))
+            for end in (found.file_bytes - found.trailing_bytes, found.data_end):
+                stream.seek(end)
+                if stream.read(4) == gguf_header.MAGIC:
+                    raise gguf_kind.joined(path, end, found.file_bytes)
+            return found
     except IsADirectoryError as error:
         raise GgufProblem(
             f"{path} is a folder, not a GGUF file.",
@@ -172,12 +202,21 @@ def read(path: Path) -> GgufFile:
         ) from error
 
 
+def read_model(path: Path) -> GgufFile:
+    """Like ``read_all``, and raises GgufProblem for what is no model."""
+    found = read_all(path)
+    found.require_model()
+    return found
+
+
 def read_all(path: Path) -> GgufFile:
     """Like ``read``; of a split model all shards, as one: the first one's metadata, all tensors.
 
-    Raises GgufProblem, also for a shard that is missing.
+    Raises GgufProblem, also for a shard that is missing, or is another one than its name says.
     """
-    first, *rest = (read(shard) for shard in shards(path))
+    first, *rest = parts = [read(shard) for shard in shards(path)]
+    for index, part in enumerate(parts):
+        gguf_kind.require_named_shard(part.path, part.metadata, index, len(parts))
     if not rest:
         return first
     tensors = (*first.tensors, *(tensor for part in rest for tensor in part.tensors))

@@ -19,6 +19,7 @@ from ggq import ggml_types
 from ggq.errors import GgufProblem
 from ggq.untrusted import shown
 
+MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT in ggml/include/gguf.h
 
 # Bounds on what a header may claim, well above any model there is: the largest vocabularies make headers of
@@ -192,10 +193,10 @@ class _Reader:
 
     def _version(self) -> int:
         magic = self._take(min(4, self._file_bytes), "its first bytes")
-        if magic != b"GGUF":
+        if magic != MAGIC:
             raise GgufProblem(
                 f"{self._path} is not a GGUF file.",
-                "It is empty." if not magic else f"It begins with {magic!r} instead of b'GGUF'.",
+                "It is empty." if not magic else f"It begins with {magic!r} instead of {MAGIC!r}.",
                 "Convert a checkpoint with `ggq convert`, or download the file anew.",
             )
         version = int(self._number("I"))

@@ -81,7 +81,7 @@ def bench(
     toolchain = toolchain or toolchains.find()
     settings = settings or BenchSettings()
     if settings.base is not None:
-        gguf_file.read_all(settings.base)
+        gguf_file.read_model(settings.base)
     paths = find_files(
         targets, preset_names, presets_file,
         toolchain=toolchain, offline=settings.text.offline, listener=listener,

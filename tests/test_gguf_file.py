@@ -299,10 +299,10 @@ def test_shards_that_are_missing_or_mixed_up(tmp_path: Path) -> None:
     with pytest.raises(GgufProblem, match=r"1 of the 3 shards.*00002-of-00003"):
         read_all(files[0])
     files[1].write_bytes(files[2].read_bytes())
-    with pytest.raises(GgufProblem, match="in two of them"):
+    with pytest.raises(GgufProblem, match="shard 3 of 3, under another name"):
         read_all(files[0])
     write_gguf(files[1], {"another": np.ones(4, dtype=np.float32)})
-    with pytest.raises(GgufProblem, match="announces 5 tensors; all together hold 4"):
+    with pytest.raises(GgufProblem, match="has the name of a shard, and is none"):
         read_all(files[0])
     with pytest.raises(GgufProblem, match="number 4 of 3"):
         shards(tmp_path / "Tiny-F32-00004-of-00003.gguf")

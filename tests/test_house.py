@@ -14,7 +14,8 @@ FLOORS = (
     " gguf_constants gguf_names reference resources unchanged untrusted scratch python_child launch",
     "hub checkpoint checkpoint_files checkpoint_bounds mlx model_card safetensors_header storage"
     " torch_archive gguf_file"
-    " gguf_header gguf_size gguf_values gguf_hollow transformers_model presets losses environment llamacpp",
+    " gguf_header gguf_kind gguf_size gguf_values gguf_hollow transformers_model presets losses environment"
+    " llamacpp",
     "convert quantize bench plan",
     "pipeline request job bases making beforehand pipeline_plan measure foresee recommend automatic plot"
     " doctor",

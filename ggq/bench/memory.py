@@ -111,7 +111,7 @@ def measure(
     toolchain = toolchain or toolchains.find()
     journal = journal or Journal()
     threads = settings.threads or hardware.usable_cores()
-    gguf = gguf_file.read_all(model)
+    gguf = gguf_file.read_model(model)
     loads = [
         Load(context, type_k, type_v, settings.flash_attention, settings.offload)
         for context in _contexts(gguf, settings)

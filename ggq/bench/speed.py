@@ -152,7 +152,7 @@ class _Session:
         journal: Journal,
         listener: Listener,
     ) -> None:
-        self._gguf = gguf_file.read_all(model)
+        self._gguf = gguf_file.read_model(model)
         self._settings = settings
         self._toolchain = toolchain
         self._journal = journal

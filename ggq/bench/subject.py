@@ -30,7 +30,7 @@ class Subject:
 
 def of(path: Path, listener: Listener = silent) -> Subject:
     """Read and digest a GGUF file, of a split model all shards. Raises GgufProblem."""
-    gguf = gguf_file.read_all(path)
+    gguf = gguf_file.read_model(path)
     named = gguf_names.parse_name(gguf.path.name)
     digests = [files.sha256_file(part, listener, f"digest of {part.name}") for part in gguf.paths]
     kind = named.type or gguf.file_type

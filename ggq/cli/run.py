@@ -26,13 +26,13 @@ def run(model: Path, prompt: str, tokens: int, threads: int | None, out: Output)
     ggq run Qwen3-0.6B-Q4_K_M.gguf "Once upon a time" -n 40
     """
     file = gguf_file.read_all(model)
-    file.require_model()
+    file.require_text_generation()
     if file.context_length and tokens > file.context_length:
         raise CannotServe(
             f"{model.name} has no context of {tokens:,} tokens.",
             f"It was trained for {file.context_length:,}.",
             f"Ask for fewer with -n, at most {file.context_length}.",
         )
-    text = tools.complete(toolchain.find(), model, prompt, tokens, threads or hardware.usable_cores())
+    text = tools.complete(toolchain.find(), file.path, prompt, tokens, threads or hardware.usable_cores())
     out.text(text)
     out.result({"model": model, "prompt": prompt, "tokens": tokens, "text": text})

@@ -205,7 +205,7 @@ class _Maker:
         return self._model(name, folder, None, lambda staged: self._convert(path, staged, None))
 
     def of_gguf(self, path: Path) -> HollowModel:
-        given = gguf_file.read_all(path)
+        given = gguf_file.read_model(path)
         with given.path.open("rb") as stream:
             header = hashlib.sha256(stream.read(given.data_offset)).hexdigest()
         name = gguf_names.parse_name(path.name).model
