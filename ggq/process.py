@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import ctypes
+import errno
 import gc
 import os
 import re
@@ -23,7 +24,8 @@ from typing import IO, Any
 from ggq.errors import ToolchainProblem, ToolFailed
 
 LineHandler = Callable[[str], None]
-_TAIL_LINES = 12
+_TAIL_LINES, _TAIL_COLUMNS = 12, 300
+_ABORT_LINES = 3
 _KEEP_LINES = 20_000
 
 _echo: LineHandler | None = None
@@ -53,7 +55,10 @@ class Completed:
     @property
     def tail(self) -> tuple[str, ...]:
         lines = [line for line in (*self.stdout, *self.stderr) if line.strip()]
-        return tuple(lines[-_TAIL_LINES:])
+        # What ends by SIGABRT says why just before; a log of loading comes before that.
+        count = _TAIL_LINES if self.returncode != -signal.SIGABRT else _ABORT_LINES
+        cut = (line if len(line) <= _TAIL_COLUMNS else f"{line[:_TAIL_COLUMNS]}…" for line in lines[-count:])
+        return tuple(cut)
 
     def failed(self, next_step: str = "") -> ToolFailed:
         return ToolFailed(
@@ -76,14 +81,17 @@ def run(
 ) -> Completed:
     """Run a command to its end.
 
-    ``env`` is added to this process's environment. Each handler gets every line as it comes; a carriage
-    return ends a line too, so that a child's progress bar can be followed. ``on_start`` gets the child's
-    process id; without ``echo`` nothing is told to ``echo_to``.
+    It runs in ``cwd``, or in the root folder: llama.cpp's tools load libraries of certain names from the
+    current one, which may be a model's. So a ``Path`` in ``command`` is made absolute, and a path given as
+    text must be. ``env`` is added to this process's environment. Each handler gets every line as it comes; a
+    carriage return ends a line too, so that a child's progress bar can be followed. ``on_start`` gets the
+    child's process id; without ``echo`` nothing is told to ``echo_to``.
 
-    Raises ToolFailed when ``check`` and the child did not exit 0 (also on time-out, as SIGKILL), and
-    ToolchainProblem when the program cannot be started at all. On Ctrl-C the child is ended first.
+    Raises ToolFailed when ``check`` and the child did not exit 0 (also on time-out, as SIGKILL),
+    ToolchainProblem when the program cannot be started at all, and what a handler raised. Whatever is raised
+    meanwhile, as on Ctrl-C, the child is ended first.
     """
-    argv = tuple(str(part) for part in command)
+    argv = tuple(str(part.absolute() if isinstance(part, Path) else part) for part in command)
     told = _echo if echo else None
     if told is not None:
         told(f"$ {shlex.join(argv)}")
@@ -99,22 +107,33 @@ def run(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env={**_inherited(), **(env or {})},
-                cwd=cwd,
+                cwd=cwd or Path(sys.executable).anchor,
                 preexec_fn=_in_own_group_and_dying_with_parent() if os.name == "posix" else None,
             )
-    except OSError as error:
-        raise ToolchainProblem(
-            f"{argv[0]} could not be started.", f"{error.strerror or error}.", "Run `ggq doctor`."
-        ) from error
+    except (OSError, subprocess.SubprocessError, MemoryError, RuntimeError) as error:
+        raise _not_started(argv[0], error) from error
     stdout: deque[str] = deque(maxlen=_KEEP_LINES)
     stderr: deque[str] = deque(maxlen=_KEEP_LINES)
+    failures: list[BaseException] = []
+
+    def read(stream: IO[bytes], lines: deque[str], handler: LineHandler | None) -> None:
+        try:
+            _read_lines(stream, lines, (told, handler))
+        except BaseException as failure:
+            # Nobody reads on, and the child would wait for that for ever.
+            failures.append(failure)
+            _signal(child, signal.SIGKILL)
+
     readers = [
-        threading.Thread(target=_read_lines, args=(stream, lines, (told, handler)), daemon=True)
-        for stream, lines, handler in ((child.stdout, stdout, on_stdout), (child.stderr, stderr, on_stderr))
+        threading.Thread(target=read, args=arguments, daemon=True)
+        for arguments in ((child.stdout, stdout, on_stdout), (child.stderr, stderr, on_stderr))
     ]
-    for reader in readers:
-        reader.start()
     try:
+        for reader in readers:
+            try:
+                reader.start()
+            except (RuntimeError, MemoryError) as error:  # no more threads
+                raise _not_started(argv[0], error) from error
         if interrupts:
             raise KeyboardInterrupt
         if on_start is not None:
@@ -130,6 +149,8 @@ def run(
     for reader in readers:
         # A grandchild may hold the pipe open; the child itself is gone, so its words are here.
         reader.join(timeout=5)
+    if failures:
+        raise failures[0]
     done = Completed(
         argv,
         child.returncode,
@@ -164,8 +185,20 @@ def _holding_back(interrupts: list[int]) -> Iterator[None]:
 
 
 def _inherited() -> dict[str, str]:
-    """The environment without LLAMA_ARG_*: with those llama.cpp's tools would do other than they are told."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
+    """The environment without LLAMA_ARG_*: with those llama.cpp's tools would do other than they are told.
+    No debugger may write its noise behind a tool's last words."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
+    return {"GGML_NO_BACKTRACE": "1", **kept}
+
+
+def _not_started(program: str, error: Exception) -> ToolchainProblem:
+    known = isinstance(error, OSError) and error.errno not in (errno.EAGAIN, errno.ENOMEM)
+    if known:
+        why, next_step = f"{getattr(error, 'strerror', None) or error}.", "Run `ggq doctor`."
+    else:  # fork, a thread for its words, or what is done between fork and exec
+        why = f"This system gives no more processes, threads or memory: {error or type(error).__name__}."
+        next_step = "Close other programs, or raise the limits (`ulimit -u`, `ulimit -v`)."
+    return ToolchainProblem(f"{program} could not be started.", why, next_step)
 
 
 def _rss_bytes() -> int:

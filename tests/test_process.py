@@ -243,3 +243,64 @@ def test_ctrl_c_in_the_middle_of_a_fork_is_heeded() -> None:
         [sys.executable, "-c", FORK_HOOK], capture_output=True, text=True, timeout=20, preexec_fn=heed_ctrl_c
     )
     assert done.stdout == "heeded\n", done.stderr
+
+
+def test_what_a_handler_raises_reaches_the_caller_and_ends_the_child() -> None:
+    """A child that is not read any more would wait for ever."""
+
+    def refuse(line: str) -> None:
+        raise ValueError(line)
+
+    endless = "import sys\nwhile True: print('x' * 200, file=sys.stderr)"
+    with pytest.raises(ValueError, match="xxx"):
+        run(endless, on_stderr=refuse)
+    with pytest.raises(ValueError, match="once"):
+        run("print('once', flush=True); import time; time.sleep(600)", on_stdout=refuse)
+
+
+def test_no_more_threads_is_told_and_leaves_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    real = subprocess.Popen
+
+    class Popen(real):  # type: ignore[type-arg, valid-type, misc]
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self.pid)
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(process.subprocess, "Popen", Popen)
+    monkeypatch.setattr(process.threading.Thread, "start", refuse)
+    with pytest.raises(ToolchainProblem) as caught:
+        run("import time; time.sleep(600)")
+    assert "no more processes, threads or memory" in caught.value.why and "ulimit" in caught.value.next_step
+    assert wait_until(lambda: not is_alive(started[0]))
+
+
+def test_no_more_processes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(process.subprocess, "Popen", refuse)
+    with pytest.raises(ToolchainProblem, match="no more processes"):
+        run("pass")
+
+
+def test_a_tool_runs_in_no_folder_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp loads libggml-*.so from the current folder; and relative paths still lead where they did."""
+    monkeypatch.chdir(tmp_path)
+    Path("given").write_text("here")
+    code = "import os, pathlib, sys; print(os.getcwd(), pathlib.Path(sys.argv[1]).read_text())"
+    assert process.run([PYTHON, "-c", code, Path("given")]).stdout == ("/ here",)
+
+
+def test_the_last_words_are_few_and_short() -> None:
+    done = run("for i in range(50): print(i, 'y' * 5000)")
+    assert len(done.tail) == 12 and max(map(len, done.tail)) <= 301
+    died = run("for i in range(50): print(i, flush=True)\nimport os; os.abort()", check=False)
+    assert died.tail == ("47", "48", "49")
+
+
+def test_no_debugger_speaks_behind_a_tool() -> None:
+    assert run("import os; print(os.environ['GGML_NO_BACKTRACE'])").stdout == ("1",)

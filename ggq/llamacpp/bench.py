@@ -172,8 +172,8 @@ def run(toolchain: Toolchain, model: Path, options: BenchOptions) -> tuple[Bench
     for an RPC server that is out of reach or lost half-way and for output that is not known, GgufProblem for
     a model that llama.cpp refuses, ToolFailed for any other end (``returncode`` < 0: a signal).
     """
-    command = [str(toolchain.tool(TOOL)), "-m", str(model), *options.arguments()]
-    if "," in str(model):
+    command = [str(toolchain.tool(TOOL)), "-m", str(model.absolute()), *options.arguments()]
+    if "," in str(model.absolute()):
         raise UsageProblem(
             f"{model} has a comma in its name.", f"{TOOL} reads a comma as the end of a name.", "Rename it."
         )

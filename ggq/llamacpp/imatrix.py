@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggq import gguf_file, gguf_hollow, process
+from ggq import gguf_file, gguf_hollow, process, scratch
 from ggq.errors import CannotServe, DiskFull, GgqError, GgufProblem
 from ggq.files import free_bytes, human_bytes
 from ggq.gguf_file import GgufFile
@@ -141,8 +141,10 @@ def add(
     if stretch.sums is not None:
         # It takes a comma in the name for the end of it, unless it is quoted.
         command += ["--in-file", '"{}"'.format(str(stretch.sums.file.path.absolute()).replace('"', '""'))]
-    # In the text's folder, since the result has the text's path as it is given here.
-    done = process.run(command, cwd=text.parent, env=bench.ENVIRONMENT, on_stdout=watch, check=False)
+    # Beside the text, since the result has the text's path as it is given here; in a folder of ggq's own.
+    with scratch.folder("text") as beside:
+        (beside / text.name).symlink_to(text.absolute())
+        done = process.run(command, cwd=beside, env=bench.ENVIRONMENT, on_stdout=watch, check=False)
     errors = [line["msg"].strip() for line in _log(done.stdout) if line.get("level") == "error"]
     if done.returncode:
         raise _failed(done, errors, model, settings.context)

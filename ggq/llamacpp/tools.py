@@ -31,7 +31,7 @@ class QuantizeOptions:
     def arguments(self) -> list[str]:
         arguments: list[str] = []
         if self.imatrix is not None:
-            arguments += ["--imatrix", str(self.imatrix)]
+            arguments += ["--imatrix", str(self.imatrix.absolute())]
         for override in self.tensor_types:
             arguments += ["--tensor-type", override]
         if self.output_tensor_type:
