@@ -18,7 +18,7 @@ import click
 from ggq import places
 from ggq.cli import streams
 from ggq.cli.explain import explain
-from ggq.cli.output import Output, as_json
+from ggq.cli.output import Output, as_json, clean
 from ggq.errors import UsageProblem
 
 EXIT_INTERRUPTED = 130
@@ -61,6 +61,7 @@ class GgqGroup(click.Group):
             if "--json" in sys.argv:
                 problem = UsageProblem(error.format_message(), "", "See --help.")
                 Output(json=True).result(as_json(problem))
+            error.message = clean(error.message)  # type: ignore[misc]  # click prints it
             raise
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
@@ -69,7 +70,7 @@ class GgqGroup(click.Group):
                 explained = explain(failure)
                 current_output().error(explained)
                 ctx.exit(explained.exit_code)
-            click.echo("\nStopped. What was finished is kept; the same command resumes.", err=True)
+            current_output().echo("\nStopped. What was finished is kept; the same command resumes.")
             ctx.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
             ctx.exit(1)  # the reader has seen enough (`ggq … | head`)

@@ -73,7 +73,7 @@ def output_options(function: F) -> F:
     @functools.wraps(function)
     def wrapped(*args: Any, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
         out = set_current_output(Output(json=as_json, quiet=quiet))
-        process.echo_to(functools.partial(click.echo, err=True) if verbose else None)
+        process.echo_to(out.echo if verbose else None)
         return function(*args, out=out, **kwargs)
 
     return wrapped  # type: ignore[return-value]

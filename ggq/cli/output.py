@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -37,12 +38,12 @@ class Output:
         if self.as_json:
             # A letter that the stream lacks becomes JSON's own escape (click makes UTF-8 of ASCII).
             as_it_is = codecs.lookup(sys.stdout.encoding or "utf-8").name in ("utf-8", "ascii")
-            click.echo(json.dumps(plain(value), indent=2, ensure_ascii=not as_it_is))
+            _say(_escaped(json.dumps(plain(value), indent=2, ensure_ascii=not as_it_is)))
 
     def text(self, line: str = "") -> None:
         """A line of the result, for a person."""
         if not self.as_json:
-            click.echo(line)
+            _say(clean(line))
 
     def table(
         self,
@@ -64,6 +65,7 @@ class Output:
         from rich.measure import Measurement
         from rich.table import Table
 
+        rows = [[clean(cell) for cell in row] for row in rows]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
         table.padding = 0 if compact else (0, 1)
         for index, column in enumerate(columns):
@@ -105,11 +107,15 @@ class Output:
     def info(self, line: str) -> None:
         """A remark for a person, on stderr."""
         if not (self.is_quiet or self.as_json):
-            click.echo(line, err=True)
+            _say(clean(line), err=True)
 
     def warning(self, line: str) -> None:
         """A warning, on stderr, in every mode."""
-        click.echo(_styled("warning: ", fg="yellow") + line, err=True)
+        _say(_styled("warning: ", fg="yellow") + clean(line), err=True)
+
+    def echo(self, line: str) -> None:
+        """A line of a tool's, on stderr, in every mode (``-v``)."""
+        _say(clean(line), err=True)
 
     def hint(self, line: str) -> None:
         """The next command to type."""
@@ -117,11 +123,11 @@ class Output:
 
     def error(self, error: GgqError) -> None:
         """Three lines on stderr; with ``--json`` also an object on stdout."""
-        click.echo(_styled("error: ", fg="red", bold=True) + error.what, err=True)
+        _say(_styled("error: ", fg="red", bold=True) + clean(error.what), err=True)
         if error.why:
-            click.echo(error.why, err=True)
+            _say(clean(error.why), err=True)
         if error.next_step:
-            click.echo(_styled("next: ", bold=True) + error.next_step, err=True)
+            _say(_styled("next: ", bold=True) + clean(error.next_step), err=True)
         self.result(as_json(error))
 
     @contextmanager
@@ -132,6 +138,27 @@ class Output:
             yield bars
         finally:
             bars.close()
+
+
+# What steers a terminal: control characters but for the end of a line and the tabulator (escape sequences
+# begin with one), and the marks that turn the direction of a text. JSON has its own escapes for the first
+# 32; the others only ever stand in its strings.
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def clean(text: str) -> str:
+    """A text as a terminal may see it, whoever wrote it: what would steer the terminal is spelled out."""
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r\n", "\n"))
+
+
+def _escaped(text: str) -> str:
+    """A JSON text, the same for who reads it, with escapes for what would steer a terminal."""
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """The one place where ggq writes to a terminal; bars and tables clean what they draw."""
+    click.echo(text, err=err)
 
 
 def as_json(error: GgqError) -> dict[str, dict[str, str]]:
@@ -191,7 +218,7 @@ class _Bars:
         if bar is None:
             scaled = unit == "B"
             bar = self._bars[name] = tqdm(
-                desc=name,
+                desc=clean(name),
                 total=total,
                 unit=unit if scaled else f" {unit}",
                 unit_scale=scaled,
