@@ -141,6 +141,12 @@ def _checks(found: Verification) -> list[tuple[str, str]]:
         text = "as many as in the checkpoint" if same else "; ".join(found.parameter_notes)
         lines.append(("count", text or f"the checkpoint has {found.checkpoint_parameters:,}"))
     lines.append(("tokenizer", _tokenizer(found)))
+    if found.template_compared:
+        agree, tried = found.template_conversations, found.template_compared
+        text = f"{tried} conversations are rendered as by transformers"
+        if agree < tried:
+            text = f"{tried - agree} of {tried} conversations differ from transformers' (see the warnings)"
+        lines.append(("template", text))
     if found.stop_tokens:
         told = ", ".join(map(str, found.stop_tokens))
         lost = f"; not at {', '.join(map(str, found.stop_tokens_lost))}" if found.stop_tokens_lost else ""

@@ -26,6 +26,7 @@ from ggq.convert import (
     gaps,
     rows,
     stops,
+    templates,
     tokenizer_file,
     tokenizer_model,
     view,
@@ -203,6 +204,7 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
         if job.fed:
             converter.read_elsewhere([folder / file for file in job.fed], _asking(Feed(pipes)))
     adds_bos = None
+    templates.settle(folder)
     if (folder / tokenizer_file.FILE).is_file():
         converter.take_tokenizers_from(folder, tokenizer_file.for_converter)
         adds_bos = tokenizer_file.begins_with_a_token(folder)
@@ -300,6 +302,8 @@ def _check(job: Job) -> None:
                 if not witness.ends_generation(identity)
             ]
             say("stops", ids=sorted(found), lost=lost)
+        plain, with_tools = witness.chat_template(), witness.chat_template(templates.TOOL_USE)
+        say("template", **templates.compare(folder, plain, with_tools, Path(job.lib_dir)))
         if expected is not None:
             exact = len(tokens) > compare_logits.FEW_POSITIONS
             say("logits", **compare_logits.compare(expected, witness.logits(tokens, exact_cache=exact)))

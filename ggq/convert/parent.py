@@ -204,6 +204,7 @@ class Child:
                 tokenizer=self._found.get("tokenizer", {}),
                 logits=self._found.get("logits", {}),
                 stops=self._found.get("stops", {}),
+                template=self._found.get("template", {}),
                 remarks=tuple(self._remarks),
             ),
         )

@@ -22,7 +22,9 @@ class Verification:
     ``level``: off, sampled or full (``full``: every value was looked at for NaN and infinity, not 64 rows of
     each tensor); ``tokenizer_strings``: how many texts were tokenized alike, of ``tokenizer_compared`` (None:
     a record of an earlier ggq), by ``tokenizer_reference``; ``stop_tokens``: at which the checkpoint ends a
-    turn, and ``stop_tokens_lost``: those at which llama.cpp does not; ``logits_cosine``: mean over
+    turn, and ``stop_tokens_lost``: those at which llama.cpp does not;
+    ``template_conversations``: how many that the chat template renders alike, of ``template_compared``;
+    ``logits_cosine``: mean over
     ``positions``, with the ``lowest_cosine`` and the share of positions whose best token agrees. A check that
     could not be made says why in ``tokenizer_why_not`` and ``why_not``.
     """
@@ -38,6 +40,8 @@ class Verification:
     tokenizer_why_not: str = ""
     stop_tokens: tuple[int, ...] = ()
     stop_tokens_lost: tuple[int, ...] = ()
+    template_conversations: int = 0
+    template_compared: int = 0
     positions: int = 0
     logits_cosine: float | None = None
     lowest_cosine: float | None = None
@@ -57,6 +61,7 @@ class Findings:
     tokenizer: Mapping[str, Any]
     logits: Mapping[str, Any]
     stops: Mapping[str, Any] = field(default_factory=dict)
+    template: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
 
@@ -87,6 +92,9 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
             f"{found.tokenizer['reference']} has {_ends(found.tokenizer['specials']['expected'])}, the GGUF "
             f"{_ends(found.tokenizer['specials']['gguf'])}"
         )
+    warnings += found.template.get("remarks", ())
+    if found.template.get("why_not"):
+        warnings.append(f"the chat template was not compared: {found.template['why_not']}")
     lost = found.stops.get("lost", ())
     if lost:
         names = ", ".join(
@@ -107,6 +115,8 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
         tokenizer_why_not=found.tokenizer.get("why_not", ""),
         stop_tokens=tuple(found.stops.get("ids", ())),
         stop_tokens_lost=tuple(one["id"] for one in lost),
+        template_conversations=found.template.get("agree", 0),
+        template_compared=found.template.get("tried", 0),
         positions=found.logits.get("positions", 0),
         logits_cosine=cosine,
         lowest_cosine=found.logits.get("lowest_cosine"),

@@ -79,6 +79,11 @@ class Witness:
             return False
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
+    def chat_template(self, name: str | None = None) -> str | None:
+        """The model's chat template, or its template of that name; None where it has none."""
+        found = self._lib.llama_model_chat_template(self._model, name.encode() if name else None)
+        return found.decode("utf-8", "replace") if found else None
+
     def name(self, token: int) -> str:
         """A token's text in the vocabulary."""
         if not 0 <= token < self.token_count:
