@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -101,21 +101,96 @@ def needed_bytes(given: Checkpoint) -> int:
     return given.weight_bytes + max(layers.values(), default=given.weight_bytes) + _OWN_BYTES
 
 
-def load_model(folder: Path, architecture: str) -> Any:
+_SAME_MODEL = (
+    "Check that config.json and the weights are of the same model, in the form that transformers saves."
+)
+# Weights that a causal model may lack without a word: transformers builds them, and nothing asks for them.
+_DISPENSABLE = re.compile(r"(^|\.)pooler\.")
+# transformers' and torch's words for weights that do not fit the config.
+_SHAPES = re.compile(
+    r"size mismatch|shapes? .*(mismatch|cannot be multiplied|incompatible|invalid)|must match the size|"
+    r"shape mismatch|mismatched sizes|expected .* channels|size of tensor|Sizes of tensors|"
+    r"automatic conversion of the weights",
+    re.IGNORECASE,
+)
+
+
+def load_model(folder: Path, architecture: str, unexpected: Callable[[list[str]], None] | None = None) -> Any:
     """The model of ``folder`` as transformers builds it, its weights in their own type, computing in float32.
 
-    Raises LookupError when transformers has no such class, and whatever transformers raises.
+    ``unexpected`` is called with the names of tensors that transformers has no use for. Raises LookupError
+    when transformers has no such class, CheckpointProblem for weights that are missing or do not fit, and
+    whatever else transformers raises.
     """
     import transformers
 
     model_class = getattr(transformers, architecture, None)
     if model_class is None:
         raise LookupError(f"transformers {transformers.__version__} has no {architecture}")
-    model = model_class.from_pretrained(
-        folder, dtype="auto", trust_remote_code=False, attn_implementation="eager", local_files_only=True
+    _without_adapters()
+    model, report = model_class.from_pretrained(
+        folder,
+        dtype="auto",
+        trust_remote_code=False,
+        attn_implementation="eager",
+        local_files_only=True,
+        ignore_mismatched_sizes=True,  # they are in the report, by name
+        output_loading_info=True,
     )
+    _require_whole(report)
+    if unexpected is not None and report["unexpected_keys"]:
+        unexpected(sorted(report["unexpected_keys"]))
     _widen(model)
     return model.eval()
+
+
+def refuse_shapes(error: Exception) -> None:
+    """Raises CheckpointProblem when transformers failed because the weights do not fit the config: that is
+    evidence against the checkpoint, not a comparison that could not be made."""
+    if found := _SHAPES.search(str(error)):
+        line = next(line for line in str(error).splitlines() if found[0].splitlines()[0] in line)
+        raise CheckpointProblem(
+            "The weights do not fit the config.",
+            f"transformers says: {line.strip()[:200].rstrip('.')}.",
+            _SAME_MODEL,
+        ) from error
+
+
+def _without_adapters() -> None:
+    """Have transformers load no adapter that lies in the folder, whether peft is installed or not."""
+    from transformers import modeling_utils
+
+    def none(name: Any, _download: Any = None, **settings: Any) -> tuple[None, Any, dict[str, Any]]:
+        return None, name, settings
+
+    modeling_utils.maybe_load_adapters = none
+
+
+def _require_whole(report: Mapping[str, Any]) -> None:
+    """Raises CheckpointProblem for weights for which transformers would make up random numbers."""
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        name, found, expected = mismatched[0]
+        more = f"; {len(mismatched) - 1} more do not fit" if mismatched[1:] else ""
+        raise CheckpointProblem(
+            "The weights do not fit the config.",
+            f"{name[:120]} has the shape {tuple(found)}, and {tuple(expected)} by the config{more}.",
+            _SAME_MODEL,
+        )
+    missing = sorted(name for name in report["missing_keys"] if not _DISPENSABLE.search(name))
+    if missing:
+        more = f" and {len(missing) - 3} more" if missing[3:] else ""
+        raise CheckpointProblem(
+            f"{len(missing)} tensor{'s are' if missing[1:] else ' is'} missing in the weights.",
+            f"{', '.join(name[:120] for name in missing[:3])}{more}: the config asks for them.",
+            "Get the weights again from the model's source, or the config that belongs to them.",
+        )
+    if report["error_msgs"]:
+        raise CheckpointProblem(
+            "The weights cannot be loaded.",
+            f"transformers says: {str(report['error_msgs'][0])[:200]}.",
+            "Get the weights again from the model's source, or the config that belongs to them.",
+        )
 
 
 def logits(model: Any, tokens: Sequence[int], *, last: int = 0, threads: int = 1) -> Any:

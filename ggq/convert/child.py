@@ -284,7 +284,9 @@ def _check(job: Job) -> None:
     tokens: list[int] = []
     if job.logits:
         say("phase", name="reference")
-        expected, tokens, why_not = compare_logits.reference(Path(job.view), job.architecture, tokenizer)
+        expected, tokens, why_not = compare_logits.reference(
+            Path(job.view), job.architecture, tokenizer, _unexpected
+        )
         process.give_back_memory()  # the model, of circles of modules: its file is unmapped
     say("phase", name="witness")
     toolchain = Toolchain("named", Path(job.lib_dir), Path(job.lib_dir), Path(job.source_dir), None)
@@ -309,6 +311,11 @@ def _check(job: Job) -> None:
             say("logits", **compare_logits.compare(expected, witness.logits(tokens, exact_cache=exact)))
         elif why_not:
             say("logits", why_not=why_not)
+
+
+def _unexpected(names: list[str]) -> None:
+    more = f" and {len(names) - 3} more" if names[3:] else ""
+    say("remark", text=f"transformers has no use for {', '.join(name[:80] for name in names[:3])}{more}.")
 
 
 def _relay(event: Event) -> None:

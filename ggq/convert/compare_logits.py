@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ggq import transformers_model
+from ggq.errors import GgqError
 
 POSITIONS = 32
 # A prompt costs what the model weighs, and a wrong base, scale or norm shows at every position but the first.
@@ -16,17 +18,29 @@ PROMPT = (
 )
 
 
-def reference(view: Path, architecture: str, tokenizer: Any) -> tuple[Any, list[int], str]:
-    """transformers' logits and the prompt they are for; or None and the reason."""
+def reference(
+    view: Path,
+    architecture: str,
+    tokenizer: Any,
+    unexpected: Callable[[list[str]], None] | None = None,
+) -> tuple[Any, list[int], str]:
+    """transformers' logits and the prompt they are for; or None and the reason. ``unexpected`` is called with
+    the names of tensors that transformers has no use for.
+
+    Raises CheckpointProblem for weights that are missing or do not fit the config.
+    """
     try:
-        model = transformers_model.load_model(view, architecture)
+        model = transformers_model.load_model(view, architecture, unexpected)
         if getattr(model.config, "is_encoder_decoder", False):
             return None, [], "an encoder-decoder has no logits of a prompt alone"
         text_config = model.config.get_text_config()
         large = sum(weight.numel() for weight in model.parameters()) > _LARGE_PARAMETERS
         tokens = _prompt(tokenizer, text_config.vocab_size)[: FEW_POSITIONS if large else POSITIONS]
         return transformers_model.logits(model, tokens), tokens, ""
+    except GgqError:
+        raise  # a finding
     except Exception as error:
+        transformers_model.refuse_shapes(error)
         return None, [], f"transformers does not run the checkpoint: {first_line(error)}"
 
 
