@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+from ggq import limits
+
 
 class GgqError(Exception):
     """An error that ggq explains.
@@ -106,7 +108,10 @@ class ToolFailed(GgqError):
         )
         if out_of_memory:
             how += ", by the kernel's out-of-memory killer"
-        super().__init__(f"{name} {how}.", "\n".join(tail), next_step)
+        why = "\n".join(tail)
+        if returncode < 0 and not out_of_memory and (limit := limits.why_killed(-returncode)) is not None:
+            why, next_step = "\n".join(filter(None, (why, limit[0]))), limit[1]
+        super().__init__(f"{name} {how}.", why, next_step)
         self.command = tuple(command)
         self.returncode = returncode
         self.tail = tuple(tail)

@@ -10,7 +10,7 @@ import ggq
 
 HOUSE = Path(ggq.__file__).parent
 FLOORS = (
-    "errors files locks places process memory_sampler progress records hardware cgroup ggml_types"
+    "errors limits files locks places process memory_sampler progress records hardware cgroup ggml_types"
     " gguf_constants gguf_names reference resources unchanged untrusted scratch python_child launch",
     "hub checkpoint checkpoint_files checkpoint_bounds mlx model_card safetensors_header storage"
     " torch_archive gguf_file"

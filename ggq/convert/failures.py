@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ggq import limits
 from ggq.checkpoint import Checkpoint
 from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull, GgqError, NeedsWeights, signal_name
 
@@ -39,6 +40,8 @@ def died(phase: str, returncode: int, tail: Sequence[str]) -> GgqError:
     """The child ended without a report: by a signal, or in Python's own way."""
     last = next((line.strip() for line in reversed(tail) if line.strip()), "it printed nothing")
     doing = _DOING.get(phase, "starting")
+    if (limit := limits.why_killed(-returncode)) is not None:
+        return ConversionProblem(f"The conversion was killed while it was {doing}.", *limit)
     if returncode == -9:
         return ConversionProblem(
             f"The conversion was killed while it was {doing}.",
@@ -51,6 +54,8 @@ def died(phase: str, returncode: int, tail: Sequence[str]) -> GgqError:
             f"Its last line: {_short(last)}",
             _REPORT if phase == "witness" else "Run `ggq doctor`.",
         )
+    if re.match(r"MemoryError|.*(?:annot allocate memory|failed to map segment)", last):
+        return _out_of_memory(last)
     return ConversionProblem("The conversion ended before it was done.", _short(last), "Run `ggq doctor`.")
 
 
@@ -246,9 +251,13 @@ def _odd_settings(checkpoint: Checkpoint, text: str, where: str) -> GgqError:
 
 
 def _memory(_: Checkpoint, found: re.Match[str]) -> GgqError:
+    return _out_of_memory(found[0])
+
+
+def _out_of_memory(said: str) -> GgqError:
     return ConversionProblem(
         "Memory ran out during the conversion.",
-        f"{_short(found[0])}.",
+        f"{_short(said)}.",
         "Close other programs, or run it on a machine with more memory.",
     )
 
@@ -257,13 +266,18 @@ def _disk(_: Checkpoint, __: re.Match[str]) -> GgqError:
     return DiskFull(
         "The disk became full during the conversion.",
         "What was written is removed again.",
-        "Free some space, or choose another folder with -o/--output or --outdir.",
+        "Free some space, raise a limit of file sizes (`ulimit -f`), or choose another folder"
+        " with -o/--output or --outdir.",
     )
 
 
 _PATTERNS: Sequence[tuple[str, Callable[[Checkpoint, re.Match[str]], GgqError]]] = (
     (r"mmap can only be used with files saved with", _old_pickle),
-    (r"No space left on device|\[Errno 28\]|wrote \d+ bytes, expected|Disk quota exceeded", _disk),
+    (
+        r"No space left on device|\[Errno 28\]|wrote \d+ bytes, expected|requested and \d+ written"
+        r"|Disk quota exceeded",
+        _disk,
+    ),
     (r"^MemoryError.*|not enough memory|Cannot allocate memory", _memory),
     (r"pre-tokenizer was not recognized", _pre_tokenizer),
     (

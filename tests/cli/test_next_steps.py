@@ -42,7 +42,7 @@ GIVEN = {("ggq.convert.failures", "--mmproj")}
 # Where one of several flags is named, and the verb at hand has another of them.
 ALTERNATIVES = ({"-o", "--output", "--outdir"}, {"--text", "--imatrix-text"})
 _COMMAND = re.compile(r"`ggq( [^`]*)`")
-_FOREIGN = re.compile(r"`(?!ggq )[^`]*`")
+_FOREIGN = re.compile(r"`(?!ggq )[^`]*`|\bllama-[\w-]+ [^.;]*")
 
 
 @functools.cache
