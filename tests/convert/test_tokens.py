@@ -64,6 +64,18 @@ def test_added_tokens_and_what_ends_a_turn(toolchain: Toolchain, tmp_path: Path,
 
 
 @pytest.mark.tool
+def test_what_llama_cpp_lacks_is_told(toolchain: Toolchain, tmp_path: Path) -> None:
+    from tokenizers import AddedToken
+
+    own = checkpoints.tokenizer(
+        checkpoints.QWEN2, [AddedToken("<mask>", special=True, lstrip=True)], nfc=True
+    )
+    folder = checkpoints.llama(tmp_path / "model", own)
+    form, token = convert(folder, tmp_path / "out.gguf", toolchain=toolchain).verification.warnings
+    assert "NFC" in form and "<mask>" in token and "lstrip" in token
+
+
+@pytest.mark.tool
 def test_tokens_without_rows_are_left_out_by_name(toolchain: Toolchain, tmp_path: Path, tokens: Any) -> None:
     from tokenizers import AddedToken
 
