@@ -20,6 +20,7 @@ _SETTINGS = (
     "config_sentence_transformers.json", "sentence_bert_config.json", "adapter_config.json", "params.json",
     "hf_quant_config.json", "quantize_config.json", "quantization_config.json",
 )  # fmt: skip
+_WITH_TOKENS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _LISTS = ("modules.json", "added_tokens.json", "chat_template.json")
 _TEXTS = ("merges.txt", "vocab.txt", "chat_template.jinja")
 _BINARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -28,7 +29,12 @@ _TEXT_BYTES = 64 << 20
 
 def settings(file: Path) -> dict[str, Any]:
     """The object in a JSON file of settings. Raises CheckpointProblem, OSError."""
-    return read_object(file, untrusted.SETTINGS)
+    return read_object(file, bounds_of(file.name))
+
+
+def bounds_of(name: str) -> Bounds:
+    """Of a JSON file of settings, by its name."""
+    return untrusted.ADDED_TOKENS if name in _WITH_TOKENS else untrusted.SETTINGS
 
 
 def index(file: Path) -> dict[str, Any]:
@@ -47,6 +53,9 @@ def read_object(file: Path, bounds: Bounds) -> dict[str, Any]:
 def check(folder: Path, names: Iterable[str]) -> None:
     """Look over what the converter and transformers will read beside the weights, and without a bound: every
     file must be sound. Raises CheckpointProblem, OSError."""
+    for part in sorted(folder.glob("*/config.json")):  # of sentence-transformers, of audio tokenizers
+        if not part.parent.name.startswith("."):
+            _check_settings(part)
     for name in names:
         if name in _VOCABULARIES:
             _check_vocabulary(folder / name)
@@ -68,9 +77,10 @@ def _check_vocabulary(file: Path) -> None:
 
 def _check_settings(file: Path) -> None:
     with explained(file):
-        raw = untrusted.read_bytes(file, untrusted.SETTINGS.text_bytes)
+        bounds = bounds_of(file.name)
+        raw = untrusted.read_bytes(file, bounds.text_bytes)
         refuse_pointer(file, raw)
-        value = untrusted.parse(raw)
+        value = untrusted.parse(raw, bounds)
         if file.name not in _LISTS:
             untrusted.as_object(value)
         elif not isinstance(value, (dict, list)):

@@ -31,8 +31,10 @@ class Bounds:
 
 
 # Well above any that there is. Settings: of a mixture of experts whose quantization names every expert, 5 MB.
-# A tokenizer of 262,144 tokens: 34 MB. An index of 200,000 tensors: 20 MB.
-SETTINGS = Bounds(12 << 20, 40 << 20)
+# 28,000 tokens of audio that were added: 5 MB. A tokenizer of 262,144 tokens: 34 MB. An index of 200,000
+# tensors: 20 MB. transformers takes a second for 10 MB of values.
+SETTINGS = Bounds(12 << 20, 16 << 20)
+ADDED_TOKENS = Bounds(24 << 20, 96 << 20)
 TOKENIZER = Bounds(96 << 20, 320 << 20)
 INDEX = Bounds(48 << 20, 160 << 20, depth=4)
 TENSORS = Bounds(32 << 20, 192 << 20, depth=4)

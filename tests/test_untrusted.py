@@ -114,3 +114,10 @@ def test_every_file_that_is_read_later_is_looked_over(
 def test_files_of_others_are_not_looked_at(tmp_path: Path) -> None:
     (tmp_path / "all_results.json").write_bytes(b"NaN, whatever")
     checkpoint_files.check(tmp_path, ["all_results.json"])
+
+
+def test_parts_in_folders_are_looked_over(tmp_path: Path) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text("[1]")
+    with pytest.raises(CheckpointProblem, match="1_Pooling"):
+        checkpoint_files.check(tmp_path, [])

@@ -288,7 +288,11 @@ _PATTERNS: Sequence[tuple[str, Callable[[Checkpoint, re.Match[str]], GgqError]]]
         r"^(?:UnpicklingError|EOFError|RuntimeError): (.*(?:PytorchStreamReader|pickle|invalid load key).*)",
         _unreadable_pickle,
     ),
-    (r"^(?:FileNotFoundError|ValueError): .*?([\w.-]*tokenizer[\w.-]*|[\w.-]+\.model)$", _tokenizer_model),
+    (
+        r"^(?:FileNotFoundError|ValueError): .*?(?<![\w.-])"
+        r"([\w.-]{0,100}tokenizer[\w.-]{0,100}|[\w.-]{1,100}\.model)$",
+        _tokenizer_model,
+    ),
     (r"assert max\(tokenizer", _token_ids),
     (r"^NotImplementedError: (.*[Qq]uant.*)", _quantization),
     (r"Can not map tensor '([^']+)'", _unknown_tensor),

@@ -314,3 +314,20 @@ def test_a_tokenizer_model_made_of_a_tokenizer_json(shared: Path, tmp_path: Path
     assert made.get_piece_size() == real.get_piece_size()
     for text in token_texts.SENTENCES[:3] + token_texts.SENTENCES[15:17]:
         assert made.encode(text) == real.encode(text), text
+
+
+@pytest.mark.parametrize("unit", ["tokenizer", "a.", "'", "`a", "Missing tensors: ", "[", "quant", "x-"])
+@pytest.mark.parametrize(
+    "kind", ["ValueError", "FileNotFoundError", "NotImplementedError", "Odd", "TypeError"]
+)
+def test_words_are_found_in_any_text_at_once(example: Path, kind: str, unit: str) -> None:
+    import time
+
+    given = checkpoint.read(example)
+
+    def cost(count: int) -> float:
+        begun = time.process_time()
+        failures.explain(given, {"phase": "convert", "kind": kind, "text": unit * count + "!", "where": ""})
+        return time.process_time() - begun
+
+    assert cost(100_000) < 20 * cost(10_000) + 0.5  # the square would be 100 times as much
