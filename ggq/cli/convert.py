@@ -161,6 +161,8 @@ def _checks(found: Verification) -> list[tuple[str, str]]:
                 f"(lowest {found.lowest_cosine:.6f}); best token agrees at {found.top1_agreement:.0%}",
             )
         )
+    if found.beyond_cosine is not None:
+        lines.append(("long context", f"cosine {found.beyond_cosine:.6f} with the factors for it"))
     return lines
 
 

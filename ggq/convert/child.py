@@ -24,6 +24,7 @@ from ggq.convert import (
     compare_logits,
     compare_tokens,
     gaps,
+    regimes,
     rows,
     stops,
     templates,
@@ -280,18 +281,19 @@ def _check(job: Job) -> None:
     if bad or job.mmproj:
         return
     tokenizer, _ = _tokenizer(Path(job.view))
-    expected, why_not = None, ""
-    tokens: list[int] = []
+    right_side = compare_logits.Reference()
     if job.logits:
         say("phase", name="reference")
-        expected, tokens, why_not = compare_logits.reference(
-            Path(job.view), job.architecture, tokenizer, _unexpected
-        )
+        right_side = compare_logits.reference(Path(job.view), job.architecture, tokenizer, _unexpected)
         process.give_back_memory()  # the model, of circles of modules: its file is unmapped
     say("phase", name="witness")
     toolchain = Toolchain("named", Path(job.lib_dir), Path(job.lib_dir), Path(job.source_dir), None)
     # Without its weights llama.cpp still checks that each tensor is there and has the shape that it expects.
-    with Witness(toolchain, Path(job.gguf), job.threads, weights=expected is not None) as witness:
+    gguf, original = Path(job.gguf), right_side.original_context
+    weights = right_side.expected is not None
+    exact = len(right_side.tokens) > compare_logits.FEW_POSITIONS
+    within = regimes.overrides(gguf, original, beyond=False)
+    with Witness(toolchain, gguf, job.threads, weights=weights, overrides=within) as witness:
         folder = Path(job.view)
         own = tokenizer_file.sentencepiece(folder) if job.has_tokenizer_model else None
         right, no_reference = tokenizer_file.load(folder)
@@ -306,11 +308,16 @@ def _check(job: Job) -> None:
             say("stops", ids=sorted(found), lost=lost)
         plain, with_tools = witness.chat_template(), witness.chat_template(templates.TOOL_USE)
         say("template", **templates.compare(folder, plain, with_tools, Path(job.lib_dir)))
-        if expected is not None:
-            exact = len(tokens) > compare_logits.FEW_POSITIONS
-            say("logits", **compare_logits.compare(expected, witness.logits(tokens, exact_cache=exact)))
-        elif why_not:
-            say("logits", why_not=why_not)
+        if weights:
+            found_logits = witness.logits(right_side.tokens, exact_cache=exact)
+            say("logits", **compare_logits.compare(right_side.expected, found_logits))
+        elif right_side.why_not:
+            say("logits", why_not=right_side.why_not)
+    if right_side.beyond is not None:
+        beyond = regimes.overrides(gguf, original, beyond=True)
+        with Witness(toolchain, gguf, job.threads, overrides=beyond) as witness:
+            found_logits = witness.logits(right_side.tokens, exact_cache=exact)
+            say("beyond", **compare_logits.compare(right_side.beyond, found_logits))
 
 
 def _unexpected(names: list[str]) -> None:

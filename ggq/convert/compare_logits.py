@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggq import transformers_model
+from ggq.convert import regimes
 from ggq.errors import GgqError
 
 POSITIONS = 32
@@ -18,30 +20,45 @@ PROMPT = (
 )
 
 
+@dataclass(frozen=True)
+class Reference:
+    """transformers' logits of ``tokens``; None with ``why_not``. ``beyond``: those with the factors for
+    beyond the ``original_context``, of a model that has two sets."""
+
+    expected: Any = None
+    tokens: Sequence[int] = ()
+    original_context: int | None = None
+    beyond: Any = None
+    why_not: str = ""
+
+
 def reference(
     view: Path,
     architecture: str,
     tokenizer: Any,
     unexpected: Callable[[list[str]], None] | None = None,
-) -> tuple[Any, list[int], str]:
-    """transformers' logits and the prompt they are for; or None and the reason. ``unexpected`` is called with
-    the names of tensors that transformers has no use for.
+) -> Reference:
+    """What transformers computes of a prompt. ``unexpected`` is called with the names of tensors that
+    transformers has no use for.
 
     Raises CheckpointProblem for weights that are missing or do not fit the config.
     """
     try:
         model = transformers_model.load_model(view, architecture, unexpected)
         if getattr(model.config, "is_encoder_decoder", False):
-            return None, [], "an encoder-decoder has no logits of a prompt alone"
+            return Reference(why_not="an encoder-decoder has no logits of a prompt alone")
         text_config = model.config.get_text_config()
         large = sum(weight.numel() for weight in model.parameters()) > _LARGE_PARAMETERS
         tokens = _prompt(tokenizer, text_config.vocab_size)[: FEW_POSITIONS if large else POSITIONS]
-        return transformers_model.logits(model, tokens), tokens, ""
+        expected = transformers_model.logits(model, tokens)
+        original = regimes.original_context(model)
+        beyond = regimes.long_logits(model, tokens) if original else None
+        return Reference(expected, tokens, original, beyond)
     except GgqError:
         raise  # a finding
     except Exception as error:
         transformers_model.refuse_shapes(error)
-        return None, [], f"transformers does not run the checkpoint: {first_line(error)}"
+        return Reference(why_not=f"transformers does not run the checkpoint: {first_line(error)}")
 
 
 def _prompt(tokenizer: Any, vocabulary: int) -> list[int]:

@@ -203,6 +203,7 @@ class Child:
                 not_finite=tuple(self._found.get("values", {}).get("not_finite", ())),
                 tokenizer=self._found.get("tokenizer", {}),
                 logits=self._found.get("logits", {}),
+                beyond=self._found.get("beyond", {}),
                 stops=self._found.get("stops", {}),
                 template=self._found.get("template", {}),
                 remarks=tuple(self._remarks),

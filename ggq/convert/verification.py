@@ -25,7 +25,9 @@ class Verification:
     turn, and ``stop_tokens_lost``: those at which llama.cpp does not;
     ``template_conversations``: how many that the chat template renders alike, of ``template_compared``;
     ``logits_cosine``: mean over
-    ``positions``, with the ``lowest_cosine`` and the share of positions whose best token agrees. A check that
+    ``positions``, with the ``lowest_cosine`` and the share of positions whose best token agrees;
+    ``beyond_cosine``: with the rotary factors for beyond the original context, of a model that has two sets.
+    A check that
     could not be made says why in ``tokenizer_why_not`` and ``why_not``.
     """
 
@@ -46,6 +48,7 @@ class Verification:
     logits_cosine: float | None = None
     lowest_cosine: float | None = None
     top1_agreement: float | None = None
+    beyond_cosine: float | None = None
     why_not: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -60,6 +63,7 @@ class Findings:
     not_finite: tuple[str, ...]
     tokenizer: Mapping[str, Any]
     logits: Mapping[str, Any]
+    beyond: Mapping[str, Any] = field(default_factory=dict)
     stops: Mapping[str, Any] = field(default_factory=dict)
     template: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -71,6 +75,7 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
     _require_same_tokens(found.tokenizer)
     cosine = found.logits.get("cosine")
     _require_same_logits(outtype, found.logits)
+    _require_same_logits(outtype, found.beyond, " with the rotary factors for beyond its original context")
     warnings: list[str] = []
     if found.account is not None and found.account.unexplained:
         text = (
@@ -121,6 +126,7 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
         logits_cosine=cosine,
         lowest_cosine=found.logits.get("lowest_cosine"),
         top1_agreement=found.logits.get("top1_agreement"),
+        beyond_cosine=found.beyond.get("cosine"),
         why_not=found.logits.get("why_not", ""),
         warnings=tuple(warnings),
     )
@@ -156,12 +162,12 @@ def _require_same_tokens(tokenizer: Mapping[str, Any]) -> None:
         )
 
 
-def _require_same_logits(outtype: str, logits: Mapping[str, Any]) -> None:
+def _require_same_logits(outtype: str, logits: Mapping[str, Any], how: str = "") -> None:
     cosine = logits.get("cosine")
     if cosine is not None and cosine < LEAST_COSINE[outtype]:
         raise ConversionProblem(
             "The GGUF does not compute what the checkpoint computes.",
-            f"Over {logits['positions']} positions the cosine between its logits and transformers' is "
+            f"Over {logits['positions']} positions{how} the cosine between its logits and transformers' is "
             f"{cosine:.4f} (at least {LEAST_COSINE[outtype]} is asked of {outtype}), the lowest "
             f"{logits['lowest_cosine']:.4f}; the best token agrees at {logits['top1_agreement']:.0%}.",
             "llama.cpp does not do this model as its config says. Report it, with the model's name.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,8 +25,17 @@ class Witness:
     """A loaded model. Its weights are mapped, so that they cost file pages, and its arithmetic is llama.cpp's
     own for their types."""
 
-    def __init__(self, toolchain: Toolchain, model: Path, threads: int, *, weights: bool = True) -> None:
+    def __init__(
+        self,
+        toolchain: Toolchain,
+        model: Path,
+        threads: int,
+        *,
+        weights: bool = True,
+        overrides: Mapping[str, int] | None = None,
+    ) -> None:
         """``weights``: load them; without them only tokens can be asked for, and no memory is taken.
+        ``overrides``: whole numbers of the metadata in the place of the file's own.
 
         Raises ToolchainProblem, and GgufProblem with llama.cpp's reason when it refuses the file.
         """
@@ -40,6 +49,8 @@ class Witness:
         if not weights:
             settings.no_alloc = True
             settings.load_mode = self._lib.LLAMA_LOAD_MODE_NONE
+        if overrides:
+            settings.kv_overrides = _overrides(self._lib, overrides)
         self._model = self._lib.llama_model_load_from_file(str(model).encode(), settings)
         if not self._model:
             raise GgufProblem(
@@ -133,6 +144,15 @@ class Witness:
             lib.llama_batch_free(batch)
             if context:
                 lib.llama_free(context)
+
+
+def _overrides(lib: Any, values: Mapping[str, int]) -> Any:
+    """An array that ends with an empty key."""
+    made = (lib.llama_model_kv_override * (len(values) + 1))()
+    for entry, (key, value) in zip(made, values.items(), strict=False):
+        entry.tag, entry.key = lib.LLAMA_KV_OVERRIDE_TYPE_INT, key.encode()
+        entry.value.val_i64 = value
+    return made
 
 
 @functools.cache
