@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,15 @@ def explained(repo_id: str, revision: str | None = None, kind: RepoKind = "model
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _explain(error, repo_id, revision, kind) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if "huggingface_hub" not in Path(frames[-1].filename).parts:
+            raise
+        raise HubProblem(
+            f"{endpoint()} answers otherwise than the Hub does.",
+            f"huggingface_hub stumbled: {type(error).__name__}: {str(error)[:200]}.",
+            "Look at HF_ENDPOINT and HTTPS_PROXY, or run the same command again later.",
+        ) from error
     except OfflineModeIsEnabled as error:
         raise HubProblem(
             f"{repo_id} was not looked up: HF_HUB_OFFLINE forbids the network.",

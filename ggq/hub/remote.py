@@ -114,7 +114,8 @@ def _from_hub(repo_id: str, revision: str, kind: RepoKind, info: ModelInfo | Dat
         raise _not_a_hub(f"it names the commit {shown(info.sha)}")
     commit = str(info.sha)
     files = tuple(_announced(repo_id, kind, commit, sibling) for sibling in info.siblings or ())
-    card: dict[str, Any] = vars(info.card_data) if info.card_data else {}
+    # huggingface_hub makes an object of an answer's object, and passes on what is none.
+    card: dict[str, Any] = getattr(info.card_data, "__dict__", {})
     license_name = card.get("license_name") if card.get("license") == "other" else card.get("license")
     bases = card.get("base_model") or []
     bases = bases if isinstance(bases, list) else [bases]
