@@ -135,7 +135,8 @@ def run(
             except (RuntimeError, MemoryError) as error:  # no more threads
                 raise _not_started(argv[0], error) from error
         if interrupts:
-            raise KeyboardInterrupt
+            signal.raise_signal(interrupts[0])
+            raise KeyboardInterrupt  # where its handler raises nothing
         if on_start is not None:
             on_start(child.pid)
         if child.stdin is not None:
@@ -173,15 +174,15 @@ def _holding_back(interrupts: list[int]) -> Iterator[None]:
     would a Ctrl-C be that comes just then.
     """
     ours = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT)
-    if not (ours and callable(before)):
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda number, _frame: interrupts.append(number))
+    numbers = (signal.SIGINT, signal.SIGTERM) if ours else ()
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, lambda number, _frame: interrupts.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _inherited() -> dict[str, str]:

@@ -22,6 +22,15 @@ from ggq.cli.output import Output, as_json, clean
 from ggq.errors import UsageProblem
 
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: it ends the command in the same order as Ctrl-C does."""
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
 
 
 class GgqGroup(click.Group):
@@ -65,13 +74,18 @@ class GgqGroup(click.Group):
             raise
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if _failed_threads and isinstance(failure := _failed_threads[0], Exception):
                 explained = explain(failure)
                 current_output().error(explained)
                 ctx.exit(explained.exit_code)
-            current_output().echo("\nStopped. What was finished is kept; the same command resumes.")
-            ctx.exit(EXIT_INTERRUPTED)
+            how, code = (
+                ("Ended by SIGTERM", EXIT_TERMINATED)
+                if isinstance(stop, Terminated)
+                else ("Stopped", EXIT_INTERRUPTED)
+            )
+            current_output().echo(f"\n{how}. What was finished is kept; the same command resumes.")
+            ctx.exit(code)
         except BrokenPipeError:
             ctx.exit(1)  # the reader has seen enough (`ggq … | head`)
         except BaseException as error:
@@ -91,6 +105,7 @@ def in_words() -> Iterator[None]:
         return
     if os.name == "posix":
         streams.install()
+        signal.signal(signal.SIGTERM, _terminate)
     threading.excepthook = _thread_failed
     sys.unraisablehook = lambda _: (
         None
@@ -104,8 +119,8 @@ def in_words() -> Iterator[None]:
             yield
         finally:
             streams.flush()
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        sys.exit(EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:

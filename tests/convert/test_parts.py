@@ -260,6 +260,22 @@ def test_failures_become_words(
     assert explained.next_step
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Weights only load failed. In PyTorch 2.6, we changed the default of `weights_only`. "
+        "Re-running `torch.load` with `weights_only` set to `False` will likely succeed, but can run "
+        "code.\nPlease file an issue: WeightsUnpickler error: Unsupported global: "
+        "GLOBAL posix.system was not an allowed global by default.\nCheck the documentation",
+        "Weights only load failed. Do it only if you trust the source (weights_only=False).",
+    ],
+)
+def test_torchs_advice_to_load_a_pickle_all_the_same_is_not_passed_on(example: Path, said: str) -> None:
+    report = {"phase": "convert", "kind": "UnpicklingError", "text": said, "where": ""}
+    words = str(failures.explain(checkpoint.read(example), report))
+    assert "weights_only" not in words and "succeed" not in words and "hold more than weights" in words
+
+
 def test_a_death_in_the_child_is_a_finding() -> None:
     assert "memory runs out" in failures.died("convert", -9, []).why
     crash = failures.died("witness", -6, ["ggml.c:1: GGML_ASSERT(x) failed"])
