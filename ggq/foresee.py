@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggq import files, hardware, hub, presets, reference
+from ggq import contents, files, hardware, hub, presets, reference
 from ggq.bench.workload import ALL_LAYERS, ThreadChoice
 from ggq.errors import CannotServe, UsageProblem
 from ggq.llamacpp import bench as llama_bench
@@ -102,13 +102,15 @@ class LoadPlan:
 class PresetPlan:
     """A preset before it is made: ``size``, exact, and ``loads``, one for each context and type of cache.
     ``prior``: published loss of another model, near in size, and never a measurement of this one;
-    ``other_priors``: of further ones, nearest size first."""
+    ``other_priors``: of further ones, nearest size first. ``prior_preset``: whose losses these are: another's
+    where most of this file fell back to that one's type (None: nobody's)."""
 
     preset: str
     size: PresetSize
     loads: tuple[LoadPlan, ...]
     prior: PublishedLoss | None
     other_priors: tuple[PublishedLoss, ...] = ()
+    prior_preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Plan:
     counted, as in n_gpu_layers; ``devices``: that may hold layers; ``room``: memory that may be used;
     ``companions``: what is loaded beside it, taken off the room; ``threads``: that the speed was foretold
     with, or that were asked for (None: of another machine, which has its own); ``is_elsewhere``: it is of
-    another machine, whose devices are called GPU0, GPU1 …"""
+    another machine, whose devices are called GPU0, GPU1 …; ``alike``: presets that make the same of it"""
 
     model: str
     repo_id: str | None
@@ -149,6 +151,7 @@ class Plan:
     disk_free_bytes: int
     network_bytes: int
     seconds: float
+    alike: tuple[tuple[str, ...], ...] = ()
 
     @property
     def must_be_streamed(self) -> bool:
@@ -179,7 +182,8 @@ def plan(
     started = time.monotonic()
     settings = settings or PlanSettings()
     settings.check()
-    chosen = (catalogue or presets.load()).resolve(preset_names)
+    catalogue = catalogue or presets.load()
+    chosen = catalogue.resolve(preset_names)
     toolchain = toolchain or toolchains.find()
     ref = reference.parse_reference(str(model), revision)
     hollow = hollow_model(ref, offline=offline, toolchain=toolchain, listener=listener)
@@ -212,16 +216,9 @@ def plan(
         for done, preset in enumerate(chosen):
             listener(Step(STEP, done, len(chosen), "presets"))
             placed = [_placed(account, preset, load, settings, room, shared) for load in loads]
-            loss, size = preset.loss_prior, facts.parameter_count
-            planned.append(
-                PresetPlan(
-                    preset.name,
-                    account.size(preset),
-                    tuple(placed),
-                    loss.expected(size) if loss else None,
-                    loss.others(size) if loss else (),
-                )
-            )
+            size = account.size(preset)
+            may = contents.expected(preset, size, catalogue, facts.parameter_count)
+            planned.append(PresetPlan(preset.name, size, tuple(placed), may.loss, may.others, may.preset))
             hollow.release(preset)
     account.save()
     listener(Step(STEP, len(chosen), len(chosen), "presets"))
@@ -245,6 +242,7 @@ def plan(
         threads=threads,
         is_elsewhere=settings.is_elsewhere,
         presets=tuple(planned),
+        alike=contents.alike({it.preset: it.size for it in planned}),
         download_bytes=hollow.download_bytes,
         disk_free_bytes=files.free_bytes(hub.cache_dir()),
         network_bytes=hollow.network_bytes,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import files, gguf_names, hub, presets, reference
+from ggq import contents, files, gguf_names, hub, presets, reference
 from ggq.bench.record import Record, rows
 from ggq.errors import CannotServe, DoesNotFit, GgufProblem
 from ggq.foresee import DEFAULT_PRESETS, LoadPlan, Plan, PlanSettings, PresetPlan, plan
@@ -73,7 +73,7 @@ class Candidate:
     loss: float
     measured: bool
     score: float
-    rank: tuple[bool, bool, float]
+    rank: tuple[bool, bool, float, float]
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -206,7 +206,7 @@ def _candidates(found: Plan, limits: Limits, measured: Mapping[str, float]) -> l
         if not load.fits or preset.size.needs_imatrix or loss is None:
             continue
         speed = load.speed.generation.tokens_per_s if load.speed else None
-        is_whole = not found.devices or found.is_whole(load)
+        is_whole, score = not found.devices or found.is_whole(load), taste.score(speed, loss)
         made.append(
             Candidate(
                 preset=preset.preset,
@@ -214,10 +214,11 @@ def _candidates(found: Plan, limits: Limits, measured: Mapping[str, float]) -> l
                 load=load,
                 loss=loss,
                 measured=preset.preset in measured,
-                score=taste.score(speed, loss),
+                score=score,
                 # What has no speed comes after what has one. Where nothing has, a model that is whole on the
                 # GPUs is the quicker one.
-                rank=(speed is not None, is_whole or speed is not None, taste.score(speed, loss)),
+                # Of those that are expected to lose the same, the one of more bits.
+                rank=(speed is not None, is_whole or speed is not None, score, preset.size.bits_per_weight),
             )
         )
     return made
@@ -304,10 +305,14 @@ def _reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) ->
             f"It generates {_rate(speed.generation)} tokens/s (± {speed.generation.relative_error:.0%}),"
             f" {_rate(speed.full_context)} with a full context, and reads {_rate(speed.prompt)}."
         )
-    prior = next(it.prior for it in found.presets if it.preset == chosen.preset)
+    own = next(it for it in found.presets if it.preset == chosen.preset)
+    yield from contents.remarks(own.preset, own.size, found.alike)
+    prior = own.prior
     whose = "mean KLD, measured"
     if prior and not chosen.measured:
         whose = f"{prior.measure}, published for {prior.model}"
+        if own.prior_preset not in (None, own.preset):
+            whose = f"{prior.measure}, published for {own.prior_preset} of {prior.model}"
     better = [it for it in candidates if it.loss < chosen.loss]
     text = f"Its loss is {chosen.loss:.4f} ({whose})"
     if better:

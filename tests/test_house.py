@@ -17,8 +17,8 @@ FLOORS = (
     " gguf_header gguf_kind gguf_size gguf_values gguf_hollow transformers_model presets losses environment"
     " llamacpp",
     "convert quantize bench plan",
-    "pipeline request job bases making beforehand pipeline_plan measure foresee recommend automatic plot"
-    " doctor",
+    "pipeline request job bases making beforehand pipeline_plan measure contents foresee recommend"
+    " automatic plot doctor",
     "cli",
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}

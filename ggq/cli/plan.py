@@ -26,6 +26,7 @@ from ggq.cli.output import Output, human_seconds
 from ggq.foresee import LoadPlan, Plan, PlanSettings, PresetPlan
 from ggq.llamacpp import bench as llama_bench
 from ggq.losses import PublishedLoss
+from ggq.plan.account import PresetSize
 from ggq.plan.speed import RateForecast
 from ggq.recommend import make_command
 
@@ -168,6 +169,7 @@ def show(out: Output, found: Plan) -> None:
     """A table for each context and type of cache; its words below."""
     own = f", context {found.context_length:,}" if found.context_length else ""
     out.text(f"{found.model}: {found.parameter_count:,} parameters{own}")
+    fell_back = ["fell back"] if any(it.size.fallback_count for it in found.presets) else []
     for index, cell in enumerate(found.presets[0].loads):
         memory = cell.memory
         cache = memory.type_k if memory.type_k == memory.type_v else f"{memory.type_k}/{memory.type_v}"
@@ -176,9 +178,9 @@ def show(out: Output, found: Plan) -> None:
         placed = ["ngl"] if found.devices else []
         speeds = ["pp t/s", "tg t/s"] if any(it.loads[index].speed for it in found.presets) else []
         out.table(
-            ["preset", "file bytes", "bpw", "RAM", *devices, *placed, *speeds, "prior", "fits"],
-            [_row(it, index, found, bool(speeds)) for it in found.presets],
-            right=range(1, 5 + len(devices) + len(placed) + len(speeds)),
+            ["preset", "file bytes", "bpw", *fell_back, "RAM", *devices, *placed, *speeds, "prior", "fits"],
+            [_row(it, index, found, bool(speeds), bool(fell_back)) for it in found.presets],
+            right=range(1, 5 + len(fell_back) + len(devices) + len(placed) + len(speeds)),
             compact=True,
         )
     _explain(out, found)
@@ -212,6 +214,7 @@ def _explain(out: Output, found: Plan) -> None:
     elif found.is_elsewhere:
         out.paragraph("No speed: this is about another machine.")
     _explain_priors(out, found)
+    _explain_contents(out, found)
     if any(it.size.needs_imatrix for it in found.presets):
         out.paragraph("*: cannot be made without an importance matrix (--imatrix).")
     if found.must_be_streamed:
@@ -222,6 +225,24 @@ def _explain(out: Output, found: Plan) -> None:
         )
     read = f", {files.human_bytes(found.network_bytes)} read from the Hub" if found.network_bytes else ""
     out.info(f"Planned in {human_seconds(found.seconds)}{read}; no weights were read.")
+
+
+def fallen(size: PresetSize) -> str:
+    """``144 of 169``: tensors that fell back."""
+    return f"{size.fallback_count} of {size.quantized_count}" if size.fallback_count else "-"
+
+
+def _explain_contents(out: Output, found: Plan) -> None:
+    """Presets that are not what their names say."""
+    mostly = [it for it in found.presets if it.size.mostly_fell_back]
+    if mostly:
+        types = ", ".join(f"{it.preset} is mostly {it.size.main_type}" for it in mostly)
+        out.warning(
+            "this model's rows do not divide by the presets' blocks, and most tensors fall back to another"
+            f" type: {types}. Their prior is that of the preset with this type."
+        )
+    for names in found.alike:
+        out.warning(f"{' and '.join(names)} come out alike: every tensor has the same type in each of them.")
 
 
 def _explain_priors(out: Output, found: Plan) -> None:
@@ -244,7 +265,7 @@ def _explain_priors(out: Output, found: Plan) -> None:
         out.paragraph(f"How far it spreads: of {first.model} ({first.measure}) they were {shown}.")
 
 
-def _row(preset: PresetPlan, index: int, found: Plan, with_speed: bool) -> list[str]:
+def _row(preset: PresetPlan, index: int, found: Plan, with_speed: bool, fell_back: bool) -> list[str]:
     cell = preset.loads[index]
     needed = {device.name: device.needed_bytes for device in cell.memory.devices}
     prior = preset.prior.loss if preset.prior else None
@@ -252,6 +273,7 @@ def _row(preset: PresetPlan, index: int, found: Plan, with_speed: bool) -> list[
         preset.preset + "*" * preset.size.needs_imatrix,
         f"{preset.size.file_bytes:,}",
         f"{preset.size.bits_per_weight:.2f}",
+        *([fallen(preset.size)] if fell_back else []),
         files.human_bytes(cell.memory.ram_bytes),
         *(files.human_bytes(needed[name]) if name in needed else "-" for name in found.devices),
         *([layers(cell)] if found.devices else []),

@@ -34,13 +34,22 @@ class ModelFacts:
 class PresetSize:
     """``file_bytes`` is exact; ``bits_per_weight`` counts tensor data; ``fallback_count`` of
     ``quantized_count`` tensors get another type than the preset wants; ``needs_imatrix``: it cannot be made
-    without an importance matrix."""
+    without an importance matrix. ``fallen_share``: of the weights of all layers, those
+    in tensors that fell back; ``main_type``: that most of these weights get; ``content``: a digest of all
+    tensors' types."""
 
     file_bytes: int
     bits_per_weight: float
     fallback_count: int
     quantized_count: int
     needs_imatrix: bool
+    fallen_share: float = 0.0
+    main_type: str = ""
+    content: str = ""
+
+    @property
+    def mostly_fell_back(self) -> bool:
+        return self.fallen_share > 0.5 or 2 * self.fallback_count > self.quantized_count
 
 
 class Account:
@@ -117,6 +126,9 @@ class Account:
                 fallback_count=len(recipe.fallbacks),
                 quantized_count=recipe.quantized_count,
                 needs_imatrix=recipe.needs_imatrix,
+                fallen_share=recipe.fallen_share,
+                main_type=recipe.main_type,
+                content=recipe.content,
             )
         )
 

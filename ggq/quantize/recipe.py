@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
+import math
+from collections import Counter
 from dataclasses import dataclass, replace
 
-from ggq import ggml_types
+from ggq import ggml_types, gguf_file
 from ggq.errors import GgufProblem, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.gguf_size import predicted_bytes
@@ -34,6 +38,43 @@ class Recipe:
     def quantized_count(self) -> int:
         """How many tensors change their type: those that could fall back."""
         return sum(tensor.target_type != tensor.source_type for tensor in self.tensors)
+
+    @property
+    def mostly_fell_back(self) -> bool:
+        """Whether most of the file is of other types than the preset's own."""
+        return self.fallen_share > 0.5 or 2 * len(self.fallbacks) > self.quantized_count
+
+    @property
+    def fallen_share(self) -> float:
+        """Of the weights of all layers (without the tables of tokens), those in tensors that fell back."""
+        fallen = {fallback.name for fallback in self.fallbacks}
+        layers = self._layers
+        total = sum(math.prod(tensor.shape) for tensor in layers)
+        return sum(math.prod(it.shape) for it in layers if it.name in fallen) / total if total else 0.0
+
+    @property
+    def main_type(self) -> str:
+        """The type that most weights of the layers get."""
+        counts = Counter[str]()
+        for tensor in self._layers:
+            counts[tensor.target_type] += math.prod(tensor.shape)
+        return counts.most_common(1)[0][0] if counts else ""
+
+    @property
+    def content(self) -> str:
+        """A digest of all tensors' types: of two recipes that make the same weights it is the same."""
+        types = sorted((tensor.name, tensor.target_type) for tensor in self.tensors)
+        return hashlib.sha256(json.dumps(types).encode()).hexdigest()[:16]
+
+    @property
+    def _layers(self) -> list[PlannedTensor]:
+        """What is quantized, without the tables of tokens, which have types of their own."""
+        tables = (*importance.TOKEN_TABLES, gguf_file.OUTPUT)
+        return [
+            tensor
+            for tensor in self.tensors
+            if tensor.target_type != tensor.source_type and tensor.name not in tables
+        ]
 
 
 def ask(toolchain: Toolchain, base: GgufFile, preset: Preset, options: QuantizeOptions) -> Recipe:
