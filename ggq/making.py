@@ -18,7 +18,7 @@ from ggq.job import Job
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.presets import Preset
 from ggq.progress import Listener, Notice, silent
-from ggq.quantize import choice
+from ggq.quantize import choice, coverage
 from ggq.quantize.choice import Choice, choose
 from ggq.quantize.imatrix import ImatrixSettings, Matrix
 from ggq.quantize.imatrix import default_name as matrix_name
@@ -210,6 +210,8 @@ class Making:
         recipes = [ask(self._job.toolchain, base, preset, self._settings.options) for preset in wanted]
         for recipe in recipes:
             refuse_without_imatrix(recipe)
+            if remark := coverage.words(recipe.uncovered, recipe.preset.name):
+                self._job.listener(Notice(remark, "warning"))
         return recipes
 
     def _require_space(self, recipes: Sequence[Recipe]) -> None:
@@ -289,6 +291,7 @@ class Making:
                     "bits_per_weight": round(recipe.bits_per_weight, 4),
                     "fallback_count": len(recipe.fallbacks),
                     "quantized_count": recipe.quantized_count,
+                    "uncovered": [it.name for it in recipe.uncovered],
                     **findings,
                 },
             )

@@ -26,6 +26,7 @@ from ggq.presets import Preset
 from ggq.progress import Listener, silent
 from ggq.quantize import choice
 from ggq.quantize.choice import Choice, choose
+from ggq.quantize.coverage import Uncovered
 from ggq.quantize.recipe import ask
 from ggq.records import Manifest
 from ggq.reference import ModelRef
@@ -38,7 +39,8 @@ class PlannedFile:
 
     ``exact``: asked of llama-quantize; else reckoned from the preset's nominal bits, since only the weights
     can tell more. ``engine`` is the one that makes it (None: it needs an importance matrix, which is not
-    there), and ``why`` that is not the sweep. ``made``: an earlier run made it by the same work, and it is
+    there), and ``why`` that is not the sweep. ``uncovered``: tensors that the importance matrix does not
+    know, and what they get instead. ``made``: an earlier run made it by the same work, and it is
     whole.
     """
 
@@ -53,6 +55,7 @@ class PlannedFile:
     quantized_count: int | None = None
     needs_imatrix: bool = False
     why: str = ""
+    uncovered: tuple[Uncovered, ...] = ()
 
     @property
     def mostly_fell_back(self) -> bool:
@@ -294,6 +297,7 @@ class _Look:
                     quantized_count=recipe.quantized_count,
                     needs_imatrix=recipe.needs_imatrix,
                     why=its.why if its else "",
+                    uncovered=recipe.uncovered,
                 )
             )
         return tuple(planned)

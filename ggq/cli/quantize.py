@@ -22,6 +22,7 @@ from ggq.cli.output import Output, human_seconds, plain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.pipeline import QuantizedFile, Settings
 from ggq.pipeline_plan import PipelinePlan, PlannedBase, PlannedFile, plan_quantize
+from ggq.quantize import coverage
 
 
 @click.command(short_help="Quantize a 16-bit GGUF over presets.")
@@ -111,6 +112,8 @@ def show_plan(out: Output, plan: PipelinePlan) -> None:
     for file in plan.files:
         if file.why:
             out.info(f"llama-quantize makes {file.preset}: {file.why}")
+        if remark := coverage.words(file.uncovered, file.preset):
+            out.warning(remark)
         if file.needs_imatrix and not plan.makes_imatrix:
             out.warning(f"{file.preset} needs an importance matrix (--imatrix auto|FILE).")
     warn_of_fallbacks(out, [file.preset for file in plan.files if file.mostly_fell_back])

@@ -47,6 +47,10 @@ class Importance:
         """Whether it has weights for a tensor of this shape: for each column of each expert one."""
         return name in self.sums and self.sums[name].elements == shape[0] * math.prod(shape[2:])
 
+    def met_tokens(self, name: str) -> bool:
+        """Whether any token went through a tensor that it knows. Raises OSError."""
+        return bool((_numbers(self.counts[name]) > 0).any())
+
     def is_finite(self) -> bool:
         """Whether all weights are numbers; else llama-quantize refuses the matrix. Raises OSError."""
         import numpy as np

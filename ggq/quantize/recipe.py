@@ -18,13 +18,15 @@ from ggq.llamacpp.parse import Fallback, PlannedTensor
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.presets import Preset
-from ggq.quantize import importance
+from ggq.quantize import coverage, importance
+from ggq.quantize.coverage import Uncovered
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What ``preset`` makes of a base. ``file_bytes`` is exact, of all files together; ``bits_per_weight``
-    counts tensor data only, as llama-quantize does; ``options`` are the user's and the preset's together."""
+    counts tensor data only, as llama-quantize does; ``options`` are the user's and the preset's together, and
+    those that give ``uncovered`` tensors, of which the importance matrix knows nothing, another type."""
 
     preset: Preset
     options: QuantizeOptions
@@ -33,6 +35,7 @@ class Recipe:
     needs_imatrix: bool
     file_bytes: int
     bits_per_weight: float
+    uncovered: tuple[Uncovered, ...] = ()
 
     @property
     def quantized_count(self) -> int:
@@ -88,6 +91,18 @@ def ask(toolchain: Toolchain, base: GgufFile, preset: Preset, options: QuantizeO
     options = replace(options, tensor_types=(*own, *options.tensor_types))
     added = importance.read(options.imatrix).entries() if options.imatrix else {}
     plan = tools.quantize_plan(toolchain, base.path, preset.ftype, options)
+    uncovered: tuple[Uncovered, ...] = ()
+    if options.imatrix:
+        matrix = importance.read(options.imatrix)
+        # A type of its own for one tensor can change llama-quantize's choice for a later one: hence again.
+        while more := coverage.uncovered(plan.tensors, matrix, preset.ftype):
+            if {it.name for it in more} & {it.name for it in uncovered}:
+                break
+            uncovered += more
+            # First of all overrides: llama-quantize takes the first that fits.
+            instead = tuple(it.override for it in more)
+            options = replace(options, tensor_types=(*instead, *options.tensor_types))
+            plan = tools.quantize_plan(toolchain, base.path, preset.ftype, options)
     types = {tensor.name: tensor.target_type for tensor in plan.tensors}
     known = ggml_types.by_name()
     data_bytes = sum(known[types[tensor.name]].row_bytes(tensor.elements) for tensor in base.tensors)
@@ -99,6 +114,7 @@ def ask(toolchain: Toolchain, base: GgufFile, preset: Preset, options: QuantizeO
         needs_imatrix=plan.needs_imatrix,
         file_bytes=predicted_bytes(base, types, added, options.keep_split),
         bits_per_weight=8 * data_bytes / base.parameter_count,
+        uncovered=uncovered,
     )
 
 

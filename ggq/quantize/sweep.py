@@ -17,10 +17,10 @@ from ggq.errors import GgufProblem, ToolchainProblem, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.llamacpp.parse import PlannedTensor
 from ggq.llamacpp.pin import pin
-from ggq.llamacpp.rows import DEMANDING, Rows, can_be_widened
+from ggq.llamacpp.rows import Rows, can_be_widened
 from ggq.llamacpp.toolchain import Toolchain, same_commit
 from ggq.progress import Listener, Step, silent
-from ggq.quantize import importance, outputs
+from ggq.quantize import coverage, importance, outputs
 from ggq.quantize.engine import Engine, Place, Work
 from ggq.quantize.importance import Importance
 from ggq.quantize.journal import Journal
@@ -30,8 +30,6 @@ from ggq.quantize.tool import Quantized, prove
 
 JOURNAL = "journal"
 MAX_MEMORY_BYTES = 256 << 20
-
-_SPARED = frozenset((*importance.TOKEN_TABLES, gguf_file.OUTPUT))
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,11 @@ def obstacle(toolchain: Toolchain, base: GgufFile, recipe: Recipe) -> str | None
     matrix = importance.read(recipe.options.imatrix) if recipe.options.imatrix else None
     if matrix is not None and not matrix.is_finite():
         return "The importance matrix holds values that are not numbers."
-    reasons = (_obstacle(rows, tensor, matrix) for tensor in recipe.tensors)
+    reasons = (_obstacle(rows, tensor, matrix, recipe.preset.ftype) for tensor in recipe.tensors)
     return next(filter(None, reasons), None)
 
 
-def _obstacle(rows: Rows, tensor: PlannedTensor, matrix: Importance | None) -> str | None:
+def _obstacle(rows: Rows, tensor: PlannedTensor, matrix: Importance | None, ftype: str) -> str | None:
     """Where llama-quantize would refuse a tensor, or do what ggq does not foresee."""
     name, kind = tensor.name, tensor.target_type
     if tensor.source_type == kind:
@@ -80,7 +78,7 @@ def _obstacle(rows: Rows, tensor: PlannedTensor, matrix: Importance | None) -> s
     if known and not fits and name not in importance.TOKEN_TABLES:
         return f"The importance matrix was made of a model whose {name} has another shape."
     if not fits and (
-        rows.needs_importance(kind) or (matrix is not None and kind in DEMANDING and name not in _SPARED)
+        rows.needs_importance(kind) or (matrix is not None and coverage.demands(name, kind, ftype))
     ):
         return f"There is no importance for {name}, which is to become {kind}."
     return None
