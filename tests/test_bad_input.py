@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from disks import tmpfs
 
@@ -54,6 +55,16 @@ class Place:
 
     def quantize(self, *more: str) -> list[str]:
         return ["quantize", str(self.base), "--outdir", str(self.out), "--preset", "q4_k_m", *more]
+
+    def repack(self, pack: Callable[[str, Any], dict[str, Any]]) -> None:
+        """Replace each linear weight of the layers by the tensors that ``pack`` makes of it."""
+        from safetensors.torch import load_file, save_file
+
+        file = self.model / "model.safetensors"
+        packed: dict[str, Any] = {}
+        for name, weight in load_file(file).items():
+            packed |= pack(name, weight) if name.endswith("_proj.weight") else {name: weight}
+        save_file({name: torch.as_tensor(it) for name, it in packed.items()}, file, {"format": "pt"})
 
     def config(self, **changes: Any) -> None:
         """Change keys of config.json; None removes one."""
@@ -295,13 +306,28 @@ def a_folder_of_gguf_files(place: Place) -> list[str]:
 
 @case("awq")
 def an_awq_checkpoint(place: Place) -> list[str]:
-    place.config(quantization_config={"quant_method": "awq", "bits": 4})
+    def pack(name: str, weight: Any) -> dict[str, Any]:
+        out_width, in_width = weight.shape
+        stem = name.removesuffix("weight")
+        return {
+            f"{stem}qweight": np.zeros((in_width, out_width // 8), np.int32),
+            f"{stem}qzeros": np.zeros((in_width // 32, out_width // 8), np.int32),
+            f"{stem}scales": np.ones((in_width // 32, out_width), np.float16),
+        }
+
+    place.repack(pack)
+    place.config(quantization_config={"quant_method": "awq", "bits": 4, "group_size": 32})
     return place.main_job()
 
 
 @case("bitsandbytes")
 def a_bitsandbytes_checkpoint(place: Place) -> list[str]:
-    place.config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    def pack(name: str, weight: Any) -> dict[str, Any]:
+        scales = np.ones(weight.shape[0], np.float32)
+        return {name: np.zeros(weight.shape, np.int8), name.replace("weight", "SCB"): scales}
+
+    place.repack(pack)
+    place.config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
     return place.main_job()
 
 

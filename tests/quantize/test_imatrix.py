@@ -224,11 +224,11 @@ def test_auto_refuses_before_any_work_what_is_not_its_own(example: Path, text: P
 
 def test_a_base_that_cannot_serve_is_refused(base: Path, text: Path) -> None:
     made = pipeline.quantize(base, ["Q8_0"]).files[0].paths[0]
-    projector = base.with_name("mmproj.gguf")
-    _model_without_tokenizer(projector)
+    wordless = base.with_name("wordless.gguf")
+    _model_without_tokenizer(wordless)
     cases: list[tuple[type[GgqError], str, Path, ImatrixSettings]] = [
         (GgufProblem, "quantized already", made, SHORT),
-        (GgufProblem, "has no tokenizer", projector, SHORT),
+        (GgufProblem, "has no tokenizer", wordless, SHORT),
         (GgufProblem, "is a folder.*ggq convert", base.parent, SHORT),
         (UsageProblem, "no room for chunks of 1,024", base, ImatrixSettings(context=1024)),
         (UsageProblem, "too short", base, ImatrixSettings(context=8)),
@@ -246,7 +246,7 @@ def test_a_base_that_cannot_serve_is_refused(base: Path, text: Path) -> None:
 def _model_without_tokenizer(path: Path) -> None:
     import gguf
 
-    writer = gguf.GGUFWriter(path, "clip")
+    writer = gguf.GGUFWriter(path, "llama")
     writer.add_tensor("v.weight", np.zeros((4, 32), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
