@@ -210,7 +210,7 @@ def a_safetensors_header_of_an_exabyte(place: Place) -> list[str]:
     return place.main_job()
 
 
-@case("not JSON")
+@case("not in UTF-8")
 def a_safetensors_header_that_is_not_json(place: Place) -> list[str]:
     with (place.model / "model.safetensors").open("r+b") as stream:
         stream.seek(8)
@@ -451,17 +451,17 @@ def a_matrix(place: Place) -> str:
     return str(file)
 
 
-@case("is no model")
+@case("is not a model")
 def a_matrix_for_a_base(place: Place) -> list[str]:
     return ["quantize", a_matrix(place), "--outdir", str(place.out)]
 
 
-@case("is no model")
+@case("is not a model")
 def a_matrix_to_be_planned(place: Place) -> list[str]:
     return ["plan", a_matrix(place), "--no-speed"]
 
 
-@case("is no model")
+@case("is not a model")
 def a_matrix_that_is_to_talk(place: Place) -> list[str]:
     return ["run", a_matrix(place), "Hello"]
 
