@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +26,15 @@ _LISTS = ("modules.json", "added_tokens.json", "chat_template.json")
 _TEXTS = ("merges.txt", "vocab.txt", "chat_template.jinja")
 _BINARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _TEXT_BYTES = 64 << 20
+# Folders that the converter reads, and what of them: templates; parts of sentence-transformers, which are
+# numbered (1_Pooling); audio tokenizers.
+PARTS = (
+    (re.compile(r"additional_chat_templates"), re.compile(r"[\w.-]+\.jinja")),
+    (
+        re.compile(r"\d+_[A-Za-z]+|audio_tokenizer|speech_tokenizer"),
+        re.compile(r"config\.json|model\.safetensors"),
+    ),
+)
 
 
 def settings(file: Path) -> dict[str, Any]:
@@ -53,8 +63,8 @@ def read_object(file: Path, bounds: Bounds) -> dict[str, Any]:
 def check(folder: Path, names: Iterable[str]) -> None:
     """Look over what the converter and transformers will read beside the weights, and without a bound: every
     file must be sound. Raises CheckpointProblem, OSError."""
-    for part in sorted(folder.glob("*/config.json")):  # of sentence-transformers, of audio tokenizers
-        if not part.parent.name.startswith("."):
+    for part in sorted(folder.glob("*/config.json")):
+        if any(known.fullmatch(part.parent.name) for known, _ in PARTS):
             _check_settings(part)
     for name in names:
         if name in _VOCABULARIES:

@@ -140,9 +140,11 @@ def run(
         if on_start is not None:
             on_start(child.pid)
         if child.stdin is not None:
+            # A child that ended at once is told by how it ended. Closing writes what is left.
             with contextlib.suppress(BrokenPipeError):
                 child.stdin.write((stdin or "").encode())
-            child.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
         peak = _wait(child, timeout_s, own_rss_bytes)
     except BaseException:
         _end(child)

@@ -230,10 +230,10 @@ def test_a_dry_run_of_a_preset_says_that_only_the_weights_can_tell_more(
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
+        ({"quantization_config": {"quant_method": "unheard-of", "bits": 4}}, "unheard-of"),
         ({"architectures": ["UnheardOfForCausalLM"]}, "UnheardOfForCausalLM"),
     ],
-    ids=["awq", "architecture"],
+    ids=["quantization", "architecture"],
 )
 def test_what_its_headers_refuse_is_not_downloaded(
     hub: HubServer, example: Path, toolchain: Toolchain, change: dict[str, object], words: str

@@ -37,15 +37,6 @@ _WEIGHTS = {
     "safetensors": ("model.safetensors.index.json", "mask_embedding.pt"),
     "bin": ("pytorch_model.bin.index.json",),
 }
-# Folders that the converter reads, and what of them: templates; parts of sentence-transformers, which are
-# numbered (1_Pooling); audio tokenizers.
-_PARTS = (
-    (re.compile(r"additional_chat_templates"), re.compile(r"[\w.-]+\.jinja")),
-    (
-        re.compile(r"\d+_[A-Za-z]+|audio_tokenizer|speech_tokenizer"),
-        re.compile(r"config\.json|model\.safetensors"),
-    ),
-)
 # What transformers takes for the name of a file with code, or of a config that has such names.
 CODE_KEYS = ("auto_map", "configuration_files", "custom_generate", "custom_pipelines")
 # A letter of a key may be written as \\u0061.
@@ -125,7 +116,7 @@ def _wanted(checkpoint: Checkpoint) -> Iterator[Path]:
     for entry in sorted(checkpoint.path.iterdir()):
         if (entry in weights or is_wanted(entry.name)) and _is_regular(entry):
             yield entry
-        for folder, names in _PARTS:
+        for folder, names in checkpoint_files.PARTS:
             if folder.fullmatch(entry.name) and entry.is_dir():
                 yield from (
                     part

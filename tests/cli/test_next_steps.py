@@ -109,6 +109,8 @@ def imports(module: str) -> frozenset[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ggq":
             found.add(node.module or "")
             found |= {f"{node.module}.{it.name}" for it in node.names}
+        elif isinstance(node, ast.Constant) and str(node.value).startswith("ggq."):
+            found.add(str(node.value))  # a child process is started by its module's name
     return frozenset(found)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common import convert_by_hand
-from ggq import checkpoint, gguf_file
+from ggq import checkpoint, checkpoint_files, gguf_file
 from ggq.convert import convert, view
 from ggq.errors import CheckpointProblem
 from ggq.llamacpp.toolchain import Toolchain
@@ -127,7 +127,7 @@ def test_no_file_that_the_converter_reads_is_forgotten(toolchain: Toolchain) -> 
                 read.add(str(node.right.value))
     assert len(read) > 15
     folders = {name for name in read if not re.search(r"\.\w+$", name)}
-    assert all(any(known.fullmatch(name) for known, _ in view._PARTS) for name in folders), folders
+    assert all(any(known.fullmatch(name) for known, _ in checkpoint_files.PARTS) for name in folders), folders
     assert {name for name in read - folders - not_ours if not view.is_wanted(name)} == set()
 
 

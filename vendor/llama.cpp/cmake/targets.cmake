@@ -2,11 +2,14 @@
 
 target_sources(llama-common PRIVATE ${CMAKE_CURRENT_LIST_DIR}/flush_log_at_exit.cpp)
 
-# libggq-template: llama-server's way from a chat template to a prompt, behind a C function.
-add_library(ggq-template SHARED ${CMAKE_CURRENT_LIST_DIR}/chat_template.cpp)
-target_link_libraries(ggq-template PRIVATE llama-common)
-target_compile_features(ggq-template PRIVATE cxx_std_17)
-add_dependencies(llama-quantize ggq-template)
+# libggq-template: llama-server's way from a chat template to a prompt, behind a C function. Without it ggq says that
+# templates were not compared.
+if(EXISTS ${CMAKE_SOURCE_DIR}/common/chat.h)
+    add_library(ggq-template SHARED ${CMAKE_CURRENT_LIST_DIR}/chat_template.cpp)
+    target_link_libraries(ggq-template PRIVATE llama-common)
+    target_compile_features(ggq-template PRIVATE cxx_std_17)
+    add_dependencies(llama-quantize ggq-template)
+endif()
 
 # libggq-quants: ggml's quantizers compiled once more, with side_by_side.h. Products are not fused with sums, since
 # they are not in libggml-base, whose bytes it must make; where the compiler would fuse them there, or is told to
