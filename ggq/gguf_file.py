@@ -17,6 +17,9 @@ from ggq.gguf_names import SHARD, shard_name
 # Names of tensors, as gguf-py's constants.py has them. Without an output matrix the embeddings are it.
 EMBEDDINGS, OUTPUT = "token_embd.weight", "output.weight"
 
+# Architectures that see a text from both sides and fill in tokens all the same.
+_DIFFUSION = frozenset({"dream", "llada", "llada-moe", "rnd1"})
+
 
 @dataclass(frozen=True)
 class GgufFile:
@@ -115,8 +118,14 @@ class GgufFile:
 
     @property
     def generates_text(self) -> bool:
-        """False for a model whose attention sees a text from both sides: it makes vectors of texts."""
-        return self.metadata.get(f"{self.architecture}.attention.causal") is not False
+        """False for a model whose attention sees a text from both sides."""
+        causal = self.metadata.get(f"{self.architecture}.attention.causal")
+        return causal is not False and self.architecture != "t5encoder"
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it makes vectors of texts, and no next token (BERT and its kin)."""
+        return not self.generates_text and self.architecture not in _DIFFUSION
 
     def require_model(self) -> None:
         """Raises GgufProblem for a file of another kind, with what it is and what to give instead."""
@@ -130,7 +139,9 @@ class GgufFile:
         if not self.generates_text:
             raise GgufProblem(
                 f"{self.path} does not continue texts.",
-                f"It is an encoder ({self.architecture}): it makes vectors of whole texts.",
+                f"It is an encoder ({self.architecture}): it makes vectors of whole texts."
+                if self.is_encoder
+                else f"It is a diffusion model ({self.architecture}): it fills in tokens of a whole text.",
                 "Give the GGUF of a model that generates text.",
             )
 

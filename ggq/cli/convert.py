@@ -151,7 +151,16 @@ def _checks(found: Verification) -> list[tuple[str, str]]:
         told = ", ".join(map(str, found.stop_tokens))
         lost = f"; not at {', '.join(map(str, found.stop_tokens_lost))}" if found.stop_tokens_lost else ""
         lines.append(("stops at", f"{told}, as the checkpoint says" if not lost else f"some of {told}{lost}"))
-    if found.logits_cosine is None:
+    if found.vectors_cosine is not None:
+        pooled = f"; pooled by {found.pooling} {found.pooled_cosine:.6f}" if found.pooled_cosine else ""
+        lines.append(
+            (
+                "vectors",
+                f"cosine {found.vectors_cosine:.6f} with transformers' over {found.positions} tokens "
+                f"(lowest {found.lowest_cosine:.6f}){pooled}",
+            )
+        )
+    elif found.logits_cosine is None:
         lines.append(("logits", f"not compared: {found.why_not}"))
     else:
         lines.append(

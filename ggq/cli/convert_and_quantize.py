@@ -185,6 +185,9 @@ def show_end(out: Output, result: PipelineResult) -> None:
     cosine = result.verification.get("logits_cosine")
     if cosine is not None:
         out.text(f"The base answers as the checkpoint does: cosine of their logits {cosine:.6f}.")
+    vectors = result.verification.get("vectors_cosine")
+    if vectors is not None:
+        out.text(f"The base gives the checkpoint's vectors: cosine {vectors:.6f}.")
     usual = [file for file in result.files if file.preset in pipeline.DEFAULT_PRESETS]
     first = (usual or result.files)[0].paths[0]
     shown = shlex.quote(str(first))

@@ -23,9 +23,11 @@ _BUFFERS = re.compile(
 # conversion/base.py), multi-token prediction, the pooler of an embedding model.
 _OTHER_PARTS = re.compile(
     r"(visual\.|vision|audio|^vit\.|^vpm\.|^siglip|projector|image_newline|patch_embed|resampler|talker|"
-    r"(^|\.)mtp\.|(^|\.)pooler\.)"
+    r"(^|\.)mtp\.|(^|\.)pooler\.|^cls\.(predictions|seq_relationship)|"
+    r"^vocab_(transform|projector|layer_norm))"
 )
 _GENERATED = re.compile(r"^rope_(freqs|factors_(long|short))\.weight$")
+_POSITIONS = re.compile(r"embeddings\.position_embeddings\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 _EMBEDDING = re.compile(r"(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|embeddings)\.weight$")
 
@@ -57,10 +59,22 @@ def account(checkpoint: Mapping[str, int], gguf: GgufFile) -> Account:
         notes.append(f"{len(generated)} tables in the GGUF are reckoned from the config")
     difference = sum(made.values()) - sum(made[name] for name in generated) - sum(given.values())
     if difference:
+        difference -= _positions(given, made, notes)
+    if difference:
         difference -= _heads(given, made, notes)
     if difference:
         difference -= _rows(given, gguf, difference, notes)
     return Account(sum(checkpoint.values()), sum(made.values()), tuple(notes), difference)
+
+
+def _positions(given: Mapping[str, int], made: Mapping[str, int], notes: list[str]) -> int:
+    """GGUF minus checkpoint that the first positions explain: RoBERTa counts from its padding token on."""
+    before = next((count for name, count in given.items() if _POSITIONS.search(name)), 0)
+    after = made.get("position_embd.weight", 0)
+    if not 0 < after < before:
+        return 0
+    notes.append("positions of padding were left out of the table of positions")
+    return after - before
 
 
 def _heads(given: Mapping[str, int], made: Mapping[str, int], notes: list[str]) -> int:

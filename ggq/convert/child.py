@@ -23,18 +23,22 @@ from ggq.convert import (
     assumptions,
     compare_logits,
     compare_tokens,
+    compare_vectors,
     gaps,
     regimes,
     rows,
+    sentence_transformers,
     stops,
     templates,
     tokenizer_file,
     tokenizer_model,
+    unigram,
     view,
+    wordpiece,
 )
 from ggq.convert.pipe import Feed, Pipe
 from ggq.errors import GgqError
-from ggq.llamacpp import converter
+from ggq.llamacpp import converter, converter_unigram
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.witness import Witness
 from ggq.progress import Event, Step
@@ -156,7 +160,10 @@ def _complete(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
             say("remark", text=rows.words(beyond, job.embedding_rows), warning=True)
     if tokenizer_model.complete(folder):
         say("remark", text="The tokenizer has no tokenizer.model; one was made of its tokenizer.json.")
+    if wordpiece.complete(folder):
+        say("remark", text="The tokenizer has no tokenizer.json; one was made of its vocab.txt.")
     process.give_back_memory()  # a tokenizer.json of 10 MB is 70 MB of objects
+    sentence_transformers.settle(folder)
     raw: dict[str, Any] = json.loads((folder / view.CONFIG).read_text(encoding="utf-8"))
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -213,6 +220,7 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
     ids = {text: identity for identity, text in texts.items()}
     ends = {identity: texts.get(identity, "") for identity in stops.find(folder, ids.get)}
     converter.say_of_tokens(ends, adds_bos)
+    converter_unigram.give(unigram.read)
     converter.run(
         Path(job.source_dir),
         folder,
@@ -274,7 +282,8 @@ def _metadata(job: Job) -> dict[str, Any]:
 
 
 def _check(job: Job) -> None:
-    bad = gguf_values.scan_values(gguf_file.read(Path(job.gguf)), full=job.full, listener=_relay)
+    made = gguf_file.read(Path(job.gguf))
+    bad = gguf_values.scan_values(made, full=job.full, listener=_relay)
     say("values", not_finite=bad)
     if job.bin_weights:
         say("weights", elements=_bin_elements(Path(job.view)))
@@ -284,7 +293,8 @@ def _check(job: Job) -> None:
     right_side = compare_logits.Reference()
     if job.logits:
         say("phase", name="reference")
-        right_side = compare_logits.reference(Path(job.view), job.architecture, tokenizer, _unexpected)
+        reference = compare_vectors.reference_of(made) if made.is_encoder else compare_logits.reference
+        right_side = reference(Path(job.view), job.architecture, tokenizer, _unexpected)
         process.give_back_memory()  # the model, of circles of modules: its file is unmapped
     say("phase", name="witness")
     toolchain = Toolchain("named", Path(job.lib_dir), Path(job.lib_dir), Path(job.source_dir), None)
@@ -298,6 +308,9 @@ def _check(job: Job) -> None:
         own = tokenizer_file.sentencepiece(folder) if job.has_tokenizer_model else None
         right, no_reference = tokenizer_file.load(folder)
         say("tokenizer", **compare_tokens.compare(right, no_reference, own, witness))
+        if made.is_encoder:
+            say("vectors", **compare_vectors.compare(folder, right_side, made, witness))
+            return
         if right is not None and witness.has_tokenizer:
             found = stops.find(folder, right.id_of)
             lost = [

@@ -229,7 +229,8 @@ def remark(
             )
         )
     if verification.why_not:
-        listener(Notice(f"The logits were not compared: {verification.why_not}.", "warning"))
+        what = "The vectors" if made.is_encoder else "The logits"
+        listener(Notice(f"{what} were not compared: {verification.why_not}.", "warning"))
     if verification.tokenizer_why_not:
         listener(Notice(f"The tokenizer was not compared: {verification.tokenizer_why_not}.", "warning"))
 

@@ -207,6 +207,7 @@ class Child:
                 stops=self._found.get("stops", {}),
                 template=self._found.get("template", {}),
                 remarks=tuple(self._remarks),
+                vectors=self._found.get("vectors", {}),
             ),
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ggq.convert import compare_vectors
 from ggq.convert.accounting import Account
 from ggq.errors import ConversionProblem
 
@@ -28,7 +29,10 @@ class Verification:
     ``positions``, with the ``lowest_cosine`` and the share of positions whose best token agrees;
     ``beyond_cosine``: with the rotary factors for beyond the original context, of a model that has two sets.
     A check that
-    could not be made says why in ``tokenizer_why_not`` and ``why_not``.
+    could not be made says why in ``tokenizer_why_not`` and ``why_not``. Of an encoder the
+    vectors are compared in the place of logits: ``vectors_cosine`` and ``lowest_cosine`` of the
+    ``positions``' own, ``pooled_cosine`` of the text's, pooled by ``pooling`` (empty: the checkpoint says
+    none).
     """
 
     level: str
@@ -49,6 +53,9 @@ class Verification:
     lowest_cosine: float | None = None
     top1_agreement: float | None = None
     beyond_cosine: float | None = None
+    vectors_cosine: float | None = None
+    pooling: str = ""
+    pooled_cosine: float | None = None
     why_not: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -67,16 +74,22 @@ class Findings:
     stops: Mapping[str, Any] = field(default_factory=dict)
     template: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    vectors: Mapping[str, Any] = field(default_factory=dict)
 
 
 def judge(level: str, outtype: str, found: Findings) -> Verification:
     """Raises ConversionProblem when the GGUF is not the checkpoint; else says what was checked."""
     _require_finite(found)
     _require_same_tokens(found.tokenizer)
-    cosine = found.logits.get("cosine")
     _require_same_logits(outtype, found.logits)
     _require_same_logits(outtype, found.beyond, " with the rotary factors for beyond its original context")
-    warnings: list[str] = []
+    compare_vectors.require_same(found.vectors, outtype, LEAST_COSINE[outtype])
+    # Of an encoder there are vectors, never logits.
+    computed = found.vectors or found.logits
+    cosine = computed.get("cosine")
+    why_not = computed.get("why_not") or found.logits.get("why_not", "")
+    computed_word = "vectors" if found.vectors else "logits"
+    warnings: list[str] = [*found.vectors.get("lost", ())]
     if found.account is not None and found.account.unexplained:
         text = (
             f"the checkpoint has {found.account.checkpoint:,} parameters, the GGUF {found.account.gguf:,}, "
@@ -85,10 +98,10 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
         if cosine is None:
             raise ConversionProblem(
                 "The GGUF does not hold what the checkpoint holds.",
-                f"{_sentence(text)} The logits could not speak for it either: {found.logits.get('why_not')}.",
+                f"{_sentence(text)} The {computed_word} could not speak for it either: {why_not}.",
                 "Report this, with the model's name; --verify off keeps the file as it is.",
             )
-        warnings.append(f"{text}; the logits agree all the same")
+        warnings.append(f"{text}; the {computed_word} agree all the same")
     warnings += [remark.rstrip(".") for remark in found.remarks]
     warnings += found.tokenizer.get("remarks", ())
     if found.tokenizer.get("specials"):
@@ -122,12 +135,15 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
         stop_tokens_lost=tuple(one["id"] for one in lost),
         template_conversations=found.template.get("agree", 0),
         template_compared=found.template.get("tried", 0),
-        positions=found.logits.get("positions", 0),
-        logits_cosine=cosine,
-        lowest_cosine=found.logits.get("lowest_cosine"),
+        positions=computed.get("positions", 0),
+        logits_cosine=found.logits.get("cosine"),
+        lowest_cosine=computed.get("lowest_cosine"),
         top1_agreement=found.logits.get("top1_agreement"),
         beyond_cosine=found.beyond.get("cosine"),
-        why_not=found.logits.get("why_not", ""),
+        vectors_cosine=found.vectors.get("cosine"),
+        pooling=found.vectors.get("pooling", ""),
+        pooled_cosine=found.vectors.get("pooled_cosine"),
+        why_not=why_not,
         warnings=tuple(warnings),
     )
 

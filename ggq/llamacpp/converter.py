@@ -22,6 +22,8 @@ from ggq import process
 from ggq.errors import GgqError
 from ggq.llamacpp.toolchain import CONVERTER
 
+# The pre-tokenizer of a WordPiece vocabulary: llama.cpp reads its name and does without one.
+_NO_RULES = "default"
 _TABLE_BYTES = 1 << 20  # rotary factors take some hundred bytes
 
 Completer = Callable[[dict[str, Any]], None]
@@ -118,6 +120,8 @@ def _fill_gaps(complete_config: Completer, known_pre_tokenizer: PreTokenizers) -
         try:
             return str(recognise(self, tokenizer))
         except NotImplementedError:
+            if _is_wordpiece(tokenizer):
+                return _NO_RULES
             name = known_pre_tokenizer(_rules(tokenizer))
             if name is None:
                 raise
@@ -318,6 +322,10 @@ def _one_ahead(tensors: Iterator[Any]) -> Iterator[Any]:
         while (tensor := coming.result()) is not None:
             coming = pool.submit(with_values)
             yield tensor
+
+
+def _is_wordpiece(tokenizer: Any) -> bool:
+    return type(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)).__name__ == "WordPiece"
 
 
 def _rules(tokenizer: Any) -> Mapping[str, Any]:

@@ -1,14 +1,15 @@
-"""A GGUF at work in this process, through the binding: its tokens and its logits, on the CPU alone.
+"""A GGUF at work in this process, through the binding: its tokens, logits and vectors, on the CPU alone.
 
 For ggq's child process: llama.cpp ends the process where it finds a file impossible.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -118,14 +119,48 @@ class Witness:
         import numpy as np
 
         lib, count = self._lib, len(tokens)
+        with self._evaluated(tokens, exact_cache=exact_cache) as context:
+            rows = [lib.llama_get_logits_ith(context, index) for index in range(count)]
+            return np.stack([np.ctypeslib.as_array(row, (self.token_count,)) for row in rows])
+
+    def vectors(self, tokens: Sequence[int], *, pooled: bool = False) -> Any:
+        """An encoder's vectors: a float32 array, positions × width; ``pooled``: one vector, pooled as the
+        file says.
+
+        Raises GgufProblem when llama.cpp cannot evaluate the model.
+        """
+        import numpy as np
+
+        lib = self._lib
+        width = int(lib.llama_model_n_embd_out(self._model))
+        pooling = lib.LLAMA_POOLING_TYPE_UNSPECIFIED if pooled else lib.LLAMA_POOLING_TYPE_NONE
+        with self._evaluated(tokens, pooling=pooling) as context:
+            if pooled:
+                rows = [lib.llama_get_embeddings_seq(context, 0)]
+            else:
+                rows = [lib.llama_get_embeddings_ith(context, index) for index in range(len(tokens))]
+            if not all(rows):
+                raise _cannot_evaluate("it gives no embeddings")
+            return np.stack([np.ctypeslib.as_array(row, (width,)) for row in rows])
+
+    @contextlib.contextmanager
+    def _evaluated(
+        self, tokens: Sequence[int], *, exact_cache: bool = True, pooling: int | None = None
+    ) -> Iterator[Any]:
+        """A context in which ``tokens`` were evaluated; ``pooling``: as an encoder, for its vectors."""
+        lib, count = self._lib, len(tokens)
         settings = lib.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = max(64, count)
         settings.n_threads = settings.n_threads_batch = self._threads
         settings.type_k = settings.type_v = lib.GGML_TYPE_F32 if exact_cache else lib.GGML_TYPE_F16
         settings.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.offload_kqv = settings.op_offload = False
+        if pooling is not None:
+            settings.embeddings = True
+            settings.pooling_type = pooling
         context = lib.llama_init_from_model(self._model, settings)
         batch = lib.llama_batch_init(count, 0, 1)
+        evaluate = lib.llama_decode if pooling is None else lib.llama_encode
         try:
             if not context:
                 raise _cannot_evaluate("no context could be made")
@@ -136,10 +171,9 @@ class Witness:
                 batch.n_seq_id[index] = 1
                 batch.seq_id[index][0] = 0
                 batch.logits[index] = True
-            if (status := lib.llama_decode(context, batch)) != 0:
-                raise _cannot_evaluate(f"llama_decode returned {status}")
-            rows = [lib.llama_get_logits_ith(context, index) for index in range(count)]
-            return np.stack([np.ctypeslib.as_array(row, (self.token_count,)) for row in rows])
+            if (status := evaluate(context, batch)) != 0:
+                raise _cannot_evaluate(f"{evaluate.__name__} returned {status}")
+            yield context
         finally:
             lib.llama_batch_free(batch)
             if context:
