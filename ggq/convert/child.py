@@ -165,6 +165,11 @@ def _complete(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     process.give_back_memory()  # a tokenizer.json of 10 MB is 70 MB of objects
     sentence_transformers.settle(folder)
     raw: dict[str, Any] = json.loads((folder / view.CONFIG).read_text(encoding="utf-8"))
+    surplus = gaps.surplus_keys(raw)
+    if surplus:
+        view.leave_out(folder, surplus)
+        raw = {key: value for key, value in raw.items() if key not in surplus}
+        say("remark", text=f"config.json has {', '.join(surplus)}, which {job.architecture} does not use.")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         known = config.to_dict()

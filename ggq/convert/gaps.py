@@ -40,6 +40,15 @@ def missing_keys(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[st
     return found
 
 
+def surplus_keys(config: Mapping[str, Any]) -> list[str]:
+    """The keys of a config.json that its architecture does not have, and the converter would believe."""
+    return [
+        gap["key"]
+        for gap in _table()["surplus"]
+        if config.get("model_type") in gap["model_types"] and config.get(gap["key"]) is not None
+    ]
+
+
 def options(architecture: str, tensor_names: Iterable[str]) -> list[str]:
     """The converter's options that a checkpoint needs, by its architecture and its tensors."""
     names = list(tensor_names)

@@ -94,6 +94,12 @@ def complete(view: Path, keys: Mapping[str, Any]) -> None:
     replace(file, config)
 
 
+def leave_out(view: Path, keys: Collection[str]) -> None:
+    """Take keys out of the view's config.json."""
+    config = json.loads((view / CONFIG).read_text(encoding="utf-8"))
+    replace(view / CONFIG, {key: value for key, value in config.items() if key not in keys})
+
+
 def merge(config: dict[str, Any], keys: Mapping[str, Any]) -> None:
     """Put ``keys`` where ``config`` has none."""
     for key, value in keys.items():
