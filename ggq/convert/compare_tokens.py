@@ -115,7 +115,8 @@ def _pieces(reference: Reference) -> list[str]:
     """The texts of some ordinary tokens: a token that the rules never make shows here."""
     added = {token.identity for token in reference.added}
     ids = [identity for identity in range(reference.count) if identity not in added]
-    texts = (reference.piece(identity) for identity in token_texts.sample(ids, _PIECES))
+    # SentencePiece writes a space as ▁; a text with that sign itself is none that a model is given.
+    texts = (reference.piece(it).replace("▁", " ").strip(" ") for it in token_texts.sample(ids, _PIECES))
     return [text for text in texts if text and "\ufffd" not in text and not text[0].isspace()]
 
 
