@@ -7,7 +7,7 @@ INSTALLED := .venv/.ggq-installed
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup test lint types tests demo bench bench-pipeline bench-quality bench-memory bench-foresight \
-	bench-sweep fuzz gpu-check docs clean distclean
+	bench-sweep fuzz gpu-check docs architectures clean distclean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ gpu-check: $(INSTALLED) ## A CUDA build where there is an NVIDIA GPU; offload an
 
 docs: $(INSTALLED) ## Write the generated part of docs/ again
 	$(BIN)/python docs/generate_cli.py
+
+architectures: setup ## Try every architecture, and write docs/architectures.md again (minutes)
+	PYTHONPATH=tests $(BIN)/python tests/convert/matrix.py > docs/architectures.new.md
+	mv docs/architectures.new.md docs/architectures.md
 
 clean: ## Remove what the other targets made, but keep the environment and the build
 	rm -rf demo bench-results build dist .mypy_cache .pytest_cache .ruff_cache

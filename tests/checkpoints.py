@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
+import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,26 @@ def _vocabulary(rules: str) -> str:
     return str(tokenizer.to_str())
 
 
+@functools.cache
+def sentencepiece_model(*, prefix: bool = True) -> bytes:
+    """tokenizer.model of a SentencePiece BPE with byte fallback, as Llama's: unknown 0, start 1, end 2.
+
+    ``prefix``: a space is put before the first word.
+    """
+    import io
+
+    import sentencepiece
+
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_TEXT.splitlines() * 3), model_writer=made, model_type="bpe", vocab_size=500,
+        hard_vocab_limit=False, byte_fallback=True, character_coverage=1.0, split_digits=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=prefix,
+        allow_whitespace_only_pieces=True, minloglevel=2,
+    )  # fmt: skip
+    return made.getvalue()
+
+
 def tokenizer(rules: str = "gpt2", added: Sequence[Any] = (), *, nfc: bool = False) -> Any:
     """A ``tokenizers.Tokenizer``. ``rules``: gpt2, smollm, or a regular expression."""
     from tokenizers import Tokenizer, normalizers
@@ -76,6 +97,39 @@ def save_tokenizer(
     made.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": tokenizer_class, "bos_token": END, "eos_token": END, **more}
     write_json(folder / "tokenizer_config.json", settings)
+
+
+def save_wordpiece(folder: Path) -> int:
+    """vocab.txt alone, and settings that name no special tokens; returns how many tokens it has."""
+    letters = [*string.ascii_letters, *string.digits]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *letters, *(f"##{letter}" for letter in letters), *string.punctuation, "Hello"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": False})
+    return len(words)
+
+
+def save_unigram(folder: Path, normalizer: Any = None, *, added: bool = True) -> int:
+    """tokenizer.json of a Unigram, and its settings; returns the count of tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces = [(name, 0.0) for name in special] + [("▁", -3.0), ("▁hello", -2.0), ("안녕", -2.5)]
+    pieces += [(letter, -5.0) for letter in string.ascii_lowercase + string.digits + ".,!?안녕하세요"]
+    made = Tokenizer(models.Unigram(pieces, unk_id=3))
+    if normalizer is not None:
+        made.normalizer = normalizer
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    if added:
+        made.add_special_tokens(special)
+    made.save(str(folder / "tokenizer.json"))
+    names = dict(zip(("bos", "pad", "eos", "unk", "cls", "sep"), [*special, "<s>", "</s>"], strict=True))
+    settings = {f"{kind}_token": name for kind, name in names.items()}
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizerFast", **settings})
+    return int(made.get_vocab_size())
 
 
 def model(

@@ -8,6 +8,7 @@ a job (JSON) from stdin and writes events to stdout, an object per line; its std
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -167,8 +168,8 @@ def _complete(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     raw: dict[str, Any] = json.loads((folder / view.CONFIG).read_text(encoding="utf-8"))
     surplus = gaps.surplus_keys(raw)
     if surplus:
-        view.leave_out(folder, surplus)
         raw = {key: value for key, value in raw.items() if key not in surplus}
+        view.change(folder, functools.partial(_settle, completed={}, surplus=surplus))
         say("remark", text=f"config.json has {', '.join(surplus)}, which {job.architecture} does not use.")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -182,7 +183,8 @@ def _complete(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
         inner = gaps.missing_keys(part, known_part)
         if inner:
             completed["text_config"] = inner
-    view.complete(folder, completed)
+    # The converter asks AutoConfig for most architectures, and reads the file for some.
+    view.change(folder, functools.partial(_settle, completed=completed))
     return known, completed
 
 
@@ -233,9 +235,17 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
         Path(job.gguf),
         job.outtype,
         ["--metadata", str(override), *(["--mmproj"] if job.mmproj else []), *job.arguments],
-        lambda config: view.merge(config, completed),
+        functools.partial(_settle, completed=completed),
         _known_pre_tokenizer,
     )
+
+
+def _settle(config: dict[str, Any], *, completed: Mapping[str, Any], surplus: Sequence[str] = ()) -> None:
+    """Make a config what the converter reads rightly."""
+    for key in surplus:
+        config.pop(key, None)
+    view.merge(config, completed)
+    gaps.translate(config)
 
 
 def _begin(pipe: Pipe) -> tuple[str, BinaryIO]:

@@ -49,6 +49,24 @@ def surplus_keys(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def translate(config: dict[str, Any]) -> None:
+    """Change, in what AutoConfig made of a config.json, what the converter would read otherwise."""
+    model_type = config.get("model_type")
+    for gap in _table()["unmeant"]:
+        if model_type in gap["model_types"] and gap["unless_layer"] not in (config.get(gap["layers"]) or ()):
+            for key in gap["keys"]:
+                config.pop(key, None)
+    for gap in _table()["word"]:
+        words = config.get(gap["key"])
+        if model_type not in gap["model_types"] or not isinstance(words, list):
+            continue
+        known = [gap["words"].get(str(word), str(word)) for word in words]
+        if "as" not in gap:
+            config[gap["key"]] = known
+        elif config.get(gap["as"]) is None and set(map(str, words)) <= gap["words"].keys():
+            config[gap["as"]] = "".join(known)
+
+
 def options(architecture: str, tensor_names: Iterable[str]) -> list[str]:
     """The converter's options that a checkpoint needs, by its architecture and its tensors."""
     names = list(tensor_names)

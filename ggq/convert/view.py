@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,18 +86,12 @@ def make(checkpoint: Checkpoint, parent: Path, source: SourceInfo | None) -> Pat
     return view
 
 
-def complete(view: Path, keys: Mapping[str, Any]) -> None:
-    """Add keys to the view's config.json; a mapping's keys are added to the part of that name."""
+def change(view: Path, settle: Callable[[dict[str, Any]], None]) -> None:
+    """Have the view's config.json changed by ``settle``."""
     file = view / CONFIG
     config = json.loads(file.read_text(encoding="utf-8"))
-    merge(config, keys)
+    settle(config)
     replace(file, config)
-
-
-def leave_out(view: Path, keys: Collection[str]) -> None:
-    """Take keys out of the view's config.json."""
-    config = json.loads((view / CONFIG).read_text(encoding="utf-8"))
-    replace(view / CONFIG, {key: value for key, value in config.items() if key not in keys})
 
 
 def merge(config: dict[str, Any], keys: Mapping[str, Any]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import string
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import model, write_json
+from checkpoints import model, save_unigram, save_wordpiece, write_json
 
 from ggq import gguf_file
 from ggq.convert import compare_vectors, convert, sentence_transformers, unigram, wordpiece
@@ -22,7 +21,6 @@ SMALL = {
     "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": ...,
     "max_position_embeddings": 130, "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def small(**more: Any) -> dict[str, Any]:
@@ -42,37 +40,10 @@ def modules(folder: Path, pooling: dict[str, Any], *more: tuple[str, str]) -> No
 
 def bert(folder: Path) -> Path:
     """WordPiece from vocab.txt alone, whose settings name no special tokens; CLS pooling of 5.4's kind."""
-    letters = [*string.ascii_letters, *string.digits]
-    words = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *string.punctuation, "Hello"]
     folder.mkdir()
-    model(folder, "BertModel", config="BertConfig", vocab_size=len(words), **small())
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": False})
+    model(folder, "BertModel", config="BertConfig", vocab_size=save_wordpiece(folder), **small())
     modules(folder, {"pooling_mode": "cls"}, ("Normalize", "2_Normalize"), ("Dense", "3_Dense"))
     return folder
-
-
-def unigram_tokenizer(folder: Path, normalizer: Any = None, *, added: bool = True) -> int:
-    """tokenizer.json of a Unigram, and its settings; returns the count of tokens."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    pieces = [(name, 0.0) for name in special] + [("▁", -3.0), ("▁hello", -2.0), ("안녕", -2.5)]
-    pieces += [(letter, -5.0) for letter in string.ascii_lowercase + string.digits + ".,!?안녕하세요"]
-    made = Tokenizer(models.Unigram(pieces, unk_id=3))
-    if normalizer is not None:
-        made.normalizer = normalizer
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    if added:
-        made.add_special_tokens(special)
-    made.save(str(folder / "tokenizer.json"))
-    names = dict(zip(("bos", "pad", "eos", "unk", "cls", "sep"), [*special, "<s>", "</s>"], strict=True))
-    settings = {f"{kind}_token": name for kind, name in names.items()}
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizerFast", **settings})
-    return int(made.get_vocab_size())
 
 
 def xlm_roberta(folder: Path) -> Path:
@@ -80,7 +51,7 @@ def xlm_roberta(folder: Path) -> Path:
     from tokenizers import normalizers
 
     folder.mkdir()
-    count = unigram_tokenizer(folder, normalizers.NFKC(), added=False)
+    count = save_unigram(folder, normalizers.NFKC(), added=False)
     ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
     model(folder, "XLMRobertaModel", config="XLMRobertaConfig", vocab_size=count, **small(**ids))
     modules(folder, {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False})
@@ -240,7 +211,7 @@ def _read(folder: Path, rows: int = 0) -> Vocabulary:
 
 
 def test_unigram_kinds_and_rows(tmp_path: Path) -> None:
-    count = unigram_tokenizer(tmp_path)
+    count = save_unigram(tmp_path)
     found = _read(tmp_path, count + 2)
     assert found.texts[-2:] == (f"[PAD{count}]", f"[PAD{count + 1}]")
     assert found.kinds[:5] == (
@@ -260,7 +231,7 @@ def test_a_normalizer_becomes_a_table(tmp_path: Path) -> None:
     from tokenizers import normalizers
 
     steps = [normalizers.Replace("``", '"'), normalizers.NFKD(), normalizers.StripAccents()]
-    unigram_tokenizer(tmp_path, normalizers.Sequence([*steps, normalizers.Lowercase()]))
+    save_unigram(tmp_path, normalizers.Sequence([*steps, normalizers.Lowercase()]))
     proto = sentencepiece_model_pb2.ModelProto()
     proto.normalizer_spec.precompiled_charsmap = _read(tmp_path).charsmap
     proto.normalizer_spec.add_dummy_prefix = proto.normalizer_spec.escape_whitespaces = False
@@ -273,7 +244,7 @@ def test_what_llama_cpp_cannot_do_is_refused(tmp_path: Path, step: str) -> None:
     from tokenizers import Regex, normalizers
 
     normalizer = normalizers.Replace(Regex("[0-9]"), "0") if step == "regex" else None
-    unigram_tokenizer(tmp_path, normalizer)
+    save_unigram(tmp_path, normalizer)
     if step == "digits":
         file = tmp_path / "tokenizer.json"
         content = json.loads(file.read_text(encoding="utf-8"))

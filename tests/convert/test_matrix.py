@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 from matrix import CASES, Case, Row, run_all
@@ -21,10 +20,7 @@ LEAST_QUANTIZED = {"Q8_0": 0.99, "Q4_K_M": 0.8}
 @pytest.fixture(scope="module")
 def rows(toolchain: Toolchain) -> Mapping[str, Row]:
     """Every tested case, by its name; made together, since two go at once."""
-    tokenizers = Path(__file__).parents[2].parent / "shared" / "data" / "tokenizers"
-    if not tokenizers.is_dir():
-        pytest.skip(f"{tokenizers} is absent: it holds the real tokenizers")
-    return {row.case.name: row for row in run_all(TESTED, tokenizers, toolchain)}
+    return {row.case.name: row for row in run_all(TESTED, toolchain)}
 
 
 @pytest.mark.timeout(900)

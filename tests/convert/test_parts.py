@@ -300,7 +300,7 @@ def test_the_view_is_links_and_no_code(example: Path, tmp_path: Path) -> None:
     assert not (made / "modeling.py").exists()
     assert (made / "model.safetensors").is_symlink() and not (made / "config.json").is_symlink()
     assert "auto_map" not in (made / "config.json").read_text()
-    view.complete(made, {"n_ctx": 3, "vision_config": {"depth": 2}})
+    view.change(made, lambda config: view.merge(config, {"n_ctx": 3, "vision_config": {"depth": 2}}))
     completed = json.loads((made / "config.json").read_text())
     assert completed == {**config, "vision_config": {"depth": 2}, "n_ctx": 3}
     assert "n_ctx" not in (folder / "config.json").read_text()
@@ -347,3 +347,45 @@ def test_words_are_found_in_any_text_at_once(example: Path, kind: str, unit: str
         return time.process_time() - begun
 
     assert cost(100_000) < 20 * cost(10_000) + 0.5  # the square would be 100 times as much
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [
+        (
+            {"model_type": "granitemoehybrid", "layer_types": ["linear_attention", "full_attention"]},
+            "layer_types",
+            ["mamba", "attention"],
+        ),
+        (
+            {"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]},
+            "layer_types",
+            ["mamba", "attention"],
+        ),
+        (
+            {"model_type": "nemotron_h", "layers_block_type": ["linear_attention", "mlp", "full_attention"]},
+            "hybrid_override_pattern",
+            "M-*",
+        ),
+        (
+            {"model_type": "nemotron_h", "layers_block_type": ["mamba", "new"]},
+            "hybrid_override_pattern",
+            None,
+        ),
+        ({"model_type": "llama", "layer_types": ["full_attention"]}, "layer_types", ["full_attention"]),
+    ],
+)
+def test_words_for_layers_are_those_of_the_converter(
+    config: dict[str, object], key: str, value: object
+) -> None:
+    gaps.translate(config)
+    assert config.get(key) == value
+
+
+def test_experts_that_no_layer_has_are_not_announced() -> None:
+    plain = {"model_type": "nemotron_h", "num_experts_per_tok": 2, "layers_block_type": ["mamba", "mlp"]}
+    gaps.translate(plain)
+    assert "num_experts_per_tok" not in plain
+    mixture = {"model_type": "nemotron_h", "num_experts_per_tok": 2, "layers_block_type": ["mamba", "moe"]}
+    gaps.translate(mixture)
+    assert mixture["num_experts_per_tok"] == 2
