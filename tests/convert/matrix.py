@@ -152,7 +152,8 @@ def _run(case: Case, work: Path, toolchain: Toolchain) -> Row:
     if case.change is not None:
         assert not list(work.rglob("ran")), "code of the checkpoint was run"
     quantized: dict[str, float] = {}
-    if made.verification.why_not:
+    # A model with two sets of rotary factors would be run with another one here than in transformers.
+    if made.verification.why_not or made.verification.beyond_cosine is not None:
         return Row(case, "", made.verification, quantized, made.completed_keys, tuple(remarks))
     for preset in QUANTIZED:
         tools.quantize(toolchain, base, work / f"{preset}.gguf", preset, threads=1)
