@@ -94,6 +94,24 @@ def _exaone4(config: Config) -> str | None:
     return None
 
 
+def _hybrid(config: Config) -> str | None:
+    """conversion/granite.py and nemotron.py, ``set_vocab``: the tokens are filled up to a multiple of 8, the
+    rows of the embedding are not. src/models/nemotron-h.cpp: ``n_expert`` decides for all layers at once
+    which kind of feed-forward they have."""
+    layers = config.get("layers_block_type") or config.get("layer_types") or ()
+    tokens = config.get("vocab_size")
+    if {"mamba", "linear_attention"}.intersection(layers) and isinstance(tokens, int) and tokens % 8:
+        return (
+            f"Its embedding has {tokens} rows; for this architecture llama.cpp's converter makes "
+            f"{tokens + -tokens % 8} tokens, a multiple of 8, which then do not fit."
+        )
+    if {"moe", "mlp"} <= set(layers):
+        return (
+            "It has layers with experts and layers without; llama.cpp knows this architecture with one kind."
+        )
+    return None
+
+
 _RULES: Mapping[str, Callable[[Config], str | None]] = {
     "gemma2": _gemma_scale(46),
     "gemma3_text": _gemma3,
@@ -101,4 +119,6 @@ _RULES: Mapping[str, Callable[[Config], str | None]] = {
     "qwen2_moe": _norm_topk(False),
     "olmoe": _norm_topk(False),
     "exaone4": _exaone4,
+    "granitemoehybrid": _hybrid,
+    "nemotron_h": _hybrid,
 }

@@ -53,7 +53,7 @@ def translate(config: dict[str, Any]) -> None:
     """Change, in what AutoConfig made of a config.json, what the converter would read otherwise."""
     model_type = config.get("model_type")
     for gap in _table()["unmeant"]:
-        if model_type in gap["model_types"] and gap["unless_layer"] not in (config.get(gap["layers"]) or ()):
+        if model_type in gap["model_types"] and _has_no(config, gap):
             for key in gap["keys"]:
                 config.pop(key, None)
     for gap in _table()["word"]:
@@ -65,6 +65,13 @@ def translate(config: dict[str, Any]) -> None:
             config[gap["key"]] = known
         elif config.get(gap["as"]) is None and set(map(str, words)) <= gap["words"].keys():
             config[gap["as"]] = "".join(known)
+
+
+def _has_no(config: Mapping[str, Any], gap: Mapping[str, Any]) -> bool:
+    """Whether the model lacks what the gap's keys are about: its count is 0, or no layer is of the kind."""
+    if "if_zero" in gap:
+        return config.get(gap["if_zero"]) == 0
+    return gap["unless_layer"] not in (config.get(gap["layers"]) or ())
 
 
 def options(architecture: str, tensor_names: Iterable[str]) -> list[str]:

@@ -106,6 +106,10 @@ GEMMA_27B = {"head_dim": 128, "num_hidden_layers": 46, "hidden_size": 4608, "num
         ({"model_type": "qwen3_moe", "norm_topk_prob": True}, ""),
         ({"model_type": "qwen3_moe", "norm_topk_prob": False}, "norm_topk_prob"),
         ({"model_type": "qwen2_moe", "norm_topk_prob": True}, "norm_topk_prob"),
+        ({"model_type": "granitemoehybrid", "layer_types": ["mamba"], "vocab_size": 465}, "472 tokens"),
+        ({"model_type": "granitemoehybrid", "layer_types": ["mamba"], "vocab_size": 464}, ""),
+        ({"model_type": "granitemoehybrid", "layer_types": ["full_attention"], "vocab_size": 465}, ""),
+        ({"model_type": "nemotron_h", "layers_block_type": ["moe", "mlp"], "vocab_size": 8}, "with one kind"),
         ({"model_type": "llama"}, ""),
     ],
 )  # fmt: skip
@@ -389,3 +393,9 @@ def test_experts_that_no_layer_has_are_not_announced() -> None:
     mixture = {"model_type": "nemotron_h", "num_experts_per_tok": 2, "layers_block_type": ["mamba", "moe"]}
     gaps.translate(mixture)
     assert mixture["num_experts_per_tok"] == 2
+    dense = {"model_type": "granitemoehybrid", "num_experts_per_tok": 2, "num_local_experts": 0}
+    gaps.translate(dense)
+    assert "num_experts_per_tok" not in dense
+    few = {"model_type": "granitemoehybrid", "num_experts_per_tok": 2, "num_local_experts": 4}
+    gaps.translate(few)
+    assert few["num_experts_per_tok"] == 2
