@@ -164,6 +164,10 @@ def _toolchain(patient: _Patient) -> Iterator[Check]:
     yield Check("llama.cpp", "ok", f"{found.commit or 'unknown commit'}, {origin}, in {found.bin_dir}")
     for caveat in found.caveats:
         yield Check("llama.cpp", "warning", caveat, SETUP_HINT)
+    if exposed := found.exposed:
+        yield Check(
+            "llama.cpp", "warning", toolchain.exposure(exposed), "Use it only if you trust whoever that is."
+        )
     if found.build is not None:
         made = found.build
         finding = f"{', '.join(made.backends)}; {made.variant}; {made.compiler}; {made.built_at[:10]}"

@@ -14,6 +14,7 @@ from ggq import files, process
 from ggq.cli.errors import set_current_output
 from ggq.cli.output import Output
 from ggq.errors import UsageProblem
+from ggq.llamacpp import ownership
 
 AUTO = "auto"
 
@@ -74,6 +75,7 @@ def output_options(function: F) -> F:
     def wrapped(*args: Any, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
         out = set_current_output(Output(json=as_json, quiet=quiet))
         process.echo_to(out.echo if verbose else None)
+        ownership.tell_to(out.warning)
         return function(*args, out=out, **kwargs)
 
     return wrapped  # type: ignore[return-value]

@@ -19,7 +19,7 @@ from typing import Literal
 
 from ggq import files, hardware, process
 from ggq.errors import DiskFull, GgqError, ToolchainProblem, ToolFailed, signal_name
-from ggq.llamacpp import binding, quants, selftest, source, toolchain
+from ggq.llamacpp import binding, private, quants, selftest, source, toolchain
 from ggq.llamacpp.pin import cmake_hook, pin
 from ggq.llamacpp.toolchain import TOOLS, BuildInfo, Toolchain
 from ggq.progress import Listener, Notice, Step, silent
@@ -86,13 +86,19 @@ def setup(
 ) -> Toolchain:
     """Make ggq's own toolchain: idempotent, resumable, never half-finished under a finished name.
 
-    Raises ToolchainProblem (no compiler, CMake too old, no network, a build that fails), DiskFull,
-    OutputProblem.
+    What somebody else made or can change is removed and made again. Raises ToolchainProblem (no compiler,
+    CMake too old, no network, a build that fails, a folder that others can change), DiskFull, OutputProblem.
     """
     options = options or BuildOptions()
+    with private.for_oneself():
+        return _setup(options, listener, self_test)
+
+
+def _setup(options: BuildOptions, listener: Listener, self_test: SelfTest) -> Toolchain:
     home = files.make_folder(toolchain.home())
     backends = _backends(options.backend)
     with files.lock(home):
+        private.discard_exposed(home, listener)
         ready = toolchain.built()
         stamp = _stamp(backends, options.portable)
         if ready is None or ready.build is None or ready.build.stamp != stamp:

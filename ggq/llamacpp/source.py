@@ -73,6 +73,7 @@ def unpack(sdist: Path, target: Path) -> None:
                 member.name = "/".join(("binding", *parts))
             else:
                 continue
+            member.mode = (member.mode or 0) & ~0o022  # tarfile heeds no umask
             members.append(member)
         # The archive's digest is pinned; the filter is there for a pin moved carelessly.
         if hasattr(tarfile, "data_filter"):

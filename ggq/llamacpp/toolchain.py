@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ggq import hardware, places, process, resources
 from ggq.errors import ToolchainProblem
+from ggq.llamacpp import ownership
+from ggq.llamacpp.ownership import Exposed, Part
 from ggq.llamacpp.pin import pin
 
 CONVERTER = "convert_hf_to_gguf.py"
@@ -112,6 +116,11 @@ class Toolchain:
         return made if made and "avx2" in hardware.instruction_sets() else ()
 
     @property
+    def exposed(self) -> Exposed | None:
+        """What of it somebody else can change."""
+        return ownership.first_exposed(_parts(self))
+
+    @property
     def caveats(self) -> tuple[str, ...]:
         """Sentences that a person should read before trusting these tools; none for ggq's own build."""
         found = []
@@ -134,13 +143,57 @@ def home() -> Path:
 def find(named: Path | None = None) -> Toolchain:
     """The toolchain to use: ``named`` or GGQ_LLAMA_CPP, then ggq's own build, then PATH.
 
-    Raises ToolchainProblem when there is none, or when the named one is not one.
+    One that somebody else can change is used when it was chosen on purpose, and that is told
+    (``ownership.tell``). Raises ToolchainProblem when there is none, when the named one is not one, and when
+    somebody else can change ggq's own build.
     """
     if named is None and os.environ.get("GGQ_LLAMA_CPP"):
         named = places.expanded(os.environ["GGQ_LLAMA_CPP"])
-    if named is not None:
-        return _named(named)
-    return built() or _on_path()
+    found = _named(named) if named is not None else built() or _on_path()
+    if exposed := found.exposed:
+        if found.origin == "built" and not exposed.as_ggq:
+            raise _refused(found, exposed)
+        ownership.tell(exposure(exposed))
+    return found
+
+
+def exposure(exposed: Exposed) -> str:
+    """The warning for tools that are used although somebody else can change them."""
+    return f"{exposed} Whoever can change it decides what this llama.cpp does."
+
+
+def _refused(found: Toolchain, exposed: Exposed) -> ToolchainProblem:
+    home_ = found.bin_dir.parent.parent
+    if exposed.path.is_relative_to(home_) and exposed.path != home_:
+        first = "Run `ggq setup`: it builds llama.cpp again, for you alone"
+    else:
+        first = f"Take that right away (`chmod go-w {shlex.quote(str(exposed.path))}`), or move ggq's files"
+        if "belongs" in exposed.whose:
+            first = "Move ggq's files to a folder of your own"
+    return ToolchainProblem(
+        "ggq's llama.cpp is not used: somebody else can change it.",
+        str(exposed),
+        f"{first}. Where you trust whoever that is, name the build: set GGQ_LLAMA_CPP to {found.bin_dir}.",
+    )
+
+
+def own_parts(folder: Path) -> tuple[Part, ...]:
+    """All that a build of ggq's in ``folder`` is made of and made from."""
+    return (Part(folder / "build.json"), Part(folder / "src"), Part(folder / "build"))
+
+
+def _parts(found: Toolchain) -> Iterator[Part]:
+    """What is run of a toolchain: a few hundred files."""
+    if found.origin == "built":
+        yield Part(found.bin_dir.parent.parent / "build.json")
+    # A folder of the system's has thousands of other programs.
+    ours = re.compile(r"(lib)?(llama|ggml|mtmd|ggq)").match
+    for folder in {found.bin_dir, found.lib_dir}:
+        yield Part(folder, None if found.origin == "built" else lambda name: ours(name) is not None)
+    if found.source_dir is not None:
+        yield Part(found.source_dir, lambda name: name.endswith(".py"))
+        yield Part(found.source_dir / "conversion")
+        yield Part(found.source_dir / "gguf-py")
 
 
 def built() -> Toolchain | None:

@@ -10,6 +10,7 @@ machine can be made to refuse AMX, so the self-tests that crash are doubles.
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -147,6 +148,26 @@ def test_a_build_is_made_recorded_and_not_made_again(home: Path) -> None:
     events.clear()
     again = build.setup(BuildOptions("cpu"), events.append, passes)
     assert again == made and events == []
+
+
+def test_a_build_that_others_could_write_is_made_again(home: Path) -> None:
+    before = os.umask(0)
+    try:
+        build.setup(BuildOptions("cpu"), silent, passes)
+    finally:
+        os.umask(before)
+    writable = [path for path in (home, *home.rglob("*")) if path.lstat().st_mode & 0o022]
+    assert not [path for path in writable if not path.is_symlink()]
+    (home / "src" / "main.cpp").chmod(0o666)
+    (home / "src" / "main.cpp").write_text("int main() { return 7; }")
+    events: list[Event] = []
+    made = build.setup(BuildOptions("cpu"), events.append, passes)
+    assert any("main.cpp can be written by every user" in it.text for it in events if isinstance(it, Notice))
+    assert subprocess.run([made.tool("llama-quantize")], capture_output=True).returncode == 0
+    home.chmod(0o777)
+    with pytest.raises(ToolchainProblem, match="somebody else can change") as caught:
+        build.setup(BuildOptions("cpu"), silent, passes)
+    assert caught.value.why == f"{home} can be written by every user."
 
 
 def test_other_options_build_again_and_nothing_of_the_old_ones_stays(home: Path) -> None:
