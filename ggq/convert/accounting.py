@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ggq.gguf_file import EMBEDDINGS, OUTPUT, GgufFile
 
@@ -105,3 +106,14 @@ def _rows(given: Mapping[str, int], gguf: GgufFile, difference: int, notes: list
             notes.append(f"{what} the embedding")
             return difference
     return 0
+
+
+def bin_elements(folder: Path) -> dict[str, int]:
+    """Tensor name -> elements of ``.bin`` weights, read without their data and without running code."""
+    import torch
+
+    elements: dict[str, int] = {}
+    for file in sorted(folder.glob("pytorch_model*.bin")):
+        part = torch.load(file, map_location="meta", weights_only=True)
+        elements |= {name: tensor.numel() for name, tensor in part.items() if hasattr(tensor, "numel")}
+    return elements

@@ -21,10 +21,12 @@ from typing import Any, BinaryIO
 
 from ggq import gguf_file, gguf_values, process, transformers_model
 from ggq.convert import (
+    accounting,
     assumptions,
     compare_logits,
     compare_tokens,
     compare_vectors,
+    failures,
     gaps,
     regimes,
     rows,
@@ -33,6 +35,7 @@ from ggq.convert import (
     templates,
     tokenizer_file,
     tokenizer_model,
+    tokenizer_sound,
     unigram,
     view,
     wordpiece,
@@ -104,28 +107,29 @@ def main() -> int:
 
 def run(job: Job) -> None:
     """Do the job. What cannot be done is reported, and ends the process."""
-    with _reporting("config"):
+    with _reporting("config", job):
         known, completed = _complete(job)
         if job.convert:
             _require_known(job, known)
             say("completed", keys=completed)
     if job.convert:
-        with _reporting("convert"):
+        with _reporting("convert", job):
             _convert(job, completed)
             say("written")
     if job.check:
-        with _reporting("check"):
+        with _reporting("check", job):
             _check(job)
     say("done")
 
 
 @contextlib.contextmanager
-def _reporting(phase: str) -> Iterator[None]:
+def _reporting(phase: str, job: Job) -> Iterator[None]:
     """Name the phase, so that a death in it can be told; an exception ends the process with a report."""
     say("phase", name=phase)
     try:
         yield
     except converter.ConverterFailed as failed:
+        _refuse_tokenizer(phase, job, failed.refusal.kind)
         _fail(phase, **asdict(failed.refusal))
     except Refused as refused:
         _fail(phase, kind=refused.kind, text=str(refused), where="")
@@ -138,7 +142,17 @@ def _reporting(phase: str) -> Iterator[None]:
             next_step=problem.next_step,
         )
     except Exception as error:
+        _refuse_tokenizer(phase, job, type(error).__name__)
         _fail(phase, kind=type(error).__name__, text=str(error), where="")
+
+
+def _refuse_tokenizer(phase: str, job: Job, kind: str) -> None:
+    """Ends the process where a failure comes of files of the tokenizer that are not sound."""
+    if kind in failures.OF_THE_MACHINE or job.mmproj:
+        return
+    with contextlib.suppress(Exception):  # the failure at hand is the one to tell
+        if fault := tokenizer_sound.find_fault(Path(job.view)):
+            _fail(phase, kind=tokenizer_sound.UnsoundTokenizer.__name__, text=fault, where="")
 
 
 def _fail(phase: str, **report: Any) -> None:
@@ -155,12 +169,16 @@ def _complete(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     from transformers import AutoConfig
 
     folder = Path(job.view)
+    if not job.mmproj:
+        tokenizer_sound.require_declared(folder)
     if job.embedding_rows is not None and not job.mmproj:
         beyond = rows.leave_out(folder, job.embedding_rows)
         if beyond:
             say("remark", text=rows.words(beyond, job.embedding_rows), warning=True)
     if tokenizer_model.complete(folder):
         say("remark", text="The tokenizer has no tokenizer.model; one was made of its tokenizer.json.")
+    elif not job.mmproj and tokenizer_model.is_read_beside(folder):
+        tokenizer_sound.require(tokenizer_sound.open_tokenizer(folder))
     if wordpiece.complete(folder):
         say("remark", text="The tokenizer has no tokenizer.json; one was made of its vocab.txt.")
     process.give_back_memory()  # a tokenizer.json of 10 MB is 70 MB of objects
@@ -220,7 +238,7 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
             converter.read_elsewhere([folder / file for file in job.fed], _asking(Feed(pipes)))
     adds_bos = None
     templates.settle(folder)
-    if (folder / tokenizer_file.FILE).is_file():
+    if (folder / tokenizer_sound.FILE).is_file():
         converter.take_tokenizers_from(folder, tokenizer_file.for_converter)
         adds_bos = tokenizer_file.begins_with_a_token(folder)
     texts = rows.added_texts(folder)
@@ -287,7 +305,7 @@ def _metadata(job: Job) -> dict[str, Any]:
     if re.search("phi-?3", name, re.IGNORECASE):
         # llama.cpp knows Phi-3's tokenizer by the model's name, and does not load a file of that name without
         # these tokens (llama-vocab.cpp, "set attributes by model/tokenizer/architecture name").
-        tokenizer, _ = _tokenizer(Path(job.view))
+        tokenizer, _ = tokenizer_file.of_transformers(Path(job.view))
         if tokenizer is None or not {"</s>", "<unk>", "<s>", "<|endoftext|>"} <= set(tokenizer.get_vocab()):
             metadata["general.name"] = re.sub("phi-?3", "Phi 3", name, flags=re.IGNORECASE)
     return metadata
@@ -301,10 +319,10 @@ def _check(job: Job) -> None:
     bad = gguf_values.scan_values(made, full=job.full, listener=_relay)
     say("values", not_finite=bad)
     if job.bin_weights:
-        say("weights", elements=_bin_elements(Path(job.view)))
+        say("weights", elements=accounting.bin_elements(Path(job.view)))
     if bad or job.mmproj:
         return
-    tokenizer, _ = _tokenizer(Path(job.view))
+    tokenizer, _ = tokenizer_file.of_transformers(Path(job.view))
     right_side = compare_logits.Reference()
     if job.logits:
         say("phase", name="reference")
@@ -356,29 +374,6 @@ def _unexpected(names: list[str]) -> None:
 def _relay(event: Event) -> None:
     if isinstance(event, Step):
         say("step", done=event.done, total=event.total)
-
-
-def _tokenizer(folder: Path) -> tuple[Any, str]:
-    """The tokenizer as transformers wraps it, or None and the reason."""
-    from transformers import AutoTokenizer
-
-    try:
-        if (folder / tokenizer_file.FILE).is_file():
-            return tokenizer_file.for_converter(folder), ""
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True), ""
-    except Exception as error:
-        return None, f"transformers does not load the tokenizer: {compare_logits.first_line(error)}"
-
-
-def _bin_elements(folder: Path) -> dict[str, int]:
-    """Tensor name -> elements of ``.bin`` weights, read without their data and without running code."""
-    import torch
-
-    elements: dict[str, int] = {}
-    for file in sorted(folder.glob("pytorch_model*.bin")):
-        part = torch.load(file, map_location="meta", weights_only=True)
-        elements |= {name: tensor.numel() for name, tensor in part.items() if hasattr(tensor, "numel")}
-    return elements
 
 
 if __name__ == "__main__":

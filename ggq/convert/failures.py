@@ -13,6 +13,8 @@ from ggq.checkpoint import Checkpoint
 from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull, GgqError, NeedsWeights, signal_name
 
 _TEXT_CHARACTERS = 4000  # some messages repeat a whole file
+# Kinds of failures that no file of a checkpoint is the reason of.
+OF_THE_MACHINE = frozenset({"MemoryError", "OSError", "BrokenPipeError", "NeedsValues", "ImportError"})
 _CODE = "Find a checkpoint of this model in safetensors, or one that transformers knows without extra code."
 _REPORT = "Report this, with the model's name; GGQ_DEBUG=1 and -v show what the converter printed."
 
@@ -128,12 +130,21 @@ def _needs_values(checkpoint: Checkpoint, _: str) -> GgqError:
     )
 
 
+def _unsound_tokenizer(checkpoint: Checkpoint, text: str) -> GgqError:
+    return CheckpointProblem(
+        f"The tokenizer of {checkpoint.path} cannot be used.",
+        f"{text}.",
+        "Get the tokenizer's files again from the model's source (`ggq download` checks them).",
+    )
+
+
 _REFUSED: Mapping[str, Callable[[Checkpoint, str], GgqError]] = {
     "Unsupported": _unsupported,
     "NoProjector": _no_projector,
     "Assumption": _assumption,
     "Activation": _activation,
     "NeedsValues": _needs_values,
+    "UnsoundTokenizer": _unsound_tokenizer,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ggq import __version__, files, gguf_file, hardware, model_card, python_child, scratch, transformers_model
 from ggq.checkpoint import Checkpoint
-from ggq.convert import failures, gaps, rows, tokenizer_model, view
+from ggq.convert import failures, gaps, rows, tokenizer_sound, view
 from ggq.convert.accounting import account
 from ggq.convert.feeder import Feeder
 from ggq.convert.pipe import Pipe
@@ -130,7 +130,7 @@ class Child:
             "full": level == "full",
             "mmproj": self._mmproj,
             "bin_weights": self._given.weight_format == "bin",
-            "has_tokenizer_model": tokenizer_model.MODEL in self._given.tokenizer_files,
+            "has_tokenizer_model": tokenizer_sound.MODEL in self._given.tokenizer_files,
             "embedding_rows": rows.count(self._given),
             "hollow": self._hollow,
             "without_values": self._without_values,

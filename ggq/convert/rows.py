@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ggq.checkpoint import Checkpoint
 from ggq.convert import view
-from ggq.convert.tokenizer_file import ADDED, FILE, SETTINGS, added_in_file, declared, read_json
+from ggq.convert.tokenizer_file import added_in_file, declared, read_json
+from ggq.convert.tokenizer_sound import ADDED, FILE, SETTINGS
 
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed_tokens|tok_embeddings|wte|word_embeddings|embed_in|embeddings|embedding|embed)\.weight$"

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ggq.convert.tokenizer_file import SETTINGS, read_json, text_of
+from ggq.convert.tokenizer_file import read_json, text_of
+from ggq.convert.tokenizer_sound import SETTINGS
 
 _KEY = "eos_token_id"
 _CONFIGS = ("generation_config.json", "config.json")

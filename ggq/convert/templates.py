@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ggq.convert import view
-from ggq.convert.tokenizer_file import SETTINGS, read_json, text_of
+from ggq.convert.tokenizer_file import read_json, text_of
+from ggq.convert.tokenizer_sound import SETTINGS
 from ggq.llamacpp.chat_template import Engine
 
 _SECONDS = 20

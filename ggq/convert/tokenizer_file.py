@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggq.convert import tokenizer_model
+from ggq.convert import tokenizer_sound
+from ggq.convert.tokenizer_sound import ADDED, FILE, MODEL, SETTINGS, UnsoundTokenizer, is_identity
 
-FILE = "tokenizer.json"
-SETTINGS = "tokenizer_config.json"
-ADDED = "added_tokens.json"
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -56,18 +54,22 @@ class Reference:
 
 
 def load(folder: Path) -> tuple[Reference | None, str]:
-    """The reference of a checkpoint folder, or None and the reason."""
+    """The reference of a checkpoint folder, or None and the reason.
+
+    Raises UnsoundTokenizer for a tokenizer.json that is none.
+    """
     try:
         if (folder / FILE).is_file():
             return _of_file(folder), ""
-        if (folder / tokenizer_model.MODEL).is_file():
+        if (folder / MODEL).is_file():
             found = _of_sentencepiece(folder)
             if found is not None:
                 return found, ""
         return _of_transformers(folder), ""
+    except UnsoundTokenizer:
+        raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return None, f"the tokenizer cannot be read: {(lines or [type(error).__name__])[0][:300]}"
+        return None, f"the tokenizer cannot be read: {tokenizer_sound.first_line(error)}"
 
 
 def sentencepiece(folder: Path) -> Any:
@@ -75,7 +77,7 @@ def sentencepiece(folder: Path) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     with contextlib.suppress(Exception):  # a file of that name need not be SentencePiece's
-        return SentencePieceProcessor(model_file=str(folder / tokenizer_model.MODEL))
+        return SentencePieceProcessor(model_file=str(folder / MODEL))
     return None
 
 
@@ -98,7 +100,7 @@ def declared(folder: Path) -> dict[str, Mapping[str, Any]]:
     """Text -> what is said of it: the added tokens that the files beside tokenizer.json have, with ids."""
     found: dict[str, Mapping[str, Any]] = {}
     for text, identity in read_json(folder / ADDED).items():
-        if _is_identity(identity):
+        if is_identity(identity):
             found[text] = {"id": identity}
     decoder = read_json(folder / SETTINGS).get("added_tokens_decoder")
     for key, token in decoder.items() if isinstance(decoder, Mapping) else ():
@@ -122,10 +124,15 @@ def complete(tokenizer: Any, folder: Path) -> None:
 
 
 def for_converter(folder: Path) -> Any:
-    """transformers' wrapper around that very tokenizer, as the converter asks for it."""
+    """transformers' wrapper around that very tokenizer, as the converter asks for it.
+
+    Raises UnsoundTokenizer.
+    """
     from transformers import PreTrainedTokenizerFast
 
-    made = PreTrainedTokenizerFast(tokenizer_file=str(folder / FILE), clean_up_tokenization_spaces=False)
+    with tokenizer_sound.reading(FILE, "the tokenizers library"):
+        made = PreTrainedTokenizerFast(tokenizer_file=str(folder / FILE), clean_up_tokenization_spaces=False)
+    tokenizer_sound.require(made.backend_tokenizer)
     complete(made.backend_tokenizer, folder)
     known = {
         name: text
@@ -134,6 +141,18 @@ def for_converter(folder: Path) -> Any:
     }
     made.add_special_tokens(known)
     return made
+
+
+def of_transformers(folder: Path) -> tuple[Any, str]:
+    """The tokenizer as transformers wraps it, or None and the reason."""
+    from transformers import AutoTokenizer
+
+    try:
+        if (folder / FILE).is_file():
+            return for_converter(folder), ""
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True), ""
+    except Exception as error:
+        return None, f"transformers does not load the tokenizer: {tokenizer_sound.first_line(error)}"
 
 
 def begins_with_a_token(folder: Path) -> bool:
@@ -160,7 +179,7 @@ def added_in_file(folder: Path) -> list[dict[str, Any]]:
     """The added tokens of tokenizer.json."""
     value = _value(folder / FILE, "added_tokens")
     tokens = value if isinstance(value, list) else []
-    return [token for token in tokens if isinstance(token, dict) and _is_identity(token.get("id"))]
+    return [token for token in tokens if isinstance(token, dict) and is_identity(token.get("id"))]
 
 
 def _value(file: Path, key: str) -> Any:
@@ -183,9 +202,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 def _of_file(folder: Path) -> Reference:
-    import tokenizers
-
-    made = tokenizers.Tokenizer.from_file(str(folder / FILE))
+    made = tokenizer_sound.open_tokenizer(folder)
     made.no_padding()
     made.no_truncation()
     complete(made, folder)
@@ -214,7 +231,7 @@ def _of_sentencepiece(folder: Path) -> Reference | None:
         return None if found == made.unk_id() and text != made.id_to_piece(found) else int(found)
 
     return Reference(
-        tokenizer_model.MODEL,
+        MODEL,
         lambda text: list(made.encode(text)),
         None,
         tuple(
@@ -269,7 +286,3 @@ def _types(normalizer: Any) -> tuple[str, ...]:
 
 def _flags(token: Mapping[str, Any]) -> dict[str, bool]:
     return {name: bool(token.get(name)) for name in _FLAGS}
-
-
-def _is_identity(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -14,27 +14,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-MODEL = "tokenizer.model"
+from ggq.convert import tokenizer_sound
+from ggq.convert.tokenizer_sound import FILE, MODEL
+
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def complete(view: Path) -> bool:
     """Write tokenizer.model into the view if it has none and its tokenizer.json is of that kind.
 
-    Returns whether it did.
-
-    Raises what reading a damaged tokenizer.json raises.
+    Returns whether it did. Raises UnsoundTokenizer, and what reading a damaged tokenizer.json raises.
     """
-    file = view / "tokenizer.json"
+    file = view / FILE
     if (view / MODEL).exists() or not file.is_file():
         return False
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
     model = tokenizer.get("model", {})
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
         return False
+    tokenizer_sound.require(tokenizer_sound.open_tokenizer(view))
     (view / MODEL).write_bytes(_proto(tokenizer))
     _say_prefix(view / "tokenizer_config.json", _adds_prefix(tokenizer))
     return True
+
+
+def is_read_beside(view: Path) -> bool:
+    """Whether the converter may read tokenizer.model alone where a tokenizer.json lies beside it."""
+    return (view / MODEL).is_file() and (view / FILE).is_file()
 
 
 def _proto(tokenizer: Mapping[str, Any]) -> bytes:
