@@ -182,9 +182,15 @@ def require_convertible(checkpoint: Checkpoint) -> None:
 
 def remark(checkpoint: Checkpoint) -> str:
     """What a person should know of the weights, be it why they cannot be converted; or an empty text."""
-    stored = checkpoint.storage
     mlx_form = mlx.refusal(checkpoint.tensors, checkpoint.model_type)
-    return stored.refusal or mlx_form or _missing_head(checkpoint) or stored.remark
+    refusal = checkpoint.storage.refusal or mlx_form or _missing_head(checkpoint)
+    return refusal or " ".join(remarks(checkpoint))
+
+
+def remarks(checkpoint: Checkpoint) -> list[str]:
+    """What a person should know of weights that can be converted."""
+    mlx_form = mlx.remark(checkpoint.tensors, checkpoint.model_type)
+    return [text for text in (checkpoint.storage.remark, mlx_form, _surplus_head(checkpoint)) if text]
 
 
 def require_readable(where: Path, stored: Storage) -> None:
@@ -213,6 +219,19 @@ def _missing_head(checkpoint: Checkpoint) -> str:
     if heads or not table:
         return ""
     return "lm_head.weight is missing and the config says that it is not tied to the embedding."
+
+
+def _surplus_head(checkpoint: Checkpoint) -> str:
+    """What to know where the config says that the head is the embedding, and the weights hold one."""
+    if checkpoint._setting("tie_word_embeddings") is not True:
+        return ""
+    head = next((tensor for tensor in checkpoint.tensors if tensor.name.endswith("lm_head.weight")), None)
+    if head is None:
+        return ""
+    return (
+        f"config.json says that the output head is tied to the embedding, and the weights hold {head.name}. "
+        "Where the two differ, transformers takes that tensor."
+    )
 
 
 def _read(folder: Path) -> Checkpoint:

@@ -205,6 +205,15 @@ def test_a_missing_head_is_named(folder: Path) -> None:
         checkpoint.require_convertible(replace(without, config=tied))
 
 
+def test_a_head_beside_a_tied_one_is_told(folder: Path) -> None:
+    found = save(folder, TABLES)
+    assert checkpoint.remark(found) == ""
+    tied = replace(found, config={**found.config, "tie_word_embeddings": True})
+    assert "the weights hold lm_head.weight" in checkpoint.remark(tied)
+    inner = replace(tied, config={"architectures": ["A"], "text_config": {"tie_word_embeddings": True}})
+    assert checkpoint.remark(inner)
+
+
 def test_a_head_of_another_name_is_one(folder: Path) -> None:
     table = TABLES["lm_head.weight"]
     checkpoint.require_convertible(save(folder, {"model.embed_tokens.weight": table, "my.way.weight": table}))
@@ -217,6 +226,7 @@ def test_a_head_of_another_name_is_one(folder: Path) -> None:
 def test_what_went_through_mlx(folder: Path) -> None:
     found = save(folder, TABLES, "mlx")
     checkpoint.require_convertible(found)  # a Llama stays as it is
+    assert "format: mlx" in checkpoint.remark(found) and "llama" in checkpoint.remark(found)
     with pytest.raises(CheckpointProblem, match="MLX") as caught:
         checkpoint.require_convertible(replace(found, config={**found.config, "model_type": "qwen3_next"}))
     assert "format: mlx" in caught.value.why

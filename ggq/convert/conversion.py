@@ -215,8 +215,8 @@ def remark(
     given: Checkpoint, made: gguf_file.GgufFile, verification: Verification, listener: Listener
 ) -> None:
     """What a person should know of a conversion that is right."""
-    if given.storage.remark:
-        listener(Notice(given.storage.remark))
+    for text in checkpoint.remarks(given):
+        listener(Notice(text))
     for warning in verification.warnings:
         listener(Notice(f"{warning[:1].upper()}{warning[1:]}.", "warning"))
     window = _lost_window(given, made)
