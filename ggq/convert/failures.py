@@ -11,6 +11,7 @@ from typing import Any
 from ggq import limits
 from ggq.checkpoint import Checkpoint
 from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull, GgqError, NeedsWeights, signal_name
+from ggq.llamacpp import endings
 
 _TEXT_CHARACTERS = 4000  # some messages repeat a whole file
 # Kinds of failures that no file of a checkpoint is the reason of.
@@ -53,7 +54,7 @@ def died(phase: str, returncode: int, tail: Sequence[str]) -> GgqError:
     if returncode < 0:
         return ConversionProblem(
             f"The conversion was killed by {signal_name(-returncode)} while it was {doing}.",
-            f"Its last line: {_short(last)}",
+            (phase == "witness" and endings.why(returncode, tail)) or f"Its last line: {_short(last)}",
             _REPORT if phase == "witness" else "Run `ggq doctor`.",
         )
     if re.match(r"MemoryError|.*(?:annot allocate memory|failed to map segment)", last):

@@ -20,7 +20,7 @@ from ggq.errors import (
     signal_name,
 )
 from ggq.files import human_bytes
-from ggq.llamacpp import parse
+from ggq.llamacpp import endings, parse
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 
@@ -144,7 +144,7 @@ def devices(toolchain: Toolchain, rpc: tuple[str, ...] = ()) -> tuple[Device, ..
     if done.returncode:
         if rpc and done.seconds >= _LISTING_TIMEOUT_S:
             raise _unreachable(",".join(rpc), f"It gave no answer within {_LISTING_TIMEOUT_S} s.")
-        raise _known_failure(done) or done.failed("Run `ggq doctor`.")
+        raise _known_failure(done) or endings.failed(done, of_file=False)
     return listed_devices(done.stdout)
 
 
@@ -294,7 +294,7 @@ def _refusal(command: list[str], model: Path, options: BenchOptions, done: proce
     if done.out_of_memory:
         return _does_not_fit(model, options, "The kernel's out-of-memory killer ended llama-bench (SIGKILL).")
     if done.returncode < 0:
-        return done.failed("Run `ggq doctor`: it tries every quantization type on this machine.")
+        return endings.failed(done, "Run `ggq doctor`: it tries every quantization type on this machine.")
     # llama-bench keeps llama.cpp's words to itself unless asked for them.
     lines = process.run([*command, "-v"], env=ENVIRONMENT, check=False).stderr
     text = "\n".join(lines)
@@ -313,7 +313,7 @@ def _refusal(command: list[str], model: Path, options: BenchOptions, done: proce
         return UsageProblem(
             f"{model.name} cannot be run so.", f"{found[1].rstrip('.')}.", "Change that option."
         )
-    return done.failed("Run `ggq doctor`.")
+    return endings.failed(done)
 
 
 def _does_not_fit(model: Path, options: BenchOptions, why: str) -> DoesNotFit:

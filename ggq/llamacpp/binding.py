@@ -12,6 +12,7 @@ from typing import Any
 
 from ggq import files, python_child, scratch
 from ggq.errors import ToolchainProblem, ToolFailed
+from ggq.llamacpp import endings
 from ggq.llamacpp.pin import Pin
 from ggq.llamacpp.toolchain import SETUP_HINT, Toolchain
 from ggq.progress import Listener, Notice
@@ -38,7 +39,9 @@ def probe(toolchain: Toolchain) -> str:
 
     Raises ToolFailed: with a traceback's last lines when it does not load, with a signal when it crashes.
     """
-    done = python_child.run(__name__, toolchain.lib_dir.absolute(), timeout_s=120)
+    done = endings.checked(
+        python_child.run(__name__, toolchain.lib_dir.absolute(), timeout_s=120, check=False), of_file=False
+    )
     return done.stdout[-1] if done.stdout else "unknown"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ggq import python_child
-from ggq.llamacpp import binding, parse
+from ggq.llamacpp import binding, endings, parse
 from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.toolchain import SETUP_HINT, Toolchain
 
@@ -113,7 +113,7 @@ def run(
         type_v=options.type_v,
         tasks=tasks,
     )
-    done = python_child.run(_CHILD, stdin=json.dumps(asdict(job)))
+    done = endings.checked(python_child.run(_CHILD, stdin=json.dumps(asdict(job)), check=False))
     return read_events(done.stdout, tasks)
 
 

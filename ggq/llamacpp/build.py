@@ -120,7 +120,7 @@ def adopt(folder: Path, listener: Listener = silent, self_test: SelfTest = selft
     except ToolFailed as failure:
         raise ToolchainProblem(
             f"The llama.cpp in {folder} does not pass ggq's self-test.",
-            str(failure),
+            f"{failure.what} {failure.why}",
             "Rebuild it for this machine, or let `ggq setup` build one (unset GGQ_LLAMA_CPP first).",
         ) from failure
     home = files.make_folder(toolchain.home())
@@ -160,7 +160,7 @@ def _make(
             if not ladder or signal_name(-failure.returncode) not in _REFUSALS:
                 raise ToolchainProblem(
                     "The llama.cpp that was built does not pass its self-test.",
-                    str(failure),
+                    f"{failure.what} {failure.why}",
                     "Run `ggq doctor` and report what it says.",
                 ) from failure
             avoided.append(f"{failure.what} {ladder[0].why}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ggq import process
 from ggq.errors import GgufProblem
-from ggq.llamacpp import bench
+from ggq.llamacpp import bench, endings
 from ggq.llamacpp.memory import FIT_TOOL, Load
 from ggq.llamacpp.toolchain import Toolchain
 
@@ -81,7 +81,7 @@ def projector_bytes(
         check=False,
     )  # fmt: skip
     if done.returncode < 0:
-        raise done.failed("Run `ggq doctor`.")
+        raise endings.failed(done)
     found = parse_projector((*done.stdout, *done.stderr))
     if not found:
         raise GgufProblem(

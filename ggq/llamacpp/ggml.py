@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ggq import python_child
 from ggq.errors import ToolFailed
 from ggq.hardware import Gpu
+from ggq.llamacpp import endings
 from ggq.llamacpp.toolchain import Toolchain
 
 # enum ggml_backend_dev_type: the CPU itself (0), accelerators that share its memory (3) and ggml's device
@@ -24,7 +25,10 @@ def gpus(toolchain: Toolchain) -> tuple[Gpu, ...]:
 
     Raises ToolFailed when the library cannot be loaded or the driver takes the child process with it.
     """
-    done = python_child.run(__name__, toolchain.lib_dir.absolute(), timeout_s=_TIMEOUT_S)
+    done = endings.checked(
+        python_child.run(__name__, toolchain.lib_dir.absolute(), timeout_s=_TIMEOUT_S, check=False),
+        of_file=False,
+    )
     try:
         return tuple(Gpu(**device) for device in json.loads(done.stdout[-1]))
     except (IndexError, ValueError, TypeError) as error:

@@ -22,7 +22,7 @@ from ggq.files import free_bytes, human_bytes
 from ggq.gguf_file import GgufFile
 from ggq.gguf_header import Array, TensorInfo
 from ggq.gguf_hollow import HollowTensor
-from ggq.llamacpp import bench, parse, tools
+from ggq.llamacpp import bench, endings, parse, tools
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 
@@ -92,7 +92,9 @@ def count_tokens(toolchain: Toolchain, model: Path, text: Path) -> int:
         ],
         stdin=text.read_bytes().decode("utf-8").removesuffix("\n"),
         echo=False,
+        check=False,
     )  # fmt: skip
+    endings.checked(done)
     return parse.token_count((*done.stdout, *done.stderr))
 
 
@@ -201,7 +203,7 @@ def _failed(done: process.Completed, errors: Sequence[str], model: Path, context
         )
     if found := re.search(r"tokenizes to only (\d+) tokens", words):
         return too_short(int(found[1]), context)
-    if errors:
+    if errors and done.returncode > 0:
         done = replace(done, stdout=tuple(errors), stderr=())
     return tools.evaluation_failed(done, model)
 

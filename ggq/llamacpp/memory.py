@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ggq import process
 from ggq.errors import GgufProblem
-from ggq.llamacpp import bench, parse
+from ggq.llamacpp import bench, endings, parse
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.memory_sampler import GpuPeak, GpuSampler, MemoryPeaks, ProcessSampler
@@ -162,7 +162,7 @@ def breakdown(toolchain: Toolchain, model: Path, load: Load) -> Breakdown:
         # It aborts, and its reason is lost in the logger's thread; without -fitp it ends in order.
         reason = refusal(process.run(command, env=bench.ENVIRONMENT, check=False).stdout)
         if reason is None:
-            raise done.failed("Run `ggq doctor`.")
+            raise endings.failed(done)
         raise GgufProblem(
             f"llama.cpp does not take {model.name} with these settings.",
             reason,
@@ -229,7 +229,7 @@ def fill_context(
         )
     if done.returncode:
         # Its reason ends a long log.
-        raise replace(done, stdout=(), stderr=done.stderr[-3:]).failed("Run `ggq doctor`.")
+        raise endings.failed(replace(done, stdout=(), stderr=done.stderr[-3:]))
     tests = [(test.prompt_tokens, test.generated_tokens) for test in bench.results(done.stdout)]
     if tests != [(prompt_tokens, GENERATED_TOKENS)]:
         raise parse.unknown(bench.TOOL, f"{tests} where a test of {prompt_tokens} tokens was asked for")

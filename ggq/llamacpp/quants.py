@@ -15,6 +15,7 @@ from typing import Any
 
 from ggq import ggml_types, python_child
 from ggq.errors import ToolFailed
+from ggq.llamacpp import endings
 from ggq.llamacpp.rows import QUICK, Rows, library_file
 from ggq.llamacpp.toolchain import Toolchain
 
@@ -31,7 +32,10 @@ def proven(toolchain: Toolchain) -> tuple[str, ...]:
     """
     if not library_file(toolchain.lib_dir, QUICK).exists():
         return ()
-    done = python_child.run(__name__, toolchain.lib_dir.absolute(), timeout_s=_TIMEOUT_S)
+    done = endings.checked(
+        python_child.run(__name__, toolchain.lib_dir.absolute(), timeout_s=_TIMEOUT_S, check=False),
+        of_file=False,
+    )
     try:
         return tuple(json.loads(done.stdout[-1]))
     except (IndexError, ValueError, TypeError) as error:

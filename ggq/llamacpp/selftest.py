@@ -42,7 +42,7 @@ def run(toolchain: Toolchain, listener: Listener = silent) -> dict[str, str]:
                 try:
                     tools.forward_pass(toolchain, model, repack=True, gpu=True)
                 except ToolFailed as failure:
-                    raise _gpu_problem(f"On {ftype} weights: {failure}") from failure
+                    raise _gpu_problem(f"On {ftype} weights: {failure.what} {failure.why}") from failure
             model.unlink()
             results[ftype] = "ok"
         listener(Step("self-test", len(TYPES), len(TYPES), "types"))
@@ -53,7 +53,7 @@ def _has_gpu(toolchain: Toolchain) -> bool:
     try:
         return bool(ggml.gpus(toolchain))
     except ToolFailed as failure:
-        raise _gpu_problem(str(failure)) from failure
+        raise _gpu_problem(f"{failure.what} {failure.why}") from failure
 
 
 def _gpu_problem(why: str) -> ToolchainProblem:

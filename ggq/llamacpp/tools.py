@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ggq import files, hardware, process
 from ggq.errors import DoesNotFit, GgqError, ToolFailed
-from ggq.llamacpp import parse
+from ggq.llamacpp import endings, parse
 from ggq.llamacpp.toolchain import Toolchain
 
 Progress = Callable[[float, float], None]
@@ -51,7 +51,8 @@ def quantize_plan(
     Raises ToolFailed when it refuses the base, ToolchainProblem when its words are unknown.
     """
     arguments = (options or QuantizeOptions()).arguments()
-    done = process.run([toolchain.tool("llama-quantize"), *arguments, "--dry-run", base, ftype])
+    command: list[str | Path] = [toolchain.tool("llama-quantize"), *arguments, "--dry-run", base, ftype]
+    done = endings.checked(process.run(command, check=False))
     return parse.quantize_plan((*done.stdout, *done.stderr))
 
 
@@ -83,7 +84,7 @@ def quantize(
     ]
     if threads:
         command.append(str(threads))
-    return process.run(command, on_stdout=watch, on_stderr=watch)
+    return endings.checked(process.run(command, on_stdout=watch, on_stderr=watch, check=False))
 
 
 def complete(toolchain: Toolchain, model: Path, prompt: str, tokens: int, threads: int | None = None) -> str:
@@ -100,7 +101,7 @@ def complete(toolchain: Toolchain, model: Path, prompt: str, tokens: int, thread
     ]  # fmt: skip
     if threads:
         command += ["-t", str(threads)]
-    return "\n".join(process.run(command).stdout).strip()
+    return "\n".join(endings.checked(process.run(command, check=False)).stdout).strip()
 
 
 def count_tokens(toolchain: Toolchain, model: Path, text: Path) -> int:
@@ -108,7 +109,9 @@ def count_tokens(toolchain: Toolchain, model: Path, text: Path) -> int:
     done = process.run(
         [toolchain.tool("llama-tokenize"), "-m", model, "-f", text, "--ids", "--show-count"],
         echo=False,
+        check=False,
     )
+    endings.checked(done)
     return parse.token_count((*done.stdout, *done.stderr))
 
 
@@ -118,8 +121,8 @@ def bos_token(toolchain: Toolchain, model: Path) -> int | None:
     Raises ToolFailed, ToolchainProblem.
     """
     command: list[str | Path] = [toolchain.tool("llama-tokenize"), "-m", model, "-p", "a", "--ids"]
-    with_special = parse.token_ids(process.run(command).stdout)
-    without = parse.token_ids(process.run([*command, "--no-bos"]).stdout)
+    with_special = parse.token_ids(endings.checked(process.run(command, check=False)).stdout)
+    without = parse.token_ids(endings.checked(process.run([*command, "--no-bos"], check=False)).stdout)
     return with_special[0] if len(with_special) > len(without) else None
 
 
@@ -136,7 +139,9 @@ def forward_pass(toolchain: Toolchain, model: Path, *, repack: bool, gpu: bool =
             "--no-warmup", "--repack", "1" if repack else "0", "-o", "jsonl",
         ],
         timeout_s=120,
+        check=False,
     )  # fmt: skip
+    endings.checked(done, of_file=False)
     if sum(line.startswith("{") for line in done.stdout) != 2:
         raise ToolFailed(done.command, 1, done.tail)
 
@@ -152,4 +157,4 @@ def evaluation_failed(done: process.Completed, model: Path) -> GgqError:
             "Close other programs, or choose a smaller model; where the command has a context (-c), a smaller"
             " one needs less.",
         )
-    return done.failed("Run `ggq doctor`; --verbose shows all that the tool says.")
+    return endings.failed(done, "Run `ggq doctor`; --verbose shows all that the tool says.")

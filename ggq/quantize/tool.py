@@ -94,9 +94,7 @@ def _in_words(failure: ToolFailed, output: Path, recipe: Recipe) -> GgqError:
             "Close other programs, then run the same command again.",
         )
     if failure.returncode < 0:
-        return ToolFailed(
-            failure.command, failure.returncode, failure.tail[-2:], "Run `ggq setup --portable`."
-        )
+        return failure
     reason = parse.quantize_reason(failure.tail)
     return ToolFailed(failure.command, failure.returncode, (reason,), "Run `ggq inspect` on the base.")
 
