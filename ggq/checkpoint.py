@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn
 from ggq import (
     checkpoint_bounds,
     checkpoint_files,
+    checkpoint_heads,
     mlx,
     model_card,
     safetensors_header,
@@ -40,10 +41,6 @@ _VOCABULARIES = {
     "tekken.json",
 }  # fmt: skip
 _ORIGINAL = "Convert the model that it was made from: its model card names it as base_model."
-_EMBEDDING = re.compile(r"(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|embeddings?)\.weight$")
-_HEAD = re.compile(
-    r"(^|[._])(lm_head|head|output|output_layer|embed_out|unembed\w*|decoder)\.(\w+\.)?weight$"
-)
 _FAMILIES = 8  # of shards: there is one; names may be of a stranger's making
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
 
@@ -170,6 +167,12 @@ def require_convertible(checkpoint: Checkpoint) -> None:
             "Get the weights again from the model's source (`ggq download` checks them), or set "
             "tie_word_embeddings as the source has it.",
         )
+    if why := _unequal_head(checkpoint):
+        raise CheckpointProblem(
+            f"The weights of {checkpoint.path} do not fit together.",
+            why,
+            "Get the weights again from the model's source (`ggq download` checks them).",
+        )
     if not _VOCABULARIES.intersection(checkpoint.tokenizer_files) and not any(
         file.endswith(".tiktoken") for file in checkpoint.tokenizer_files
     ):
@@ -183,7 +186,7 @@ def require_convertible(checkpoint: Checkpoint) -> None:
 def remark(checkpoint: Checkpoint) -> str:
     """What a person should know of the weights, be it why they cannot be converted; or an empty text."""
     mlx_form = mlx.refusal(checkpoint.tensors, checkpoint.model_type)
-    refusal = checkpoint.storage.refusal or mlx_form or _missing_head(checkpoint)
+    refusal = checkpoint.storage.refusal or mlx_form or _missing_head(checkpoint) or _unequal_head(checkpoint)
     return refusal or " ".join(remarks(checkpoint))
 
 
@@ -202,23 +205,13 @@ def require_readable(where: Path, stored: Storage) -> None:
 
 
 def _missing_head(checkpoint: Checkpoint) -> str:
-    """What is wrong where the config says that a causal model has a head of its own, and no tensor is one.
+    return checkpoint_heads.missing(
+        checkpoint.storage.elements, checkpoint.architectures[0], checkpoint._setting("tie_word_embeddings")
+    )
 
-    llama.cpp, like transformers, would go on without it: with the embedding, or with random numbers.
-    """
-    elements = checkpoint.storage.elements
-    if not elements or checkpoint._setting("tie_word_embeddings") is not False:
-        return ""
-    if not checkpoint.architectures[0].endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        return ""
-    tables = [name for name in elements if _EMBEDDING.search(name)]
-    table = max((elements[name] for name in tables), default=0)
-    heads = [
-        name for name in elements if name not in tables and (_HEAD.search(name) or elements[name] == table)
-    ]
-    if heads or not table:
-        return ""
-    return "lm_head.weight is missing and the config says that it is not tied to the embedding."
+
+def _unequal_head(checkpoint: Checkpoint) -> str:
+    return checkpoint_heads.unequal(checkpoint.tensors, checkpoint.architectures[0])
 
 
 def _surplus_head(checkpoint: Checkpoint) -> str:

@@ -108,13 +108,13 @@ def main() -> int:
 def run(job: Job) -> None:
     """Do the job. What cannot be done is reported, and ends the process."""
     with _reporting("config", job):
-        known, completed = _complete(job)
+        known, completed, token_rows = _complete(job)
         if job.convert:
             _require_known(job, known)
             say("completed", keys=completed)
     if job.convert:
         with _reporting("convert", job):
-            _convert(job, completed)
+            _convert(job, completed, token_rows)
             say("written")
     if job.check:
         with _reporting("check", job):
@@ -163,22 +163,17 @@ def _fail(phase: str, **report: Any) -> None:
 # --- config ----------------------------------------------------------------------------------------------
 
 
-def _complete(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config as AutoConfig has it, or as it is for models that transformers does not know; and the keys
-    that the view's config.json was given."""
+def _complete(job: Job) -> tuple[dict[str, Any], dict[str, Any], rows.Rows]:
+    """The config as AutoConfig has it, or as it is for models that transformers does not know; the keys
+    that the view's config.json was given; and the rows that the tokens have."""
     from transformers import AutoConfig
 
     folder = Path(job.view)
-    if not job.mmproj:
-        tokenizer_sound.require_declared(folder)
-    if job.embedding_rows is not None and not job.mmproj:
-        beyond = rows.leave_out(folder, job.embedding_rows)
-        if beyond:
-            say("remark", text=rows.words(beyond, job.embedding_rows), warning=True)
-    if tokenizer_model.complete(folder):
+    token_rows = _look_at_tokens(folder, job.embedding_rows) if not job.mmproj else rows.Rows(None)
+    if tokenizer_model.complete(folder, token_rows.check):
         say("remark", text="The tokenizer has no tokenizer.model; one was made of its tokenizer.json.")
     elif not job.mmproj and tokenizer_model.is_read_beside(folder):
-        tokenizer_sound.require(tokenizer_sound.open_tokenizer(folder))
+        token_rows.check(tokenizer_sound.open_tokenizer(folder))
     if wordpiece.complete(folder):
         say("remark", text="The tokenizer has no tokenizer.json; one was made of its vocab.txt.")
     process.give_back_memory()  # a tokenizer.json of 10 MB is 70 MB of objects
@@ -203,7 +198,17 @@ def _complete(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
             completed["text_config"] = inner
     # The converter asks AutoConfig for most architectures, and reads the file for some.
     view.change(folder, functools.partial(_settle, completed=completed))
-    return known, completed
+    return known, completed, token_rows
+
+
+def _look_at_tokens(folder: Path, embedding_rows: int | None) -> rows.Rows:
+    tokenizer_sound.require_declared(folder)
+    beyond = rows.leave_out(folder, embedding_rows) if embedding_rows is not None else {}
+    if beyond and embedding_rows is not None:
+        say("remark", text=rows.words(beyond, embedding_rows), warning=True)
+    found = rows.Rows(embedding_rows, frozenset(beyond.values()))
+    found.check_other(folder)
+    return found
 
 
 def _require_known(job: Job, known: Mapping[str, Any]) -> None:
@@ -225,7 +230,7 @@ def _require_known(job: Job, known: Mapping[str, Any]) -> None:
 # --- convert ---------------------------------------------------------------------------------------------
 
 
-def _convert(job: Job, completed: Mapping[str, Any]) -> None:
+def _convert(job: Job, completed: Mapping[str, Any], token_rows: rows.Rows) -> None:
     folder = Path(job.view)
     override = folder.parent / "metadata.json"
     override.write_text(json.dumps(_metadata(job)), encoding="utf-8")
@@ -239,12 +244,14 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
     adds_bos = None
     templates.settle(folder)
     if (folder / tokenizer_sound.FILE).is_file():
-        converter.take_tokenizers_from(folder, tokenizer_file.for_converter)
+        converter.take_tokenizers_from(folder, functools.partial(_own_tokenizer, token_rows))
         adds_bos = tokenizer_file.begins_with_a_token(folder)
     texts = rows.added_texts(folder)
     ids = {text: identity for identity, text in texts.items()}
     ends = {identity: texts.get(identity, "") for identity in stops.find(folder, ids.get)}
     converter.say_of_tokens(ends, adds_bos)
+    if not job.mmproj:
+        converter.look_at_rows(rows.require_equal)
     converter_unigram.give(unigram.read)
     converter.run(
         Path(job.source_dir),
@@ -256,6 +263,12 @@ def _convert(job: Job, completed: Mapping[str, Any]) -> None:
         functools.partial(_settle, completed=completed),
         _known_pre_tokenizer,
     )
+
+
+def _own_tokenizer(token_rows: rows.Rows, folder: Path) -> Any:
+    made = tokenizer_file.for_converter(folder)
+    token_rows.check(made.backend_tokenizer)
+    return made
 
 
 def _settle(config: dict[str, Any], *, completed: Mapping[str, Any], surplus: Sequence[str] = ()) -> None:

@@ -139,6 +139,16 @@ def _unsound_tokenizer(checkpoint: Checkpoint, text: str) -> GgqError:
     )
 
 
+def _unequal_rows(checkpoint: Checkpoint, text: str) -> GgqError:
+    return CheckpointProblem(
+        f"The tokenizer of {checkpoint.path} does not fit the model's weights.",
+        f"{text}."
+        if checkpoint.vocabulary_size is None
+        else f"{text}; config.json says vocab_size {checkpoint.vocabulary_size:,}.",
+        "Resize the model's embedding to the tokenizer, or take the tokenizer that belongs to it.",
+    )
+
+
 _REFUSED: Mapping[str, Callable[[Checkpoint, str], GgqError]] = {
     "Unsupported": _unsupported,
     "NoProjector": _no_projector,
@@ -146,6 +156,7 @@ _REFUSED: Mapping[str, Callable[[Checkpoint, str], GgqError]] = {
     "Activation": _activation,
     "NeedsValues": _needs_values,
     "UnsoundTokenizer": _unsound_tokenizer,
+    "UnequalRows": _unequal_rows,
 }
 
 

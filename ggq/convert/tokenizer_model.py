@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from ggq.convert.tokenizer_sound import FILE, MODEL
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def complete(view: Path) -> bool:
+def complete(view: Path, check: Callable[[Any], None] = tokenizer_sound.require) -> bool:
     """Write tokenizer.model into the view if it has none and its tokenizer.json is of that kind.
 
-    Returns whether it did. Raises UnsoundTokenizer, and what reading a damaged tokenizer.json raises.
+    Returns whether it did; ``check`` is given the tokenizer as its library reads it. Raises UnsoundTokenizer,
+    and what ``check`` and reading a damaged tokenizer.json raise.
     """
     file = view / FILE
     if (view / MODEL).exists() or not file.is_file():
@@ -32,7 +33,7 @@ def complete(view: Path) -> bool:
     model = tokenizer.get("model", {})
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
         return False
-    tokenizer_sound.require(tokenizer_sound.open_tokenizer(view))
+    check(tokenizer_sound.open_tokenizer(view))
     (view / MODEL).write_bytes(_proto(tokenizer))
     _say_prefix(view / "tokenizer_config.json", _adds_prefix(tokenizer))
     return True

@@ -18,7 +18,7 @@ from ggq.untrusted import Unsound, shown
 
 FILE, MODEL = "tokenizer.json", "tokenizer.model"
 SETTINGS, ADDED = "tokenizer_config.json", "added_tokens.json"
-_VOCABULARY, _MERGES = "vocab.json", "merges.txt"
+VOCABULARY, _MERGES = "vocab.json", "merges.txt"
 _TRIAL = "Hello, 안녕 123 🙂\n\n\tdone"
 _TEXT_CHARACTERS = 300
 # Ids are 32 bits wide in the files; the largest vocabulary of today has 262,144 tokens.
@@ -110,7 +110,7 @@ def find_fault(folder: Path) -> str:
             require(open_tokenizer(folder))
         if (folder / MODEL).is_file():
             _require_sentencepiece(folder / MODEL)
-        elif not (folder / FILE).is_file() and (folder / _VOCABULARY).is_file():
+        elif not (folder / FILE).is_file() and (folder / VOCABULARY).is_file():
             _require_vocabulary(folder)
     except UnsoundTokenizer as error:
         return str(error)
@@ -121,7 +121,7 @@ def _require_sentencepiece(file: Path) -> None:
     from sentencepiece import SentencePieceProcessor
 
     with reading(file.name, "SentencePiece"):
-        made = SentencePieceProcessor(model_file=str(file))
+        made = SentencePieceProcessor(model_proto=file.read_bytes())
         for identity in range(made.get_piece_size()):
             made.id_to_piece(identity)
         made.encode(_TRIAL)
@@ -131,15 +131,15 @@ def _require_vocabulary(folder: Path) -> None:
     """vocab.json, and merges.txt where it is there."""
     from tokenizers import models
 
-    vocabulary = _read(folder / _VOCABULARY, untrusted.TOKENIZER)
+    vocabulary = _read(folder / VOCABULARY, untrusted.TOKENIZER)
     if not isinstance(vocabulary, dict):
-        raise UnsoundTokenizer(f"{_VOCABULARY} is not an object of tokens and their ids")
+        raise UnsoundTokenizer(f"{VOCABULARY} is not an object of tokens and their ids")
     for text, identity in vocabulary.items():
         if not is_identity(identity):
-            raise UnsoundTokenizer(f"{_VOCABULARY} gives the token {shown(text)} the id {_json(identity)}")
+            raise UnsoundTokenizer(f"{VOCABULARY} gives the token {shown(text)} the id {_json(identity)}")
     if (folder / _MERGES).is_file():
-        with reading(f"{_MERGES} beside {_VOCABULARY}", "the tokenizers library"):
-            models.BPE.from_file(str(folder / _VOCABULARY), str(folder / _MERGES))
+        with reading(f"{_MERGES} beside {VOCABULARY}", "the tokenizers library"):
+            models.BPE.from_file(str(folder / VOCABULARY), str(folder / _MERGES))
 
 
 def _read(file: Path, bounds: untrusted.Bounds | None = None) -> Any:

@@ -208,6 +208,25 @@ def say_of_tokens(stops: Mapping[int, str], adds_bos: bool | None) -> None:
     GGUFWriter.write_header_to_file = write_header_to_file
 
 
+def look_at_rows(look: Callable[[int, Mapping[str, int], str], None]) -> None:
+    """From now on have ``look`` called before a header is written, with the count of its tokens, the rows of
+    its tensors by name, and its architecture. It may raise. A header without a list of tokens is passed over.
+    """
+    from gguf.constants import Keys
+    from gguf.gguf_writer import GGUFWriter
+
+    write = GGUFWriter.write_header_to_file
+
+    def write_header_to_file(self: Any, path: Path | None = None) -> None:
+        names = getattr(self.kv_data[0].get(Keys.Tokenizer.LIST), "value", None)
+        if names:
+            shapes = {name: info.shape for part in self.tensors for name, info in part.items()}
+            look(len(names), {name: int(shape[0]) for name, shape in shapes.items() if len(shape)}, self.arch)
+        write(self, path)
+
+    GGUFWriter.write_header_to_file = write_header_to_file
+
+
 def _tidily(method: Callable[..., Any]) -> Callable[..., Any]:
     """``method``, which leaves nothing behind but what it returns."""
 
