@@ -331,10 +331,10 @@ def _matrix_of(
     manifest: Manifest, name: str, settings: Settings, toolchain: Toolchain, listener: Listener = silent
 ) -> Matrix:
     assert settings.calibration is not None, "it was asked for"
+    how = ImatrixSettings(threads=settings.threads, parse_special=settings.parse_special)
     return Matrix(
-        manifest, matrix_name(name), settings.calibration, ImatrixSettings(threads=settings.threads),
-        toolchain, listener, any_settings=True,
-    )  # fmt: skip
+        manifest, matrix_name(name), settings.calibration, how, toolchain, listener, any_settings=True
+    )
 
 
 def _with(settings: Settings, imatrix: Path) -> Settings:

@@ -12,11 +12,11 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import files, gguf_file, gguf_names, pipeline, presets, reference
+from ggq import files, gguf_file, gguf_names, pipeline, presets, reference, texts
 from ggq.bench import corpus, memory, quality, record, speed, subject
 from ggq.bench.journal import Journal
 from ggq.bench.memory import MemoryResult, MemorySettings
@@ -267,9 +267,10 @@ class _Session:
             self._near(), text=choice.text, corpus=choice.corpus, corpus_path=choice.corpus_path,
             offline=choice.offline, listener=self._listener,
         )  # fmt: skip
-        with corpus.unchanged(text).guard():
+        with texts.unchanged(text).guard():
+            how = replace(self._settings.for_model(base).quality, parse_special=choice.parse_special)
             found = quality.measure(
-                base, models, text, self._settings.for_model(base).quality, toolchain=self._toolchain,
+                base, models, text, how, toolchain=self._toolchain,
                 work=self._work, journal=self._journal, listener=self._listener,
             )  # fmt: skip
         self._require_unchanged()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggq import gguf_names
-from ggq.bench.corpus import Text
 from ggq.convert import pipe
 from ggq.errors import UsageProblem
 from ggq.llamacpp.tools import QuantizeOptions
@@ -18,18 +17,21 @@ from ggq.quantize.recipe import check, without_imatrix
 from ggq.quantize.sweep import MAX_MEMORY_BYTES
 from ggq.records import Manifest
 from ggq.reference import ModelRef
+from ggq.texts import Text
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to make the files. ``options`` go to llama-quantize; ``calibration``: a text, from which to make an
-    importance matrix of the base in place of one in the options; ``engine``: auto, sweep or llama-quantize;
-    ``max_memory_bytes``: of the sweep (see ``quantize.engine``); ``verify``: off, sampled or full;
-    ``stream``: read a checkpoint of the Hub while it is quantized, and keep nothing of its weights."""
+    importance matrix of the base in place of one in the options; ``parse_special``: with the text's special
+    tokens as such; ``engine``: auto, sweep or llama-quantize; ``max_memory_bytes``: of the sweep (see
+    ``quantize.engine``); ``verify``: off, sampled or full; ``stream``: read a checkpoint of the Hub
+    while it is quantized, and keep nothing of its weights."""
 
     outtype: str = "auto"
     options: QuantizeOptions = field(default_factory=QuantizeOptions)
     calibration: Text | None = None
+    parse_special: bool = False
     engine: str = choice.AUTO
     max_memory_bytes: int = MAX_MEMORY_BYTES
     threads: int | None = None

@@ -10,7 +10,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq.bench.corpus import Text
 from ggq.bench.excerpts import Excerpt
 from ggq.bench.memory import MemoryCell, MemoryResult
 from ggq.bench.quality import ModelQuality, QualityResult, QualitySettings, Round
@@ -23,6 +22,7 @@ from ggq.llamacpp.memory import Breakdown, FilledContext
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.perplexity import Divergence, Estimate
 from ggq.memory_sampler import GpuPeak, MemoryPeaks
+from ggq.texts import Text
 
 ENVIRONMENT = {
     "cpu": "A CPU",

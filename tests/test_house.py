@@ -11,7 +11,8 @@ import ggq
 HOUSE = Path(ggq.__file__).parent
 FLOORS = (
     "errors limits files locks places process memory_sampler progress records hardware cgroup ggml_types"
-    " gguf_constants gguf_names reference resources unchanged untrusted scratch python_child launch",
+    " gguf_constants gguf_names reference resources unchanged untrusted scratch python_child launch texts"
+    " encodings",
     "hub checkpoint checkpoint_files checkpoint_bounds checkpoint_heads mlx model_card safetensors_header"
     " storage torch_archive gguf_file"
     " gguf_header gguf_kind gguf_size gguf_values gguf_hollow transformers_model presets losses environment"

@@ -19,7 +19,6 @@ from hubserver import HubServer
 from outputs import digests
 
 from ggq import files, pipeline
-from ggq.bench.corpus import Text
 from ggq.errors import DiskFull, HubProblem, OutputProblem, UsageProblem
 from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
@@ -28,6 +27,7 @@ from ggq.pipeline import Settings
 from ggq.pipeline_plan import plan_convert_and_quantize, plan_quantize
 from ggq.progress import Event, Notice
 from ggq.records import Manifest
+from ggq.texts import Text
 
 pytestmark = pytest.mark.tool
 

@@ -19,7 +19,6 @@ import ggq
 from ggq import files, plot
 from ggq.bench import compare, quality, record, render, speed, subject
 from ggq.bench import memory as bench_memory
-from ggq.bench.corpus import Text
 from ggq.bench.memory import MemorySettings
 from ggq.bench.quality import QualitySettings
 from ggq.bench.rates import Precision
@@ -29,6 +28,7 @@ from ggq.environment import environment
 from ggq.errors import GgqError, OutputProblem, UsageProblem
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import Settings
+from ggq.texts import Text
 
 needs_matplotlib = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed"

@@ -200,6 +200,8 @@ def _other_ground(one: Mapping[str, Any], other: Mapping[str, Any], *, with_base
     if one["text"]["sha256"] != other["text"]["sha256"]:
         a, b = (f"{text['name']} ({text['sha256'][:8]})" for text in (one["text"], other["text"]))
         return f"measured on different texts, {a} and {b}"
+    if bool(one.get("parse_special")) != bool(other.get("parse_special")):
+        return "measured with and without --parse-special"
     if one["context"] != other["context"]:
         return f"measured with contexts of {one['context']} and {other['context']} tokens"
     if one["text_tokens"] != other["text_tokens"]:

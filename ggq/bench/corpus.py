@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import codecs
-import hashlib
-import shlex
 import shutil
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
 
-from ggq import files, hub, places
-from ggq.errors import CannotServe, HubProblem, SourceChanged, UsageProblem
+from ggq import files, hub, places, texts
+from ggq.errors import HubProblem, UsageProblem
 from ggq.progress import Listener, Notice, silent
-from ggq.unchanged import Unchanged
+from ggq.texts import Text
 
 BESIDE_MODEL = "heldout.txt"
 _BLOCK = 1 << 20
 _ELSEWHERE = "set XDG_CACHE_HOME to a folder on another disk"
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text that was looked through: UTF-8, not empty. ``name`` is a corpus's, or the file's own."""
-
-    name: str
-    path: Path
-    sha256: str
-    file_bytes: int
 
 
 @dataclass(frozen=True)
@@ -78,10 +64,9 @@ def resolve(
     cache folder, or read from ``corpus_path``, which may be named alone too. Without any of them: the file
     heldout.txt in the first of the folders ``near`` that has it, else WikiText-2; a Notice says which.
 
-    A byte order mark is part of the text: llama.cpp's tools make tokens of it as of any other character.
-
     Raises UsageProblem (an unknown corpus, options that contradict each other, a text that is missing, empty,
-    not UTF-8, or binary), HubProblem (not fetched, or not the text that is known), DiskFull, OutputProblem.
+    in another encoding, or binary), HubProblem (not fetched, or not the text that is known), DiskFull,
+    OutputProblem.
     """
     if text is not None:
         if corpus is not None or corpus_path is not None:
@@ -107,74 +92,10 @@ def resolve(
 
 
 def read(path: Path) -> Text:
-    """Look a text through, in blocks: its digest, and that it is UTF-8. Raises UsageProblem."""
-    try:
-        digest, file_bytes = _look_through(path)
-    except OSError as error:
-        raise CannotServe(
-            f"The text {path} cannot be read.",
-            f"{error.strerror}.",
-            "Give a text file, for example with --text FILE.",
-        ) from error
-    name = next((known.name for known in CORPORA if known.sha256 == digest), path.name)
-    return Text(name, path, digest, file_bytes)
-
-
-def unchanged(text: Text) -> Unchanged:
-    """The text's file as it is now, and as it was looked through. Raises SourceChanged."""
-    reading = Unchanged([text.path])
-    with reading.explaining():
-        same = files.sha256_file(text.path) == text.sha256
-    if not same:
-        raise SourceChanged(
-            f"{text.path} changed while ggq read it.",
-            "Its sha256 is not that of a moment ago. Nothing of it is recorded.",
-            "Run the same command again when nothing writes to that file any more.",
-        )
-    return reading
-
-
-def _look_through(path: Path) -> tuple[str, int]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    digest = hashlib.sha256()
-    done, blank = 0, True
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            if done == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                _not_utf8(path, 0, "UTF-16")
-            if b"\0" in block:
-                raise CannotServe(
-                    f"{path} is not a text: it has a NUL byte at offset {done + block.index(0):,}.",
-                    "Text has none; a model, an archive or UTF-16 without a mark does.",
-                    "Give a plain text in UTF-8.",
-                )
-            pending = len(decoder.getstate()[0])
-            try:
-                decoder.decode(block)
-            except UnicodeDecodeError as error:
-                _not_utf8(path, done - pending + error.start, "CP1252")
-            digest.update(block)
-            done += len(block)
-            blank = blank and not block.strip()
-    if pending := len(decoder.getstate()[0]):
-        _not_utf8(path, done - pending, "CP1252")
-    if blank:
-        raise CannotServe(
-            f"{path} holds no text.",
-            f"Its {done:,} bytes are all white space." if done else "It is empty.",
-            "Give another file.",
-        )
-    return digest.hexdigest(), done
-
-
-def _not_utf8(path: Path, offset: int, encoding: str) -> NoReturn:
-    cure = f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > utf8.txt"
-    raise CannotServe(
-        f"{path} is not UTF-8.",
-        f"The byte at offset {offset:,} begins no character of it.",
-        f"Convert it: `{cure}`"
-        + (", with the encoding that it has instead of CP1252." if encoding == "CP1252" else "."),
-    )
+    """Look a text through; one that is a corpus's bears its name. Raises UsageProblem."""
+    found = texts.read(path)
+    name = next((known.name for known in CORPORA if known.sha256 == found.sha256), found.name)
+    return replace(found, name=name)
 
 
 def _known(name: str) -> Corpus:

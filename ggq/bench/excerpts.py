@@ -40,7 +40,8 @@ class Excerpt:
 class Base:
     """The model that others are held against, the text, and how both are evaluated.
 
-    ``token_count``: of the whole text; ``folder``: where logits may lie for a while.
+    ``token_count``: of the whole text; ``folder``: where logits may lie for a while; ``parse_special``: the
+    names of special tokens in the text stand for them.
     """
 
     toolchain: Toolchain
@@ -50,11 +51,19 @@ class Base:
     token_count: int
     how: Evaluation
     folder: Path
+    parse_special: bool = False
 
     @property
     def chunk_count(self) -> int:
         """Chunks of the whole text."""
         return self.token_count // self.how.context
+
+    def save_logits(self, text: Path, chunks: int) -> LogitsFile:
+        """The base's logits on a text's first chunks. Raises as ``perplexity.save_logits``."""
+        target = self.folder / "logits"
+        return perplexity.save_logits(
+            self.toolchain, self.path, text, target, self.how, chunks=chunks, parse_special=self.parse_special
+        )
 
     def logits_bytes(self, chunks: int) -> int:
         return logits_bytes(self.vocabulary_size, self.how.context, chunks)
@@ -95,10 +104,7 @@ class WholeText:
     def logits(self, excerpt: Excerpt) -> Iterator[LogitsFile]:
         whole = self._whole
         if whole is None:
-            base = self._base
-            whole = self._whole = perplexity.save_logits(
-                base.toolchain, base.path, base.text, base.folder / "logits", base.how, chunks=self._chunks
-            )
+            whole = self._whole = self._base.save_logits(self._base.text, self._chunks)
         if len(self.excerpts) == 1:
             yield whole
             return
@@ -154,9 +160,7 @@ class Pieces:
         with files.explain_os_error(piece):
             piece.write_bytes(self._text[start : start + length])
         try:
-            return perplexity.save_logits(
-                base.toolchain, base.path, piece, base.folder / "logits", base.how, chunks=excerpt.chunks
-            )
+            return base.save_logits(piece, excerpt.chunks)
         except UsageProblem:
             return None
 

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import files, gguf_file, hardware
+from ggq import files, gguf_file, hardware, texts
 from ggq.bench import excerpts, pooling, reference, sequential
-from ggq.bench.corpus import Text
 from ggq.bench.excerpts import Base, Excerpt, Excerpts
 from ggq.bench.journal import Journal
 from ggq.bench.pooling import ModelQuality, Round
@@ -26,12 +25,13 @@ from ggq.bench.subject import Subject
 from ggq.errors import CannotServe, GgqError, GgufProblem, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.gguf_header import Array
-from ggq.llamacpp import perplexity, tools
+from ggq.llamacpp import perplexity, special_logits, text_tokens, tools
 from ggq.llamacpp.logits_file import LogitsFile
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.perplexity import Divergence, Estimate, Evaluation
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Notice, Step, silent
+from ggq.texts import Text
 
 STEP = "quality"
 # Fewer rounds settle nothing: divergences have heavy tails, which few rounds may not have met.
@@ -51,7 +51,8 @@ class QualitySettings:
     ± 10 %. ``indifference``: differences of mean KLD below it
     (nats per token) need no order; ``error_rate``: of the whole ranking; ``max_base_bytes``: of disk for the
     base's logits at a time; ``seed``: of the excerpts' order; ``checkpoint``: what the base was converted
-    from, to be evaluated on the same tokens by transformers.
+    from, to be evaluated on the same tokens by transformers; ``parse_special``: the names of special
+    tokens in the text stand for them.
     """
 
     until: Literal["ranked", "chunks", "full"] = "ranked"
@@ -65,6 +66,7 @@ class QualitySettings:
     offload: Offload = field(default_factory=Offload)
     seed: int = 1
     checkpoint: Path | None = None
+    parse_special: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ def measure(
             "Name the base and one quantized model or more.",
         )
     _require_kinship(base, models, settings.context)
+    if settings.parse_special:
+        special_logits.require(settings.offload)
     if settings.checkpoint is not None:
         reference.require(settings.checkpoint, settings.context)
     with files.explain_os_error(work):
@@ -150,14 +154,19 @@ def _measure(
     listener: Listener,
 ) -> QualityResult:
     started = time.monotonic()
+    whole = gguf_file.read(base.path)
+    placed = texts.place(text, folder / "text")
     ground = Base(
         toolchain=toolchain,
         path=base.path,
-        vocabulary_size=gguf_file.read(base.path).vocabulary_size or 0,
-        text=text.path,
-        token_count=tools.count_tokens(toolchain, base.path, text.path),
+        vocabulary_size=whole.vocabulary_size or 0,
+        text=placed,
+        token_count=text_tokens.count(
+            toolchain, whole, text, placed, parse_special=settings.parse_special, listener=listener
+        ),
         how=Evaluation(settings.context, settings.threads or hardware.usable_cores(), settings.offload),
         folder=folder,
+        parse_special=settings.parse_special,
     )
     plan = _plan(ground, settings)
     _announce(plan, ground, settings, listener)
@@ -291,6 +300,7 @@ class _Rounds:
             "base": base.sha256,
             "text": text.sha256,
             "how": asdict(ground.how),
+            "parse_special": ground.parse_special,
             "llama_cpp_commit": ground.toolchain.commit,
         }
 

@@ -143,6 +143,7 @@ def quality_measurements(
             "sha256": result.text.sha256,
             "file_bytes": result.text.file_bytes,
         },
+        "parse_special": result.settings.parse_special,
         "context": result.context,
         "text_tokens": result.text_tokens,
         "chunks": result.chunks,

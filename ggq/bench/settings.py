@@ -23,12 +23,14 @@ _LEAST_ROOM = 256
 
 @dataclass(frozen=True)
 class TextChoice:
-    """Which text quality is measured on; see ``corpus.resolve``."""
+    """Which text quality is measured on (see ``corpus.resolve``), and whether its special tokens are parsed:
+    ``parse_special``."""
 
     text: Path | None = None
     corpus: str | None = None
     corpus_path: Path | None = None
     offline: bool = False
+    parse_special: bool = False
 
 
 @dataclass(frozen=True)

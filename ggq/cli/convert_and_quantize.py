@@ -10,7 +10,6 @@ import click
 
 from ggq import automatic, files, pipeline, presets
 from ggq.automatic import Outcome
-from ggq.bench.corpus import Text
 from ggq.cli.options import (
     dry_run_option,
     engine_options,
@@ -30,6 +29,7 @@ from ggq.llamacpp.tools import QuantizeOptions
 from ggq.pipeline import PipelineResult, Settings
 from ggq.pipeline_plan import plan_convert_and_quantize
 from ggq.recommend import Recommendation
+from ggq.texts import Text
 
 
 @click.command("convert-and-quantize", short_help="Download, convert, check and quantize a model.")
@@ -63,6 +63,7 @@ def convert_and_quantize(
     verify: str,
     options: QuantizeOptions,
     calibration: Text | None,
+    parse_special: bool,
     engine: str,
     max_memory_bytes: int,
     threads: int | None,
@@ -90,7 +91,7 @@ def convert_and_quantize(
     """
     catalogue = presets.load(presets_file)
     settings = Settings(
-        outtype=outtype, options=options, calibration=calibration, engine=engine,
+        outtype=outtype, options=options, calibration=calibration, parse_special=parse_special, engine=engine,
         max_memory_bytes=max_memory_bytes, threads=threads, verify=verify, keep_base=keep_base, force=force,
         stream=stream,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import click
 
 from ggq import files
 from ggq.cli.bench.options import Layers
-from ggq.cli.options import force_option, output_options, threads_option
+from ggq.cli.options import force_option, output_options, parse_special_option, threads_option
 from ggq.cli.output import Output, human_seconds
 from ggq.llamacpp.imatrix import LEAST_CONTEXT
 from ggq.quantize.imatrix import ImatrixResult, ImatrixSettings
@@ -29,6 +29,7 @@ from ggq.quantize.imatrix import imatrix as make_imatrix
     "-ngl", "--n-gpu-layers", type=Layers(),
     help="Layers on GPUs, the output layer counted. Default: as many as llama.cpp finds room for.",
 )  # fmt: skip
+@parse_special_option
 @threads_option
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
@@ -42,6 +43,7 @@ def imatrix(
     chunks: int | None,
     context: int,
     n_gpu_layers: int | None,
+    parse_special: bool,
     threads: int | None,
     output: Path | None,
     force: bool,
@@ -58,7 +60,7 @@ def imatrix(
     ggq imatrix Qwen3-0.6B-BF16.gguf --text calibration.txt --chunks 100 -o first-100.gguf
     ggq quantize Qwen3-0.6B-BF16.gguf --preset iq2_xs --imatrix Qwen3-0.6B-imatrix.gguf
     """
-    settings = ImatrixSettings(chunks, context, threads, n_gpu_layers)
+    settings = ImatrixSettings(chunks, context, threads, n_gpu_layers, parse_special)
     with out.progress() as listener:
         made = make_imatrix(base, text, settings, output=output, force=force, listener=listener)
     out.result(made)
@@ -72,7 +74,11 @@ def _show(out: Output, made: ImatrixResult) -> None:
         [
             ("output", str(made.path)),
             ("size", f"{files.human_bytes(made.file_bytes)} for {made.entries} tensors"),
-            ("text", f"{made.text_name} (sha256 {made.text_sha256[:16]}…)"),
+            (
+                "text",
+                f"{made.text_name} (sha256 {made.text_sha256[:16]}…)"
+                + (", special tokens parsed" if made.parse_special else ""),
+            ),
             ("of it", f"{made.tokens:,} tokens in {made.chunks} chunks of {made.context}"),
             (
                 "took",

@@ -87,9 +87,15 @@ def hub_options(function: F) -> F:
     return click.option("--offline", is_flag=True, help="Use only what is in the Hub cache.")(function)
 
 
+parse_special_option = click.option(
+    "--parse-special", is_flag=True,
+    help="Names of special tokens in the text (<|im_start|>) are these tokens, not letters.",
+)  # fmt: skip
+
+
 def quantize_options(function: F) -> F:
     """llama-quantize's own options, by its own names; the command gets ``options: QuantizeOptions``, and
-    ``calibration: Text | None``: what to make an importance matrix from."""
+    ``calibration: Text | None``: what to make an importance matrix from, and ``parse_special: bool``: how."""
 
     @click.option(
         "--imatrix", type=_Imatrix(path_type=Path, dir_okay=False, exists=True), metavar="auto|FILE",
@@ -99,6 +105,7 @@ def quantize_options(function: F) -> F:
         "--imatrix-text", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
         help="The text for --imatrix auto. Default: Python's language reference.",
     )  # fmt: skip
+    @parse_special_option
     @click.option(
         "--tensor-type", "tensor_types", multiple=True, metavar="NAME=TYPE",
         help="A type for tensors whose name matches, as attn_v=q8_0; repeatable.",
@@ -111,6 +118,7 @@ def quantize_options(function: F) -> F:
         *args: Any,
         imatrix: Path | str | None,
         imatrix_text: Path | None,
+        parse_special: bool,
         tensor_types: tuple[str, ...],
         output_tensor_type: str | None,
         token_embedding_type: str | None,
@@ -126,6 +134,12 @@ def quantize_options(function: F) -> F:
                 "It is the text that the matrix is made from.",
                 "Give --imatrix auto, or leave the text out.",
             )
+        if parse_special and imatrix != AUTO:
+            raise UsageProblem(
+                "--parse-special is of no use without --imatrix auto.",
+                "It says how the text is read that the matrix is made from.",
+                "Give --imatrix auto, or leave --parse-special out.",
+            )
         options = QuantizeOptions(
             imatrix=imatrix if isinstance(imatrix, Path) else None,
             tensor_types=tensor_types,
@@ -134,7 +148,7 @@ def quantize_options(function: F) -> F:
             keep_split=keep_split,
         )
         text = calibration.read(imatrix_text) if imatrix == AUTO else None
-        return function(*args, options=options, calibration=text, **kwargs)
+        return function(*args, options=options, calibration=text, parse_special=parse_special, **kwargs)
 
     return wrapped  # type: ignore[return-value]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from ggq import files, pipeline, presets
-from ggq.bench.corpus import Text
 from ggq.cli.options import (
     dry_run_option,
     engine_options,
@@ -23,6 +22,7 @@ from ggq.llamacpp.tools import QuantizeOptions
 from ggq.pipeline import QuantizedFile, Settings
 from ggq.pipeline_plan import PipelinePlan, PlannedBase, PlannedFile, plan_quantize
 from ggq.quantize import coverage
+from ggq.texts import Text
 
 
 @click.command(short_help="Quantize a 16-bit GGUF over presets.")
@@ -42,6 +42,7 @@ def quantize(
     outdir: Path | None,
     options: QuantizeOptions,
     calibration: Text | None,
+    parse_special: bool,
     engine: str,
     max_memory_bytes: int,
     threads: int | None,
@@ -63,8 +64,8 @@ def quantize(
     catalogue = presets.load(presets_file)
     names = preset_names or pipeline.DEFAULT_PRESETS
     settings = Settings(
-        options=options, calibration=calibration, engine=engine, max_memory_bytes=max_memory_bytes,
-        threads=threads, force=force,
+        options=options, calibration=calibration, parse_special=parse_special, engine=engine,
+        max_memory_bytes=max_memory_bytes, threads=threads, force=force,
     )  # fmt: skip
     if dry_run:
         with out.progress() as listener:

@@ -22,7 +22,7 @@ from ggq.files import free_bytes, human_bytes
 from ggq.gguf_file import GgufFile
 from ggq.gguf_header import Array, TensorInfo
 from ggq.gguf_hollow import HollowTensor
-from ggq.llamacpp import bench, endings, parse, tools
+from ggq.llamacpp import bench, parse, tools
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 
@@ -39,16 +39,19 @@ _NEVER = 2**31 - 1
 @dataclass(frozen=True)
 class Settings:
     """How the model is run. ``context``: tokens in a chunk; ``threads`` do not change the result;
-    ``offload``: None leaves it to llama.cpp how many layers go to the GPUs."""
+    ``offload``: None leaves it to llama.cpp how many layers go to the GPUs; ``parse_special``: the names of
+    special tokens stand for them."""
 
     context: int
     threads: int
     offload: Offload | None
+    parse_special: bool = False
 
     def arguments(self) -> list[str]:
         placement = ["-fit", "on"] if self.offload is None else ["-fit", "off", *self.offload.arguments()]
         size = str(self.context)
-        return ["-c", size, "-b", size, "-t", str(self.threads), *placement]
+        special = ["--parse-special"] if self.parse_special else []
+        return ["-c", size, "-b", size, "-t", str(self.threads), *placement, *special]
 
 
 @dataclass(frozen=True)
@@ -78,24 +81,6 @@ class Time:
 
     seconds: float
     chunk_seconds: float
-
-
-def count_tokens(toolchain: Toolchain, model: Path, text: Path) -> int:
-    """Tokens that llama-imatrix makes of a text, of which it drops the last line's end.
-
-    Raises ToolFailed, ToolchainProblem.
-    """
-    done = process.run(
-        [
-            toolchain.tool("llama-tokenize"), "-m", model, "--stdin", "--ids", "--show-count",
-            "--no-parse-special", "--no-escape",
-        ],
-        stdin=text.read_bytes().decode("utf-8").removesuffix("\n"),
-        echo=False,
-        check=False,
-    )  # fmt: skip
-    endings.checked(done)
-    return parse.token_count((*done.stdout, *done.stderr))
 
 
 def last_start(tokens: int, context: int) -> int:

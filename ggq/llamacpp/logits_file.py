@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,6 +77,12 @@ class LogitsFile:
             for _ in range(count):
                 sink.write(source.read(self.chunk_bytes))
         return part
+
+
+def header(context: int, vocabulary_size: int, chunks: Sequence[Sequence[int]]) -> bytes:
+    """The file's beginning, up to the log probabilities of the first chunk."""
+    tokens = array("i", (token for chunk in chunks for token in chunk))
+    return _MAGIC + _NUMBERS.pack(context, vocabulary_size, len(chunks)) + tokens.tobytes()
 
 
 def read(path: Path) -> LogitsFile:

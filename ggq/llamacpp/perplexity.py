@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ggq import process
 from ggq.errors import CannotServe, GgufProblem, ToolFailed
-from ggq.llamacpp import logits_file, parse, tools
+from ggq.llamacpp import logits_file, parse, special_logits, tools
 from ggq.llamacpp.logits_file import LogitsFile
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
@@ -88,9 +88,21 @@ def save_logits(
     how: Evaluation,
     *,
     chunks: int | None = None,
+    parse_special: bool = False,
     on_chunk: ChunkHandler | None = None,
 ) -> LogitsFile:
     """Write the base's logits on ``text``, or its first ``chunks``, to a file. Raises as ``perplexity``."""
+    if parse_special:
+        return special_logits.save(
+            toolchain,
+            base,
+            text,
+            target,
+            how.context,
+            threads=how.threads,
+            offload=how.offload,
+            chunks=chunks,
+        )
     _evaluate(toolchain, base, text, how, chunks, ("--kl-divergence-base", target), on_chunk)
     return logits_file.read(target)
 

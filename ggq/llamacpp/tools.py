@@ -104,17 +104,6 @@ def complete(toolchain: Toolchain, model: Path, prompt: str, tokens: int, thread
     return "\n".join(endings.checked(process.run(command, check=False)).stdout).strip()
 
 
-def count_tokens(toolchain: Toolchain, model: Path, text: Path) -> int:
-    """Tokens of a text, with those that the vocabulary adds. Raises ToolFailed, ToolchainProblem."""
-    done = process.run(
-        [toolchain.tool("llama-tokenize"), "-m", model, "-f", text, "--ids", "--show-count"],
-        echo=False,
-        check=False,
-    )
-    endings.checked(done)
-    return parse.token_count((*done.stdout, *done.stderr))
-
-
 def bos_token(toolchain: Toolchain, model: Path) -> int | None:
     """The token that llama.cpp puts before a text, or None where the vocabulary wants none.
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ggq import files, places
 from ggq.bench import corpus
-from ggq.bench.corpus import Text
 from ggq.errors import UsageProblem
+from ggq.texts import Text
 
 
 def read(path: Path | None = None) -> Text:

@@ -6,19 +6,18 @@ import glob
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggq import __version__, files, gguf_file, gguf_names, hardware
-from ggq.bench import corpus
-from ggq.bench.corpus import Text
+from ggq import __version__, files, gguf_file, gguf_names, hardware, texts
 from ggq.environment import environment
 from ggq.errors import CannotServe, GgufProblem, OutputProblem, SourceChanged, UsageProblem
 from ggq.gguf_file import GgufFile
 from ggq.gguf_header import TensorInfo
 from ggq.llamacpp import imatrix as tool
+from ggq.llamacpp import text_tokens
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.imatrix import Stretch, Sums, Time
 from ggq.llamacpp.offload import Offload
@@ -27,6 +26,7 @@ from ggq.progress import Listener, Notice, Step, silent
 from ggq.quantize import calibration, importance
 from ggq.quantize.recipe import refuse_quantized
 from ggq.records import Manifest, OutputFile, StepRecord, base_model
+from ggq.texts import Text
 from ggq.unchanged import Unchanged
 
 STEP = "imatrix"
@@ -36,6 +36,7 @@ _FIRST_CHUNKS = 4
 _STRETCH_S = 60.0
 _LOADING_SHARE = 0.1
 _PARTIAL = ".partial.gguf"
+_PARSE_SPECIAL = "parse_special"
 
 Record = Callable[[str, StepRecord], None]
 
@@ -43,12 +44,14 @@ Record = Callable[[str, StepRecord], None]
 @dataclass(frozen=True)
 class ImatrixSettings:
     """``chunks``: of the text's beginning (None: all of it), each of ``context`` tokens; ``threads`` do not
-    change the result. ``n_gpu_layers``: -1 for all; None leaves it to llama.cpp, if there is a GPU."""
+    change the result. ``n_gpu_layers``: -1 for all; None leaves it to llama.cpp, if there is a GPU.
+    ``parse_special``: the names of special tokens in the text stand for them."""
 
     chunks: int | None = None
     context: int = 512
     threads: int | None = None
     n_gpu_layers: int | None = None
+    parse_special: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class ImatrixResult:
     partial_entries: int
     text_name: str
     text_sha256: str
+    parse_special: bool
     seconds: float
     resumed_chunks: int
     reused: bool
@@ -149,7 +153,7 @@ class Matrix:
         record = self._manifest.steps.get(self._step)
         if record is None:
             return None
-        options = record.options if self._any_settings else self._options
+        options = record.options if self._will_do(record.options) else self._options
         if not record.same_work(self._inputs(base_sha256), options, self._tool):
             return None
         return self._result(reused=True) if self._manifest.outputs_whole(self._step) else None
@@ -171,8 +175,12 @@ class Matrix:
         """
         self._require(base)
         self._claim(force=force)
-        text = corpus.unchanged(self._text)
-        tokens = tool.count_tokens(self._toolchain, base.path, self._text.path)
+        text = texts.unchanged(self._text)
+        placed = texts.place(self._text, work / "text")
+        tokens = text_tokens.count(
+            self._toolchain, base, self._text, placed, parse_special=self._settings.parse_special,
+            listener=self._listener,
+        )  # fmt: skip
         total = self._chunks(tokens)
         size = files.human_bytes(self._text.file_bytes)
         self._listener(Notice(f"The importance matrix is made from {self._text.name} ({size})."))
@@ -180,7 +188,7 @@ class Matrix:
         resumed = _left_over(partial)
         try:
             with text.guard(), reading.guard():
-                made, seconds = self._sum_up(base, partial, resumed, tokens, total, work)
+                made, seconds = self._sum_up(base, placed, partial, resumed, tokens, total, work)
         except SourceChanged:
             partial.unlink(missing_ok=True)
             raise
@@ -212,7 +220,19 @@ class Matrix:
     @property
     def _options(self) -> dict[str, Any]:
         settings = self._settings
-        return {"chunks": settings.chunks, "context": settings.context, "n_gpu_layers": self._layers}
+        return {
+            "chunks": settings.chunks,
+            "context": settings.context,
+            "n_gpu_layers": self._layers,
+            _PARSE_SPECIAL: settings.parse_special,
+        }
+
+    def _will_do(self, options: Mapping[str, Any]) -> bool:
+        """Whether a matrix of such settings is as good as one of those that were asked for. That special
+        tokens are parsed is asked for by whoever wants any settings, too."""
+        if self._any_settings:
+            return bool(options.get(_PARSE_SPECIAL)) or not self._settings.parse_special
+        return {_PARSE_SPECIAL: False, **options} == self._options
 
     @property
     def _layers(self) -> int | str:
@@ -234,6 +254,7 @@ class Matrix:
             partial_entries=found["partial_entries"],
             text_name=found["text_name"],
             text_sha256=record.inputs["text"],
+            parse_special=bool(record.options.get(_PARSE_SPECIAL)),
             seconds=record.seconds,
             resumed_chunks=found["resumed_chunks"],
             reused=reused,
@@ -274,7 +295,7 @@ class Matrix:
                     f"It was made from {before.findings['text_name']}, not from {self._text.name}.",
                     "Name that text, choose another file, or give --force to replace this one.",
                 )
-            if before.options != self._options and not self._any_settings:
+            if not self._will_do(before.options):
                 settings = ", ".join(f"{key} {value}" for key, value in before.options.items())
                 raise OutputProblem(
                     f"{self.path} is an importance matrix of other settings.",
@@ -302,13 +323,21 @@ class Matrix:
         return self.path.with_name(f".{self.path.stem}.{identity}{_PARTIAL}")
 
     def _sum_up(
-        self, base: GgufFile, partial: Path, sums: Sums | None, tokens: int, total: int, work: Path
+        self,
+        base: GgufFile,
+        text: Path,
+        partial: Path,
+        sums: Sums | None,
+        tokens: int,
+        total: int,
+        work: Path,
     ) -> tuple[Sums, float]:
         """Stretch by stretch to the end; each one's result is kept in ``partial``."""
         settings = tool.Settings(
             self._settings.context,
             self._settings.threads or hardware.usable_cores(),
             None if self._layers == "auto" else Offload(int(self._layers)),
+            self._settings.parse_special,
         )
         last_start = tool.last_start(tokens, settings.context)
         seconds, length = 0.0, _FIRST_CHUNKS
@@ -322,7 +351,7 @@ class Matrix:
             end = done + length if done + length <= min(total, last_start) else total
             stretch = Stretch(done, end - done, sums)
             fresh = work / "sums.gguf"
-            taken = tool.add(self._toolchain, base.path, self._text.path, stretch, fresh, settings, tell)
+            taken = tool.add(self._toolchain, base.path, text, stretch, fresh, settings, tell)
             files.publish(fresh, partial, durable=True)
             sums, done = tool.read(partial), end
             seconds += taken.seconds

@@ -15,10 +15,12 @@ import platformdirs
 import pytest
 from hubserver import HubServer
 
+from ggq import texts
 from ggq.bench import corpus
-from ggq.bench.corpus import Corpus, Text, resolve
+from ggq.bench.corpus import Corpus, resolve
 from ggq.errors import GgqError, HubProblem, UsageProblem
 from ggq.progress import Event, Notice, Step
+from ggq.texts import Text
 
 WORDS = ("Once upon a time there was a little lamb. " * 50).encode()
 SMALL = Corpus(
@@ -71,14 +73,14 @@ def refusal(kind: type[GgqError], **options: object) -> GgqError:
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "own.txt"
-    file.write_bytes("\ufeff안녕하세요, café.\n".encode())
+    file.write_bytes("안녕하세요, café.\n".encode())
     found = resolve([], text=file)
     content = file.read_bytes()
     assert found == Text("own.txt", file, hashlib.sha256(content).hexdigest(), len(content))
 
 
 def test_a_character_across_two_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "_BLOCK", 4)
+    monkeypatch.setattr(texts, "_BLOCK", 4)
     file = tmp_path / "own.txt"
     file.write_bytes("abc안녕".encode())
     assert resolve([], text=file).file_bytes == 9
@@ -90,7 +92,7 @@ def test_a_character_across_two_blocks(tmp_path: Path, monkeypatch: pytest.Monke
     ("content", "what", "why", "cure"),
     [
         ("Müller".encode("cp1252"), "is not UTF-8", "offset 1 ", "iconv -f CP1252"),
-        ("Müller".encode("utf-16"), "is not UTF-8", "offset 0 ", "iconv -f UTF-16"),
+        ("Müller is here".encode("utf-16-le"), "is not UTF-8", "UTF-16LE", "iconv -f UTF-16LE"),
         ("안녕".encode()[:-1], "is not UTF-8", "offset 3 ", "iconv"),
         (b"text\0text", "NUL byte at offset 4", "", "UTF-8"),
         (b"", "holds no text", "empty", "another"),
@@ -107,10 +109,10 @@ def test_what_is_no_text(tmp_path: Path, content: bytes, what: str, why: str, cu
 def test_the_cure_cures(tmp_path: Path) -> None:
     if shutil.which("iconv") is None:
         pytest.skip("there is no iconv here")
-    (tmp_path / "a text.txt").write_bytes("Müller".encode("utf-16"))
+    (tmp_path / "a text.txt").write_bytes("Müller\n".encode("cp1252"))
     error = refusal(UsageProblem, text=tmp_path / "a text.txt")
     subprocess.run(error.next_step.split("`")[1], shell=True, check=True, cwd=tmp_path)
-    assert resolve([], text=tmp_path / "utf8.txt").file_bytes == len("Müller".encode())
+    assert resolve([], text=tmp_path / "utf8.txt").file_bytes == len("Müller\n".encode())
 
 
 def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:

@@ -12,17 +12,17 @@ import ggq
 from benchmarks.common import convert_by_hand
 from ggq import files
 from ggq.bench import excerpts, quality, subject
-from ggq.bench.corpus import Text
 from ggq.bench.journal import Journal
 from ggq.bench.quality import QualityResult, QualitySettings
 from ggq.bench.subject import Subject
 from ggq.errors import GgufProblem, UsageProblem
-from ggq.llamacpp import perplexity, tools
+from ggq.llamacpp import perplexity, text_tokens
 from ggq.llamacpp.logits_file import logits_bytes
 from ggq.llamacpp.perplexity import Evaluation
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.pipeline import Settings
 from ggq.progress import Event, Notice
+from ggq.texts import Text
 
 pytestmark = pytest.mark.tool
 
@@ -167,7 +167,7 @@ def test_a_single_model_is_measured_until_its_divergence_is_known_well(
 def test_pieces_cover_the_text_without_repeating_it(
     family: tuple[Subject, ...], heldout: Text, toolchain: Toolchain, tmp_path: Path
 ) -> None:
-    tokens = tools.count_tokens(toolchain, family[0].path, heldout.path)
+    tokens = len(text_tokens.token_ids(toolchain, family[0].path, heldout.path))
     base = excerpts.Base(
         toolchain, family[0].path, 2048, heldout.path, tokens, Evaluation(128, threads=2), tmp_path
     )

@@ -10,7 +10,7 @@ from disks import tmpfs
 
 from ggq import files, gguf_file
 from ggq.errors import CannotServe, DiskFull, GgufProblem, ToolFailed
-from ggq.llamacpp import imatrix
+from ggq.llamacpp import imatrix, text_tokens
 from ggq.llamacpp.imatrix import Settings, Stretch
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
@@ -63,7 +63,7 @@ def test_the_last_stretch_may_begin_where_the_tool_lets_it(
     target = text.with_name("made.gguf")
     for end in range(1200, 2400):
         text.write_text(whole[:end] + "\n", encoding="utf-8")
-        tokens = imatrix.count_tokens(toolchain, base_gguf, text)
+        tokens = len(text_tokens.token_ids(toolchain, base_gguf, text))
         if tokens % CONTEXT in left:
             left.remove(tokens % CONTEXT)
             last = imatrix.last_start(tokens, CONTEXT)
@@ -81,7 +81,7 @@ def test_the_last_stretch_may_begin_where_the_tool_lets_it(
 
 def test_too_short_a_text_is_said_with_the_numbers(toolchain: Toolchain, base_gguf: Path, text: Path) -> None:
     text.write_text("Once upon a time", encoding="utf-8")
-    tokens = imatrix.count_tokens(toolchain, base_gguf, text)
+    tokens = len(text_tokens.token_ids(toolchain, base_gguf, text))
     with pytest.raises(CannotServe, match="too short") as caught:
         add(toolchain, base_gguf, text, text.with_name("made.gguf"), 2)
     assert caught.value.why == f"It has {tokens} tokens; 128 are needed, two chunks of 64."

@@ -12,7 +12,7 @@ import click
 from ggq.bench.corpus import CORPORA
 from ggq.bench.record import Entry
 from ggq.bench.workload import ALL_LAYERS
-from ggq.cli.options import Listed
+from ggq.cli.options import Listed, parse_special_option
 from ggq.cli.output import Output
 from ggq.errors import GgqError
 
@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def text_options(function: F) -> F:
-    """``--text --corpus --corpus-path --offline``; the command gets ``text: TextChoice``."""
+    """``--text --corpus --corpus-path --parse-special --offline``; the command gets ``text: TextChoice``."""
 
     @click.option(
         "--text", "text_file", type=click.Path(path_type=Path), metavar="FILE",
@@ -35,6 +35,7 @@ def text_options(function: F) -> F:
         "--corpus-path", type=click.Path(path_type=Path), metavar="FILE",
         help="That text as a file of yours.",
     )  # fmt: skip
+    @parse_special_option
     @click.option("--offline", is_flag=True, help="Use only what is in the caches.")
     @functools.wraps(function)
     def wrapped(
@@ -42,12 +43,13 @@ def text_options(function: F) -> F:
         text_file: Path | None,
         corpus: str | None,
         corpus_path: Path | None,
+        parse_special: bool,
         offline: bool,
         **kwargs: Any,
     ) -> Any:
         from ggq.bench.settings import TextChoice
 
-        choice = TextChoice(text_file, corpus, corpus_path, offline)
+        choice = TextChoice(text_file, corpus, corpus_path, offline, parse_special)
         return function(*args, text=choice, **kwargs)
 
     return wrapped  # type: ignore[return-value]
