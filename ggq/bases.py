@@ -215,7 +215,7 @@ class ConvertedBase:
         # Without a record there is nothing to compare with, so the checkpoint is digested during the work.
         self._inputs = given.digests() if CONVERT in job.manifest.steps else None
         self._digesting: Future[dict[str, str]] | None = None
-        self._ensured = False
+        self._ensured = self.converted = False  # by this run
 
     @property
     def path(self) -> Path:
@@ -272,6 +272,7 @@ class ConvertedBase:
 
     def record_streamed(self, source: StreamedBase) -> None:
         """Write a conversion without a file down; of an earlier one with a file there is more to say."""
+        self.converted = True
         unproven = self._given.remote.unproven if self._given.remote else ()
         if self._record() is None:
             self._write_down(
@@ -297,11 +298,11 @@ class ConvertedBase:
 
     def _make(self) -> None:
         job = self._job
+        self.converted = True
         job.manifest.claim((self._name,), force=job.force)
         stays = self._stays()
         staged = job.staging / self._name
-        # Digests are taken beside the work: of the checkpoint while the converter starts, of the GGUF while
-        # it is checked.
+        # Digests are taken beside the work: of the checkpoint as it begins, of the GGUF during its checks.
         self._begin_digests()
         digests: list[Future[str]] = []
 
@@ -314,7 +315,7 @@ class ConvertedBase:
                 source=self._given.source, toolchain=job.toolchain, listener=job.listener, on_written=digest,
             )  # fmt: skip
             self._end_digests()
-        output = OutputFile(self._name, made.file_bytes, digests[0].result())
+        output = OutputFile(self._name, made.file_bytes, digests[-1].result())
         self._write_down(
             (output,), made.seconds, made.peak_memory_bytes, made.verification, made.completed_keys,
             stays=stays,
@@ -323,8 +324,7 @@ class ConvertedBase:
         files.publish(staged, self.path, durable=self._keep)
 
     def _stays(self) -> bool:
-        """Whether a base is to stay that lies here now: all but one that a broken run of ours left on its
-        way."""
+        """Whether a base that lies here is to stay: all but one that a broken run of ours left on its way."""
         before = self._job.manifest.steps.get(CONVERT)
         on_the_way = (
             before is not None

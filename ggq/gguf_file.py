@@ -145,6 +145,16 @@ class GgufFile:
                 "Give the GGUF of a model that generates text.",
             )
 
+    def overwrite_text(self, key: str, text: str) -> None:
+        """Write another text of the same length to the place of the one that ``key`` has in the first file.
+        This object still has the one before."""
+        new, old = text.encode(), str(self.metadata[key]).encode()
+        if len(new) != len(old):
+            raise ValueError(f"{key} has {len(old)} bytes, not {len(new)}")
+        with self.path.open("r+b") as stream:
+            stream.seek(self.entry_spans[key][1] - len(old))
+            stream.write(new)
+
     @property
     def file_type(self) -> str | None:
         """The preset's word that ``general.file_type`` stands for (``Q4_K_M``), or None."""

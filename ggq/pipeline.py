@@ -145,11 +145,22 @@ def convert_and_quantize(
             base.keep()
         else:
             base.remove()
-        unchecked = settings.verify.lower() != "off" and base.findings.get("level") == "off"
-        if unchecked and all(file.reused for file in made):  # else it was told while they were made
+        if not base.converted:  # else it was told
+            _tell_unchecked(base.findings, settings.verify, listener)
+        return PipelineResult(name, base.kept, made, job.manifest.path, base.findings)
+
+
+def _tell_unchecked(findings: Mapping[str, Any], verify: str, listener: Listener) -> None:
+    """What the conversion of an earlier run was not checked for."""
+    if findings.get("level") == "off":
+        if verify.lower() != "off":
             how = "--keep-base makes the base, and checks it"
             listener(Notice(f"The conversion of an earlier run was not checked: {how}.", "warning"))
-        return PipelineResult(name, base.kept, made, job.manifest.path, base.findings)
+        return
+    for what, key in (("conversion", "why_not"), ("tokenizer", "tokenizer_why_not")):
+        if why_not := findings.get(key):
+            words = f"The {what} of an earlier run was not compared with transformers: {why_not}."
+            listener(Notice(words, "warning"))
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from ggq.convert import (
     tokenizer_model,
     tokenizer_sound,
     unigram,
+    verification,
     view,
     wordpiece,
 )
@@ -55,7 +56,7 @@ class Job:
     converter's override. ``hollow``: write holes for the weights; ``without_values``: the checkpoint's own
     weights are holes; ``pipe_folder``: of a ``Pipe`` for the tensors' data, which are holes in the file;
     ``fed``: the files of the checkpoint whose content comes through the ``Feed`` beside it;
-    ``embedding_rows``: None where they are not known."""
+    ``embedding_rows``: None where they are not known; ``verdict``: see ``verification.KEY``."""
 
     view: str
     name: str
@@ -79,6 +80,7 @@ class Job:
     fed: Sequence[str] = ()
     arguments: Sequence[str] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    verdict: str = ""
     repo_id: str = ""
     commit: str = ""
 
@@ -250,6 +252,7 @@ def _convert(job: Job, completed: Mapping[str, Any], token_rows: rows.Rows) -> N
     ids = {text: identity for identity, text in texts.items()}
     ends = {identity: texts.get(identity, "") for identity in stops.find(folder, ids.get)}
     converter.say_of_tokens(ends, adds_bos)
+    converter.add_text(verification.KEY, job.verdict)
     if not job.mmproj:
         converter.look_at_rows(rows.require_equal)
     converter_unigram.give(unigram.read)

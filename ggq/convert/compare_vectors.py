@@ -69,8 +69,7 @@ def reference(
         raise
     except Exception as error:
         transformers_model.refuse_shapes(error)
-        why_not = f"transformers does not run the checkpoint: {compare_logits.first_line(error)}"
-        return Reference(why_not=why_not)
+        return Reference(why_not=compare_logits.why_not(error))
 
 
 def _tokens(tokenizer: Any, config: Any, count: int) -> list[int]:

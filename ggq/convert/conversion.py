@@ -11,7 +11,7 @@ from typing import Any
 from ggq import checkpoint, files, gguf_file, gguf_names
 from ggq.checkpoint import Checkpoint
 from ggq.convert.parent import Child, Level
-from ggq.convert.verification import Verification
+from ggq.convert.verification import KEY, Verification
 from ggq.convert.view import SourceInfo
 from ggq.errors import OutputProblem, UsageProblem
 from ggq.llamacpp import toolchain as toolchains
@@ -92,8 +92,9 @@ def convert(
 ) -> Conversion:
     """Convert a checkpoint folder to one GGUF, and hold it against the checkpoint.
 
-    ``verify``: see ``verify()``. ``on_written`` is called once, from another thread, with the staged file
-    when it is complete and its checks begin. The output gets its name only whole, and only when it passed.
+    ``verify``: see ``verify()``. ``on_written`` is called, perhaps from another thread, with the staged file
+    when it is complete and its checks begin; and again when its checks led to a change in it. The output
+    gets its name only whole, and only when it passed.
 
     Raises CheckpointProblem, ConversionProblem, UsageProblem, OutputProblem, DiskFull, ToolchainProblem.
     """
@@ -114,6 +115,10 @@ def convert(
             child.run(convert=True, level=level, on_written=on_written)
         made = gguf_file.read(staged)
         verification = child.judged(level, made)
+        if verification.verdict != child.verdict:
+            made.overwrite_text(KEY, verification.verdict)
+            if on_written is not None:
+                on_written(staged)
         if not mmproj:
             remark(given, made, verification, listener)
         files.publish(staged, output)

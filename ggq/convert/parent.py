@@ -14,7 +14,7 @@ from ggq.convert.accounting import account
 from ggq.convert.feeder import Feeder
 from ggq.convert.pipe import Pipe
 from ggq.convert.source import source_of
-from ggq.convert.verification import Findings, Verification, judge
+from ggq.convert.verification import COMPARED, Findings, Verification, judge, not_compared, padded
 from ggq.convert.view import SourceInfo
 from ggq.llamacpp import parse
 from ggq.llamacpp.toolchain import Toolchain
@@ -66,6 +66,7 @@ class Child:
         self._phase = ""
         self._found: dict[str, Mapping[str, Any]] = {}
         self._remarks: list[str] = []
+        self.verdict = ""  # that the GGUF was written with, before it could be known
         self.completed: Mapping[str, Any] = {}
         self.seconds = 0.0
         self.peak_memory_bytes: int | None = None
@@ -112,6 +113,8 @@ class Child:
         why_not = self._no_logits()
         if why_not:
             self._found["logits"] = {"why_not": why_not}
+        # Most files come to what is expected of them, and then need no change after their checks.
+        self.verdict = padded(COMPARED) if level != "off" and not why_not else not_compared(why_not)
         names = [tensor.name for tensor in self._given.tensors]
         return {
             "view": str(folder),
@@ -138,6 +141,7 @@ class Child:
             "fed": list(self._feeder.files) if self._feeder else [],
             "arguments": gaps.options(self._given.architectures[0], names),
             "metadata": {"general.quantized_by": f"ggq {__version__}"},
+            "verdict": self.verdict,
             "repo_id": self._source.repo_id if self._source else "",
             "commit": self._source.commit if self._source else "",
         }
@@ -150,8 +154,8 @@ class Child:
         wanted = transformers_model.needed_bytes(self._given)
         if wanted > available:
             return (
-                f"running the checkpoint takes {files.human_bytes(wanted)} of memory, "
-                f"{files.human_bytes(available)} are free"
+                "it does not fit into memory: running the checkpoint takes "
+                f"{files.human_bytes(wanted)}, {files.human_bytes(available)} are free"
             )
         return ""
 

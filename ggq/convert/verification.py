@@ -16,6 +16,13 @@ from ggq.errors import ConversionProblem
 LEAST_COSINE: Mapping[str, float] = {"f32": 0.999, "f16": 0.999, "bf16": 0.999, "q8_0": 0.99}
 
 
+# The key of a GGUF that says whether it was compared. Its text has one length, whatever it says: so the file
+# can be given its verdict in place, and its size is known beforehand.
+KEY = "ggq.verification"
+COMPARED = "compared with transformers"
+_KEY_WIDTH = 112
+
+
 @dataclass(frozen=True)
 class Verification:
     """What was checked. Counts are of parameters (elements of tensors).
@@ -58,6 +65,24 @@ class Verification:
     pooled_cosine: float | None = None
     why_not: str = ""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """For the GGUF's own metadata."""
+        if self.logits_cosine is None and self.vectors_cosine is None:
+            return not_compared(self.why_not)
+        return padded(COMPARED)
+
+
+def not_compared(why: str) -> str:
+    """The verdict on a GGUF that was not compared. Only the first part of the reason stands in it: what
+    follows a colon (bytes that are free, an error's words) differs from run to run, and files must not."""
+    reason = "".join(letter if " " <= letter <= "~" else "?" for letter in why.partition(":")[0])
+    return padded(f"not compared: {reason}" if reason else "not compared")
+
+
+def padded(verdict: str) -> str:
+    return verdict[:_KEY_WIDTH].ljust(_KEY_WIDTH)
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,19 @@ def look_at_rows(look: Callable[[int, Mapping[str, int], str], None]) -> None:
     GGUFWriter.write_header_to_file = write_header_to_file
 
 
+def add_text(key: str, text: str) -> None:
+    """From now on have headers end with this text, too."""
+    from gguf.gguf_writer import GGUFWriter
+
+    write = GGUFWriter.write_header_to_file
+
+    def write_header_to_file(self: Any, path: Path | None = None) -> None:
+        self.add_string(key, text)
+        write(self, path)
+
+    GGUFWriter.write_header_to_file = write_header_to_file
+
+
 def _tidily(method: Callable[..., Any]) -> Callable[..., Any]:
     """``method``, which leaves nothing behind but what it returns."""
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from hubserver import HubServer
-from matrix import SCALE_1_8, SMALL, Case, make
+from matrix import make
+from matrix_cases import SCALE_1_8, SMALL, Case
 
 from ggq import checkpoint, files, gguf_file, hardware
 from ggq.cli.main import cli
@@ -154,7 +155,7 @@ def test_a_name_that_llama_cpp_reads_as_phi3(model: Path, toolchain: Toolchain, 
 def test_an_unknown_tokenizer_is_refused(shared: Path, toolchain: Toolchain, tmp_path: Path) -> None:
     folder = tmp_path / "gpt2"
     case = Case("", "GPT2LMHeadModel", "GPT2Config", "gpt2", {"n_embd": 64, "n_layer": 1, "n_head": 2})
-    make(case, folder, shared / "data" / "tokenizers")
+    make(case, folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     split = {"type": "Split", "pattern": {"Regex": r"\w+|\W+"}, "behavior": "Isolated", "invert": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -179,7 +180,7 @@ def test_a_model_that_sees_has_a_text_part_and_a_projector(
         "eoi_token_index": 11, "image_token_index": 12,
     }  # fmt: skip
     model = "Gemma3ForConditionalGeneration"
-    make(Case("", model, "Gemma3Config", "gemma", settings), folder, shared / "data" / "tokenizers")
+    make(Case("", model, "Gemma3Config", "gemma", settings), folder)
     processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "image_seq_length": 4}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     whole = convert(folder, tmp_path / "text.gguf", toolchain=toolchain)
