@@ -170,9 +170,20 @@ def _checks(found: Verification) -> list[tuple[str, str]]:
                 f"(lowest {found.lowest_cosine:.6f}); best token agrees at {found.top1_agreement:.0%}",
             )
         )
-    if found.beyond_cosine is not None:
-        lines.append(("long context", f"cosine {found.beyond_cosine:.6f} with the factors for it"))
+    if found.original_context is not None:
+        lines.append(("long context", _long_context(found)))
     return lines
+
+
+def _long_context(found: Verification) -> str:
+    """What was compared at positions beyond the original context."""
+    parts = []
+    if found.beyond_cosine is not None:
+        parts.append(f"cosine {found.beyond_cosine:.6f}")
+    if found.rotations:
+        parts.append(f"{found.rotations} rotations agree")
+    told = ", ".join(parts) or "it differs, or was not compared (see the warnings)"
+    return f"beyond the original {found.original_context:,} tokens: {told}"
 
 
 def _tokenizer(found: Verification) -> str:

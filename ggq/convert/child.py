@@ -375,11 +375,12 @@ def _check(job: Job) -> None:
             say("logits", **compare_logits.compare(right_side.expected, found_logits))
         elif right_side.why_not:
             say("logits", why_not=right_side.why_not)
-    if right_side.beyond is not None:
+        if right_side.beyond is not None and original is None:
+            say("beyond", **compare_logits.beyond(right_side, witness, exact_cache=exact))
+    if right_side.beyond is not None and original is not None:
         beyond = regimes.overrides(gguf, original, beyond=True)
         with Witness(toolchain, gguf, job.threads, overrides=beyond) as witness:
-            found_logits = witness.logits(right_side.tokens, exact_cache=exact)
-            say("beyond", **compare_logits.compare(right_side.beyond, found_logits))
+            say("beyond", **compare_logits.beyond(right_side, witness, exact_cache=exact))
 
 
 def _unexpected(names: list[str]) -> None:

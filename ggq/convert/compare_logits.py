@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ggq import transformers_model
-from ggq.convert import regimes
-from ggq.errors import GgqError
+from ggq.convert import far, regimes
+from ggq.errors import GgqError, GgufProblem
+from ggq.llamacpp.witness import Witness
 
 POSITIONS = 32
 # A prompt costs what the model weighs, and a wrong base, scale or norm shows at every position but the first.
@@ -22,13 +23,13 @@ PROMPT = (
 
 @dataclass(frozen=True)
 class Reference:
-    """transformers' logits of ``tokens``; None with ``why_not``. ``beyond``: those with the factors for
-    beyond the ``original_context``, of a model that has two sets."""
+    """transformers' logits of ``tokens``; None with ``why_not``. ``original_context``: of a model that has
+    two sets of rotary factors; ``beyond``: what is computed there, of a model whose context is scaled."""
 
     expected: Any = None
     tokens: Sequence[int] = ()
     original_context: int | None = None
-    beyond: Any = None
+    beyond: far.Far | None = None
     why_not: str = ""
 
 
@@ -52,13 +53,24 @@ def reference(
         tokens = _prompt(tokenizer, text_config.vocab_size)[: FEW_POSITIONS if large else POSITIONS]
         expected = transformers_model.logits(model, tokens)
         original = regimes.original_context(model)
-        beyond = regimes.long_logits(model, tokens) if original else None
+        beyond = _beyond(model, tokens)
         return Reference(expected, tokens, original, beyond)
     except GgqError:
         raise  # a finding
     except Exception as error:
         transformers_model.refuse_shapes(error)
         return Reference(why_not=why_not(error))
+
+
+def _beyond(model: Any, tokens: Sequence[int]) -> far.Far | None:
+    how = far.scaled(model.config.get_text_config())
+    if how is None:
+        return None
+    try:
+        return far.reference(model, tokens, how)
+    except Exception as error:
+        why_not = f"transformers does not run it there: {first_line(error)}"
+        return far.Far(how, 0, how.position(len(tokens)), why_not=why_not)
 
 
 def _prompt(tokenizer: Any, vocabulary: int) -> list[int]:
@@ -94,6 +106,30 @@ def why_not(error: Exception) -> str:
     if type(error) is LookupError:  # of ``transformers_model``
         return first_line(error)
     return f"transformers does not run the checkpoint: {first_line(error)}"
+
+
+def beyond(right_side: Reference, witness: Witness, *, exact_cache: bool) -> dict[str, Any]:
+    """How alike the two sides are beyond the original context, in logits and rotations.
+
+    ``right_side``: of a model whose context is scaled; ``witness``: with the factors for there.
+    """
+    expected = right_side.beyond
+    assert expected is not None
+    found: dict[str, Any] = {"original": expected.scaled.original, "kind": expected.scaled.kind}
+    if expected.why_not:
+        return {**found, "why_not": expected.why_not}
+    try:
+        logits, rotations = witness.far_logits(
+            right_side.tokens, expected.near, expected.position, exact_cache=exact_cache
+        )
+    except (GgufProblem, LookupError) as problem:
+        return {**found, "why_not": f"llama.cpp does not run it there: {first_line(problem)}"}
+    if expected.has_fixed_factors and expected.logits is not None and logits is not None:
+        behind = expected.near + 1  # the first far token sees itself only
+        found |= compare(expected.logits[behind:], logits[behind:])
+    elif expected.has_fixed_factors:
+        found["logits_why_not"] = "not all of its layers can be given a text with a gap"
+    return {**found, **far.compare(expected, rotations)}
 
 
 def first_line(error: Exception) -> str:

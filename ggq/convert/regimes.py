@@ -7,11 +7,10 @@ and once before every prompt; the GGUF's own value of it is held against the con
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ggq import gguf_file, transformers_model
+from ggq import gguf_file
 from ggq.errors import ConversionProblem
 
 _NEVER, _ALWAYS = 1 << 30, 1
@@ -24,17 +23,6 @@ def original_context(model: Any) -> int | None:
         return None
     found = rope.get("original_max_position_embeddings")
     return found if isinstance(found, int) else None
-
-
-def long_logits(model: Any, tokens: Sequence[int]) -> Any:
-    """transformers' logits with the factors for beyond the original context."""
-    rope = model.config.get_text_config().rope_parameters
-    kept = rope["original_max_position_embeddings"]
-    rope["original_max_position_embeddings"] = _ALWAYS
-    try:
-        return transformers_model.logits(model, tokens)
-    finally:
-        rope["original_max_position_embeddings"] = kept
 
 
 def overrides(gguf: Path, original: int | None, *, beyond: bool) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ggq.convert import compare_vectors
+from ggq.convert import compare_vectors, far
 from ggq.convert.accounting import Account
 from ggq.errors import ConversionProblem
 
@@ -34,9 +34,9 @@ class Verification:
     ``template_conversations``: how many that the chat template renders alike, of ``template_compared``;
     ``logits_cosine``: mean over
     ``positions``, with the ``lowest_cosine`` and the share of positions whose best token agrees;
-    ``beyond_cosine``: with the rotary factors for beyond the original context, of a model that has two sets.
-    A check that
-    could not be made says why in ``tokenizer_why_not`` and ``why_not``. Of an encoder the
+    ``beyond_cosine``: at positions beyond the ``original_context``, of a model whose context is scaled, and
+    ``rotations``: of how many queries and keys the rotation there was measured and is the checkpoint's. A
+    check that could not be made says why in ``tokenizer_why_not`` and ``why_not``. Of an encoder the
     vectors are compared in the place of logits: ``vectors_cosine`` and ``lowest_cosine`` of the
     ``positions``' own, ``pooled_cosine`` of the text's, pooled by ``pooling`` (empty: the checkpoint says
     none).
@@ -59,7 +59,9 @@ class Verification:
     logits_cosine: float | None = None
     lowest_cosine: float | None = None
     top1_agreement: float | None = None
+    original_context: int | None = None
     beyond_cosine: float | None = None
+    rotations: int = 0
     vectors_cosine: float | None = None
     pooling: str = ""
     pooled_cosine: float | None = None
@@ -107,7 +109,8 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
     _require_finite(found)
     _require_same_tokens(found.tokenizer)
     _require_same_logits(outtype, found.logits)
-    _require_same_logits(outtype, found.beyond, " with the rotary factors for beyond its original context")
+    far.require_same(found.beyond)
+    _require_same_logits(outtype, far.judged_by_logits(found.beyond), " beyond its original context")
     compare_vectors.require_same(found.vectors, outtype, LEAST_COSINE[outtype])
     # Of an encoder there are vectors, never logits.
     computed = found.vectors or found.logits
@@ -135,6 +138,7 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
             f"{found.tokenizer['reference']} has {_ends(found.tokenizer['specials']['expected'])}, the GGUF "
             f"{_ends(found.tokenizer['specials']['gguf'])}"
         )
+    warnings += far.remarks(found.beyond)
     warnings += found.template.get("remarks", ())
     if found.template.get("why_not"):
         warnings.append(f"the chat template was not compared: {found.template['why_not']}")
@@ -164,7 +168,9 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
         logits_cosine=found.logits.get("cosine"),
         lowest_cosine=computed.get("lowest_cosine"),
         top1_agreement=found.logits.get("top1_agreement"),
+        original_context=found.beyond.get("original"),
         beyond_cosine=found.beyond.get("cosine"),
+        rotations=found.beyond.get("turned", 0),
         vectors_cosine=found.vectors.get("cosine"),
         pooling=found.vectors.get("pooling", ""),
         pooled_cosine=found.vectors.get("pooled_cosine"),

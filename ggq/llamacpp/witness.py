@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from ggq.errors import GgufProblem
-from ggq.llamacpp import binding
+from ggq.llamacpp import binding, rotations
 from ggq.llamacpp.toolchain import Toolchain
 
 # What llama.cpp calls must not be collected while it is loaded.
@@ -116,12 +116,47 @@ class Witness:
 
         Raises GgufProblem when llama.cpp cannot evaluate the model.
         """
+        with self._evaluated(tokens, exact_cache=exact_cache) as context:
+            return self._rows(context, len(tokens))
+
+    def _rows(self, context: Any, count: int) -> Any:
         import numpy as np
 
-        lib, count = self._lib, len(tokens)
-        with self._evaluated(tokens, exact_cache=exact_cache) as context:
-            rows = [lib.llama_get_logits_ith(context, index) for index in range(count)]
-            return np.stack([np.ctypeslib.as_array(row, (self.token_count,)) for row in rows])
+        rows = [self._lib.llama_get_logits_ith(context, index) for index in range(count)]
+        return np.stack([np.ctypeslib.as_array(row, (self.token_count,)) for row in rows])
+
+    def far_logits(
+        self, tokens: Sequence[int], near: int, far: int, *, exact_cache: bool = True
+    ) -> tuple[Any, list[rotations.Rotation]]:
+        """Logits of tokens of which the first ``near`` stand at positions 0, 1, 2 ..., the others at ``far``,
+        ``far`` + 1 ...; and the rotations of the first ``near`` + 1.
+
+        llama.cpp takes no gap in a text. So the first token at ``far`` is a text by itself, sees itself only,
+        and is put behind the others afterwards. None for the logits of a model that is (also) recurrent: it
+        has one state, to which nothing can be put.
+
+        Raises GgufProblem when llama.cpp cannot evaluate the model, LookupError when ggml cannot be asked.
+        """
+        import numpy as np
+
+        lib, watch = self._lib, rotations.Watch(self._lib)
+        settings = self._settings(len(tokens), exact_cache=exact_cache)
+        settings.n_seq_max, settings.kv_unified = 2, True
+        settings.cb_eval = watch.callback
+        recurrent = lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
+        with self._context(settings) as context:
+            parts = []
+            for first, places in ((0, [(index, 0) for index in range(near)]), (near, [(far, 1)])):
+                self._evaluate(context, tokens[first : first + len(places)], places)
+                parts.append((self._rows(context, len(places)), watch.take()))
+            (near_rows, near_turns), (far_row, far_turns) = parts
+            found = rotations.joined(near_turns, far_turns)
+            if recurrent:
+                return None, found
+            lib.llama_memory_seq_cp(lib.llama_get_memory(context), 1, 0, -1, -1)
+            rest = tokens[near + 1 :]
+            self._evaluate(context, rest, [(far + 1 + index, 0) for index in range(len(rest))])
+            return np.concatenate([near_rows, far_row, self._rows(context, len(rest))]), found
 
     def vectors(self, tokens: Sequence[int], *, pooled: bool = False) -> Any:
         """An encoder's vectors: a float32 array, positions × width; ``pooled``: one vector, pooled as the
@@ -148,36 +183,59 @@ class Witness:
         self, tokens: Sequence[int], *, exact_cache: bool = True, pooling: int | None = None
     ) -> Iterator[Any]:
         """A context in which ``tokens`` were evaluated; ``pooling``: as an encoder, for its vectors."""
-        lib, count = self._lib, len(tokens)
+        settings = self._settings(len(tokens), exact_cache=exact_cache)
+        if pooling is not None:
+            settings.embeddings = True
+            settings.pooling_type = pooling
+        with self._context(settings) as context:
+            places = [(index, 0) for index in range(len(tokens))]
+            self._evaluate(context, tokens, places, encode=pooling is not None)
+            yield context
+
+    def _settings(self, count: int, *, exact_cache: bool) -> Any:
+        lib = self._lib
         settings = lib.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = max(64, count)
         settings.n_threads = settings.n_threads_batch = self._threads
         settings.type_k = settings.type_v = lib.GGML_TYPE_F32 if exact_cache else lib.GGML_TYPE_F16
         settings.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.offload_kqv = settings.op_offload = False
-        if pooling is not None:
-            settings.embeddings = True
-            settings.pooling_type = pooling
-        context = lib.llama_init_from_model(self._model, settings)
-        batch = lib.llama_batch_init(count, 0, 1)
-        evaluate = lib.llama_decode if pooling is None else lib.llama_encode
+        return settings
+
+    @contextlib.contextmanager
+    def _context(self, settings: Any) -> Iterator[Any]:
+        context = self._lib.llama_init_from_model(self._model, settings)
+        if not context:
+            raise _cannot_evaluate("no context could be made")
         try:
-            if not context:
-                raise _cannot_evaluate("no context could be made")
+            yield context
+        finally:
+            self._lib.llama_free(context)
+
+    def _evaluate(
+        self,
+        context: Any,
+        tokens: Sequence[int],
+        places: Sequence[tuple[int, int]],
+        *,
+        encode: bool = False,
+    ) -> None:
+        """Evaluate tokens in one batch, each at its place: a position in a sequence."""
+        lib, count = self._lib, len(tokens)
+        batch = lib.llama_batch_init(count, 0, 1)
+        evaluate = lib.llama_encode if encode else lib.llama_decode
+        try:
             batch.n_tokens = count
-            for index, token in enumerate(tokens):
+            for index, (token, (position, sequence)) in enumerate(zip(tokens, places, strict=True)):
                 batch.token[index] = token
-                batch.pos[index] = index
+                batch.pos[index] = position
                 batch.n_seq_id[index] = 1
-                batch.seq_id[index][0] = 0
+                batch.seq_id[index][0] = sequence
                 batch.logits[index] = True
             if (status := evaluate(context, batch)) != 0:
                 raise _cannot_evaluate(f"{evaluate.__name__} returned {status}")
-            yield context
         finally:
             lib.llama_batch_free(batch)
-            if context:
-                lib.llama_free(context)
 
 
 def _overrides(lib: Any, values: Mapping[str, int]) -> Any:

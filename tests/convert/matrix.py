@@ -21,7 +21,7 @@ from matrix_cases import CASES, Case
 from tokenizers import AddedToken
 
 from ggq import hardware
-from ggq.convert import Verification, compare_logits, convert
+from ggq.convert import Verification, compare_logits, convert, regimes
 from ggq.errors import GgqError
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp import tools
@@ -153,7 +153,7 @@ def _run(case: Case, work: Path, toolchain: Toolchain) -> Row:
         assert not list(work.rglob("ran")), "code of the checkpoint was run"
     quantized: dict[str, float] = {}
     # A model with two sets of rotary factors would be run with another one here than in transformers.
-    if made.verification.why_not or made.verification.beyond_cosine is not None:
+    if made.verification.why_not or regimes.original_context(model) is not None:
         return Row(case, "", made.verification, quantized, made.completed_keys, tuple(remarks))
     for preset in QUANTIZED:
         tools.quantize(toolchain, base, work / f"{preset}.gguf", preset, threads=1)
@@ -212,9 +212,9 @@ llama-quantize. Random weights have no redundancy, so a trained model loses less
 turn, in the GGUF and in the checkpoint. *templates*: conversations that llama.cpp and transformers render
 alike. *16 bit*, *lowest*: mean and lowest cosine between the logits of the 16-bit GGUF in llama.cpp and those
 of transformers in float32, over 32 positions; of an encoder between the vectors of its tokens.
-*long context*: the same with the rotary factors for beyond the original context, of a model that has two
-sets. The quantized files are compared on another prompt. "completed": keys that ggq gives to the converter,
-which fails or is wrong without them. "refused": with these words, and without an output.
+*long context*: the same at positions beyond the original context, of a model whose context is scaled. The
+quantized files are compared on another prompt. "completed": keys that ggq gives to the converter, which fails
+or is wrong without them. "refused": with these words, and without an output.
 [checks.md](checks.md) says what each check sees.
 
 """
