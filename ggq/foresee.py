@@ -152,6 +152,7 @@ class Plan:
     network_bytes: int
     seconds: float
     alike: tuple[tuple[str, ...], ...] = ()
+    is_encoder: bool = False
 
     @property
     def must_be_streamed(self) -> bool:
@@ -247,6 +248,7 @@ def plan(
         disk_free_bytes=files.free_bytes(hub.cache_dir()),
         network_bytes=hollow.network_bytes,
         seconds=time.monotonic() - started,
+        is_encoder=facts.is_encoder,
     )
     return _without_servers(found) if settings.vram_bytes else found
 

@@ -155,6 +155,15 @@ class GgufFile:
             stream.seek(self.entry_spans[key][1] - len(old))
             stream.write(new)
 
+    def require_next_tokens(self, purpose: str, instead: str) -> None:
+        """Raises GgufProblem for an encoder, of which ``purpose`` asks what only next tokens can tell."""
+        if self.is_encoder:
+            raise GgufProblem(
+                f"{self.path.name} cannot have {purpose}.",
+                f"It is an encoder ({self.architecture}): it makes vectors of texts, and no next token.",
+                instead,
+            )
+
     @property
     def file_type(self) -> str | None:
         """The preset's word that ``general.file_type`` stands for (``Q4_K_M``), or None."""

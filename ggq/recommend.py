@@ -162,6 +162,7 @@ def recommend(
         rpc=settings.rpc if settings.draft or settings.projector else (),
         projector=found.companions.projector,
         projector_on_cpu=found.companions.projector_on_cpu,
+        embeddings=found.is_encoder,
     )
     ref = reference.parse_reference(str(model), revision)
     folder = ref.path.parent if ref.kind == "gguf" and ref.path else Path(found.model)

@@ -231,6 +231,7 @@ def _announce(plan: Excerpts, ground: Base, settings: QualitySettings, listener:
 def _require_kinship(base: Subject, models: Sequence[Subject], context: int) -> None:
     """Refuse what cannot be compared, before an hour is spent on it."""
     ours = gguf_file.read(base.path)
+    ours.require_next_tokens("a perplexity", "`ggq bench speed` measures how fast it reads.")
     for subject, gguf in ((base, ours), *((model, gguf_file.read(model.path)) for model in models)):
         if not gguf.tokenizer:
             raise GgufProblem(

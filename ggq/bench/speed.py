@@ -338,7 +338,7 @@ class _Session:
 
     def _binding(self, options: BenchOptions, threads: ThreadChoice) -> BindingRounds | None:
         """None when the binding cannot do the same, or is not asked to."""
-        if not self._settings.binding:
+        if not self._settings.binding or self._gguf.is_encoder:
             return None
         if why_not := binding_bench.impossible(options):
             self._remark(why_not)
@@ -378,7 +378,7 @@ class _Session:
     @property
     def _each(self) -> int:
         """Figures for each point: llama-bench's, and the binding's."""
-        return 2 if self._settings.binding else 1
+        return 2 if self._settings.binding and not self._gguf.is_encoder else 1
 
 
 def _only(point: Point, options: BenchOptions, threads: ThreadChoice) -> BenchOptions:

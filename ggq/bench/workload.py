@@ -65,8 +65,17 @@ def points(
     """Every figure of one placement: prompts, then generation, at each depth.
 
     None: the default length, or what the model's context has room for; lengths of 0 are left out.
-    Raises UsageProblem when nothing is asked for, or more than the model's context holds.
+    An encoder generates nothing. Raises UsageProblem when nothing is asked for, CannotServe for more than the
+    model's context holds.
     """
+    if gguf.is_encoder:
+        if any(generated_tokens or ()):
+            raise CannotServe(
+                f"{gguf.path.name} generates no text.",
+                f"It is an encoder ({gguf.architecture}): it makes vectors of whole texts.",
+                "Leave out -n.",
+            )
+        generated_tokens = ()
     found: dict[Point, None] = {}
     for depth in depths:
         _require_room(gguf, depth + 1, f"a depth of {depth}")

@@ -22,7 +22,8 @@ from ggq.llamacpp.toolchain import Toolchain
 class Serving:
     """``load``: context, cache and placement; ``load_mode``: a word of bench.LOAD_MODES; ``threads`` of
     generation, ``prompt_threads`` of prompts (None: llama.cpp chooses them). ``draft``, ``projector``: files
-    beside the model, the former placed by ``draft_offload``; ``rpc``: servers that have devices for them."""
+    beside the model, the former placed by ``draft_offload``; ``rpc``: servers that have devices for them;
+    ``embeddings``: of an encoder, which answers with vectors."""
 
     load: Load
     load_mode: str
@@ -33,6 +34,7 @@ class Serving:
     rpc: tuple[str, ...] = ()
     projector: Path | None = None
     projector_on_cpu: bool = False
+    embeddings: bool = False
 
     def server_command(self, model: Path, toolchain: Toolchain | None = None) -> list[str]:
         """A command line for a shell, with the server of ``toolchain`` (None, or it has none: one on PATH),
@@ -59,6 +61,7 @@ class Serving:
             *(["-ncmoed", str(beside.n_cpu_moe)] if self.draft and beside.n_cpu_moe else []),
             *(["-mm", str(self.projector)] if self.projector else []),
             *(["--no-mmproj-offload"] if self.projector_on_cpu else []),
+            *(["--embeddings"] if self.embeddings else []),
         ]  # fmt: skip
 
     @property
@@ -86,6 +89,7 @@ class Serving:
             # The binding's own defaults would take more than llama.cpp's tools, and than was foretold.
             "flash_attn": load.flash_attention != "off",
             "swa_full": False,
+            **({"embedding": True} if self.embeddings else {}),
             "type_k": known[load.type_k.upper()].number,
             "type_v": known[load.type_v.upper()].number,
         }

@@ -28,6 +28,7 @@ class ModelFacts:
     expert_count: int
     sliding_window_tokens: int | None
     embedded_tokens: int
+    is_encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Account:
         self._memo = Memo(hollow.folder / "account.json", build_and_cpu(hollow.toolchain))
 
     def facts(self) -> ModelFacts:
-        return ModelFacts(**self._memo.get("model", self._facts))
+        return ModelFacts(**self._memo.get("header", self._facts))
 
     def size(self, preset: Preset) -> PresetSize:
         """Raises as ``quantize.recipe.ask`` does."""
@@ -114,6 +115,7 @@ class Account:
                 expert_count=base.expert_count or 0,
                 sliding_window_tokens=window or None,
                 embedded_tokens=base.embedded_tokens,
+                is_encoder=base.is_encoder,
             )
         )
 

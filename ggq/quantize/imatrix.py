@@ -263,6 +263,9 @@ class Matrix:
     def _require(self, base: GgufFile) -> None:
         """Refuse what cannot come out well, before any work."""
         context = self._settings.context
+        base.require_next_tokens(
+            "an importance matrix", "Quantize it with a preset that needs none, such as Q8_0 or Q4_K_M."
+        )
         if not base.tokenizer:
             raise GgufProblem(
                 f"{base.path.name} has no tokenizer.",

@@ -11,11 +11,15 @@ import pytest
 from checkpoints import model, save_unigram, save_wordpiece, write_json
 
 from ggq import gguf_file
+from ggq.bench import corpus, quality, subject, workload
 from ggq.convert import compare_vectors, convert, sentence_transformers, unigram, wordpiece
-from ggq.errors import CheckpointProblem, ConversionProblem, GgufProblem
+from ggq.errors import CannotServe, CheckpointProblem, ConversionProblem, GgufProblem
 from ggq.llamacpp.converter_unigram import Vocabulary
+from ggq.llamacpp.memory import Load
+from ggq.llamacpp.serving import Serving
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Event
+from ggq.quantize.imatrix import imatrix
 
 SMALL = {
     "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": ...,
@@ -78,8 +82,32 @@ def test_wordpiece_from_its_vocabulary(toolchain: Toolchain, tmp_path: Path) -> 
     assert "differ" not in told  # the ids of [CLS] and [SEP], which no settings name
     gguf = gguf_file.read(made.output)
     assert gguf.is_encoder
+    _verbs_that_need_next_tokens_refuse(made.output, toolchain)
+    assert {it.test for it in workload.points(gguf, None, None, (0,))} == {"prompt"}
+    with pytest.raises(CannotServe, match="generates no text"):
+        workload.points(gguf, None, (16,), (0,))
     with pytest.raises(GgufProblem, match="does not continue texts"):
         gguf.require_text_generation()
+
+
+def _verbs_that_need_next_tokens_refuse(file: Path, toolchain: Toolchain) -> None:
+    text = file.parent / "text.txt"
+    text.write_text("hello world. " * 400, encoding="utf-8")
+    with pytest.raises(GgufProblem, match="cannot have an importance matrix") as no_matrix:
+        imatrix(file, text, toolchain=toolchain)
+    assert "It is an encoder" in no_matrix.value.why
+    model = subject.of(file)
+    with pytest.raises(GgufProblem, match="cannot have a perplexity"):
+        quality.measure(model, [model], corpus.read(text), toolchain=toolchain, work=file.parent)
+
+
+def test_an_encoder_is_served_for_its_vectors(tmp_path: Path) -> None:
+    serving = Serving(Load(128), "mmap", 1, 1)
+    assert "--embeddings" not in serving.server_command(tmp_path / "bert.gguf")
+    assert "embedding" not in (serving.binding_options() or {})
+    serving = replace(serving, embeddings=True)
+    assert "--embeddings" in serving.server_command(tmp_path / "bert.gguf")
+    assert (serving.binding_options() or {})["embedding"] is True
 
 
 @pytest.mark.tool
