@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggq import files, gguf_file, gguf_names, hub, presets, reference
+from ggq import files, gguf_file, gguf_names, hub, presets, reference, scratch
 from ggq.bases import CONVERT, GivenBase, Work, own_base
 from ggq.beforehand import Foreseen, foresee_base
 from ggq.convert import BITS_PER_WEIGHT, default_name
@@ -14,6 +15,7 @@ from ggq.gguf_file import GgufFile
 from ggq.job import kept_folder, tool_name
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.llamacpp.tools import QuantizeOptions
 from ggq.making import made_before, not_from_a_stream, with_made_matrix
 from ggq.pipeline import (
     DEFAULT_PRESETS,
@@ -24,9 +26,11 @@ from ggq.pipeline import (
 )
 from ggq.presets import Preset
 from ggq.progress import Listener, silent
-from ggq.quantize import choice
+from ggq.quantize import choice, expected
 from ggq.quantize.choice import Choice, choose
 from ggq.quantize.coverage import Uncovered
+from ggq.quantize.imatrix import default_name as matrix_name
+from ggq.quantize.importance import Importance
 from ggq.quantize.recipe import ask
 from ggq.records import Manifest
 from ggq.reference import ModelRef
@@ -75,7 +79,7 @@ class PlannedBase:
 class PipelinePlan:
     """What a run would do: bytes to download (``is_streamed``: the weights are not kept; ``shares_disk``: to
     the disk of ``outdir``), the base that it makes (None: it makes none), the files. ``makes_imatrix``: the
-    run makes an importance matrix first, without which the sizes are."""
+    run makes an importance matrix first, and the sizes are those with it."""
 
     model: str
     outdir: Path
@@ -269,6 +273,7 @@ class _Look:
         known: Sequence[str],
     ) -> None:
         self._manifest = manifest
+        self._name = name
         self._kept = kept_folder(name, manifest.folder)
         self._settings = settings
         self._toolchain = toolchain
@@ -277,10 +282,28 @@ class _Look:
     def asked(
         self, base: GgufFile, chosen: Sequence[Preset], names: Sequence[str]
     ) -> tuple[PlannedFile, ...]:
-        """What llama-quantize says of each preset."""
+        """What llama-quantize says of each preset; with an importance matrix that is still to be made, as far
+        as it can be known."""
+        text, options, matrix = self._settings.calibration, self._settings.options, None
+        with ExitStack() as stack:
+            if text is not None:
+                folder = stack.enter_context(scratch.folder("matrix"))
+                target = self._manifest.folder / matrix_name(self._name)
+                matrix = expected.matrix(base, folder, target, text.path.name)
+                options = replace(options, imatrix=matrix.file.path)
+            return self._asked(base, chosen, names, options, matrix)
+
+    def _asked(
+        self,
+        base: GgufFile,
+        chosen: Sequence[Preset],
+        names: Sequence[str],
+        options: QuantizeOptions,
+        matrix: Importance | None,
+    ) -> tuple[PlannedFile, ...]:
         planned = []
         for preset, name in zip(chosen, names, strict=True):
-            recipe = ask(self._toolchain, base, preset, self._settings.options)
+            recipe = ask(self._toolchain, base, preset, options, matrix)
             its = None
             if not recipe.needs_imatrix:
                 its = choose(self._settings.engine, self._toolchain, base, recipe)

@@ -24,7 +24,7 @@ from ggq.quantize.imatrix import imatrix as make_imatrix
 )  # fmt: skip
 @click.option("--chunks", type=click.IntRange(min=1), help="Of the text's beginning. Default: all of it.")
 @click.option("-c", "--ctx", "context", type=click.IntRange(min=LEAST_CONTEXT), metavar="TOKENS",
-              default=ImatrixSettings.context, show_default=True, help="Tokens in a chunk.")  # fmt: skip
+              help="Tokens in a chunk. Default: 512, or what the model has, if that is less.")  # fmt: skip
 @click.option(
     "-ngl", "--n-gpu-layers", type=Layers(),
     help="Layers on GPUs, the output layer counted. Default: as many as llama.cpp finds room for.",
@@ -41,7 +41,7 @@ def imatrix(
     base: Path,
     text: Path | None,
     chunks: int | None,
-    context: int,
+    context: int | None,
     n_gpu_layers: int | None,
     parse_special: bool,
     threads: int | None,

@@ -106,9 +106,9 @@ def show_plan(out: Output, plan: PipelinePlan) -> None:
             "these sizes are reckoned from nominal bits: only the weights can tell more of this model."
         )
     if plan.makes_imatrix:
-        out.warning(
-            "these sizes are without the importance matrix that is made first: with it llama-quantize may"
-            " choose other types for some tensors, and the header is longer."
+        out.info(
+            "The importance matrix is made first. The sizes are those with it, if its text reaches every"
+            " tensor that the model uses."
         )
     for file in plan.files:
         if file.why:

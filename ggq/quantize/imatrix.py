@@ -5,9 +5,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from ggq import __version__, files, gguf_file, gguf_names, hardware, texts
 from ggq.environment import environment
 from ggq.errors import CannotServe, GgufProblem, OutputProblem, SourceChanged, UsageProblem
 from ggq.gguf_file import GgufFile
-from ggq.gguf_header import TensorInfo
 from ggq.llamacpp import imatrix as tool
 from ggq.llamacpp import text_tokens
 from ggq.llamacpp import toolchain as toolchains
@@ -23,7 +21,7 @@ from ggq.llamacpp.imatrix import Stretch, Sums, Time
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Notice, Step, silent
-from ggq.quantize import calibration, importance
+from ggq.quantize import calibration, expected, importance, thin
 from ggq.quantize.recipe import refuse_quantized
 from ggq.records import Manifest, OutputFile, StepRecord, base_model
 from ggq.texts import Text
@@ -36,6 +34,7 @@ _FIRST_CHUNKS = 4
 _STRETCH_S = 60.0
 _LOADING_SHARE = 0.1
 _PARTIAL = ".partial.gguf"
+_CONTEXT = 512
 _PARSE_SPECIAL = "parse_special"
 
 Record = Callable[[str, StepRecord], None]
@@ -43,12 +42,13 @@ Record = Callable[[str, StepRecord], None]
 
 @dataclass(frozen=True)
 class ImatrixSettings:
-    """``chunks``: of the text's beginning (None: all of it), each of ``context`` tokens; ``threads`` do not
-    change the result. ``n_gpu_layers``: -1 for all; None leaves it to llama.cpp, if there is a GPU.
-    ``parse_special``: the names of special tokens in the text stand for them."""
+    """``chunks``: of the text's beginning (None: all of it), each of ``context`` tokens (None: 512, or what
+    the model has where that is less); ``threads`` do not change the result. ``n_gpu_layers``: -1 for all;
+    None leaves it to llama.cpp, if there is a GPU. ``parse_special``: the names of special tokens in the text
+    stand for them."""
 
     chunks: int | None = None
-    context: int = 512
+    context: int | None = None
     threads: int | None = None
     n_gpu_layers: int | None = None
     parse_special: bool = False
@@ -115,7 +115,8 @@ def imatrix(
             manifest.environment = environment(toolchain)
             manifest.record(step, done)
 
-        matrix = Matrix(manifest, target.name, source, settings or ImatrixSettings(), toolchain, listener)
+        how = _for_model(settings or ImatrixSettings(), whole)
+        matrix = Matrix(manifest, target.name, source, how, toolchain, listener)
         with reading.explaining():
             digests = [files.sha256_file(path, listener, "read the base") for path in whole.paths]
             base_sha256 = "+".join(digests)
@@ -173,6 +174,7 @@ class Matrix:
 
         Raises as ``imatrix`` does.
         """
+        self._settings = _for_model(self._settings, base)
         self._require(base)
         self._claim(force=force)
         text = texts.unchanged(self._text)
@@ -185,7 +187,7 @@ class Matrix:
         size = files.human_bytes(self._text.file_bytes)
         self._listener(Notice(f"The importance matrix is made from {self._text.name} ({size})."))
         partial = self._partial(base_sha256, total)
-        resumed = _left_over(partial)
+        resumed = tool.read(partial) if partial.is_file() else None  # what an earlier run had computed
         try:
             with text.guard(), reading.guard():
                 made, seconds = self._sum_up(base, placed, partial, resumed, tokens, total, work)
@@ -222,7 +224,7 @@ class Matrix:
         settings = self._settings
         return {
             "chunks": settings.chunks,
-            "context": settings.context,
+            "context": self._context,
             "n_gpu_layers": self._layers,
             _PARSE_SPECIAL: settings.parse_special,
         }
@@ -233,6 +235,10 @@ class Matrix:
         if self._any_settings:
             return bool(options.get(_PARSE_SPECIAL)) or not self._settings.parse_special
         return {_PARSE_SPECIAL: False, **options} == self._options
+
+    @property
+    def _context(self) -> int:
+        return self._settings.context or _CONTEXT
 
     @property
     def _layers(self) -> int | str:
@@ -262,10 +268,10 @@ class Matrix:
 
     def _require(self, base: GgufFile) -> None:
         """Refuse what cannot come out well, before any work."""
-        context = self._settings.context
         base.require_next_tokens(
             "an importance matrix", "Quantize it with a preset that needs none, such as Q8_0 or Q4_K_M."
         )
+        context = self._context
         if not base.tokenizer:
             raise GgufProblem(
                 f"{base.path.name} has no tokenizer.",
@@ -284,7 +290,7 @@ class Matrix:
                 f"It was trained for {base.context_length:,}.",
                 "Make it by `ggq imatrix -c` with a smaller one.",
             )
-        needed = 3 * _matrix_bytes(base)  # what is there, what is computed, and how it is published
+        needed = 3 * expected.file_bytes(base)  # what is there, what is computed, and how it is published
         files.require_space(self.path.parent, needed, "the importance matrix")
 
     def _claim(self, *, force: bool) -> None:
@@ -309,7 +315,7 @@ class Matrix:
 
     def _chunks(self, tokens: int) -> int:
         """How many there will be. Raises CannotServe when there are too few."""
-        context, asked = self._settings.context, self._settings.chunks
+        context, asked = self._context, self._settings.chunks
         there = tokens // context
         if there < tool.LEAST_CHUNKS:
             raise tool.too_short(tokens, context)
@@ -337,12 +343,12 @@ class Matrix:
     ) -> tuple[Sums, float]:
         """Stretch by stretch to the end; each one's result is kept in ``partial``."""
         settings = tool.Settings(
-            self._settings.context,
+            self._context,
             self._settings.threads or hardware.usable_cores(),
             None if self._layers == "auto" else Offload(int(self._layers)),
             self._settings.parse_special,
         )
-        last_start = tool.last_start(tokens, settings.context)
+        last_start = tool.last_start(tokens, self._context)
         seconds, length = 0.0, _FIRST_CHUNKS
         done = sums.chunks if sums else 0
 
@@ -370,37 +376,20 @@ class Matrix:
                 "The base's activations overflow, or some of its weights are NaN.",
                 "Make the base again from its checkpoint (`ggq convert`).",
             )
-        blind = [name for name, counts in matrix.counts.items() if not _all_met(counts)]
-        if blind:
-            self._listener(
-                Notice(
-                    f"In {len(blind)} of {made.entries} tensors some experts met no token of the text: a"
-                    " longer one, of other kinds too, reaches more of them.",
-                    "warning",
-                )
-            )
-        return blind
+        found = thin.look(matrix)
+        if remark := thin.words(found, made.chunks * made.context):
+            self._listener(Notice(remark, "warning"))
+        return sorted({name for it in found if not it.tokens for name in it.tensors})
 
 
-def _left_over(partial: Path) -> Sums | None:
-    """What an earlier run of the same work had computed."""
-    return tool.read(partial) if partial.is_file() else None
-
-
-def _all_met(counts: TensorInfo) -> bool:
-    """Whether every expert of a tensor met a token."""
-    import numpy as np
-
-    return bool(np.fromfile(counts.path, "<f4", counts.elements, offset=counts.offset_bytes).all())
+def _for_model(settings: ImatrixSettings, base: GgufFile) -> ImatrixSettings:
+    """The settings, with the longest usual chunk that the model has room for, where none was asked for."""
+    if settings.context is not None:
+        return settings
+    return replace(settings, context=min(_CONTEXT, max(tool.LEAST_CONTEXT, base.context_length or _CONTEXT)))
 
 
 def _next_length(stretch: Stretch, taken: Time) -> int:
     loading = max(0.0, taken.seconds - stretch.chunks * taken.chunk_seconds)
     wanted = max(_STRETCH_S, loading / _LOADING_SHARE)
     return max(1, int(wanted / taken.chunk_seconds))
-
-
-def _matrix_bytes(base: GgufFile) -> int:
-    """What the matrix takes on the disk, from above: a float32 for each column of each tensor."""
-    weights = [tensor.shape for tensor in base.tensors if len(tensor.shape) > 1]
-    return sum(4 * shape[0] * math.prod(shape[2:]) + 512 for shape in weights) + 4096

@@ -51,6 +51,11 @@ class Importance:
         """Whether any token went through a tensor that it knows. Raises OSError."""
         return bool((_numbers(self.counts[name]) > 0).any())
 
+    def tokens_met(self, name: str) -> list[int]:
+        """How many tokens went through each expert of a tensor; of one without experts: through it. Raises
+        OSError."""
+        return [int(count) for count in _numbers(self.counts[name])]
+
     def is_finite(self) -> bool:
         """Whether all weights are numbers; else llama-quantize refuses the matrix. Raises OSError."""
         import numpy as np

@@ -20,6 +20,7 @@ from ggq.llamacpp.tools import QuantizeOptions
 from ggq.presets import Preset
 from ggq.quantize import coverage, importance
 from ggq.quantize.coverage import Uncovered
+from ggq.quantize.importance import Importance
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,14 @@ class Recipe:
         ]
 
 
-def ask(toolchain: Toolchain, base: GgufFile, preset: Preset, options: QuantizeOptions) -> Recipe:
-    """Ask llama-quantize, without writing anything.
+def ask(
+    toolchain: Toolchain,
+    base: GgufFile,
+    preset: Preset,
+    options: QuantizeOptions,
+    matrix: Importance | None = None,
+) -> Recipe:
+    """Ask llama-quantize, without writing anything. ``matrix``: that of the options; None: it is read.
 
     Raises GgufProblem when the base is quantized already, ToolFailed when llama-quantize refuses it.
     """
@@ -89,11 +96,12 @@ def ask(toolchain: Toolchain, base: GgufFile, preset: Preset, options: QuantizeO
     _check_types(options)
     own = tuple(f"{name}={kind}" for name, kind in preset.tensor_types.items())
     options = replace(options, tensor_types=(*own, *options.tensor_types))
-    added = importance.read(options.imatrix).entries() if options.imatrix else {}
+    if matrix is None and options.imatrix:
+        matrix = importance.read(options.imatrix)
+    added = matrix.entries() if matrix else {}
     plan = tools.quantize_plan(toolchain, base.path, preset.ftype, options)
     uncovered: tuple[Uncovered, ...] = ()
-    if options.imatrix:
-        matrix = importance.read(options.imatrix)
+    if matrix:
         # A type of its own for one tensor can change llama-quantize's choice for a later one: hence again.
         while more := coverage.uncovered(plan.tensors, matrix, preset.ftype):
             if {it.name for it in more} & {it.name for it in uncovered}:
