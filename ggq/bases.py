@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
@@ -13,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from ggq import checkpoint, files, gguf_file, hub, reference
+from ggq import checkpoint, files, gguf_file, hub, reference, scratch
 from ggq.convert import (
     BITS_PER_WEIGHT,
     SourceInfo,
@@ -84,10 +83,12 @@ def streamed_checkpoint(
     model = hub.inspect(ref.repo_id, ref.revision, offline=offline, listener=listener)
     source = SourceInfo(model.repo_id, model.commit)
     digests = announced(hub.select_files(model.files))
-    with tempfile.TemporaryDirectory(prefix="ggq-headers-") as folder:
-        files.require_holes(Path(folder), "set TMPDIR to another folder")
+    with scratch.folder("headers") as work:
+        folder = work / "model"
+        folder.mkdir()
+        files.require_holes(folder, "set TMPDIR to another folder")
         try:
-            found = hub.gather(model, Path(folder), for_stream=True, offline=offline, listener=listener)
+            found = hub.gather(model, folder, for_stream=True, offline=offline, listener=listener)
         except NeedsWeights as problem:
             raise CheckpointProblem(
                 f"{model.repo_id} cannot be streamed.",

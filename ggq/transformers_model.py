@@ -144,6 +144,14 @@ def load_model(folder: Path, architecture: str, unexpected: Callable[[list[str]]
     return model.eval()
 
 
+def without_advice(text: str) -> str:
+    """torch's words on a pickle that it refused, without its advice to load it all the same."""
+    if "weights_only" not in text:
+        return text
+    reason = re.search(r"WeightsUnpickler error: (.*?)(?:\n|, but|$)", text)
+    return f"WeightsUnpickler: {reason[1]}" if reason else "Unsupported operand: more than weights is in it"
+
+
 def refuse_shapes(error: Exception) -> None:
     """Raises CheckpointProblem when transformers failed because the weights do not fit the config: that is
     evidence against the checkpoint, not a comparison that could not be made."""

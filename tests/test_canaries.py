@@ -11,14 +11,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from hubserver import HubServer
 from test_python_child import plant
+
+from ggq.convert import templates
+from ggq.llamacpp.toolchain import Toolchain
 
 pytestmark = pytest.mark.tool
 
 NATIVE = '#include <stdio.h>\n__attribute__((constructor)) void f(void) {{ fclose(fopen({note}, "a")); }}\n'
 ESCAPE = (
-    "{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}"
     "{{{{ cycler.__init__.__globals__.os.system('echo > {note}') }}}}"
+    "{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}"
 )
 
 
@@ -94,6 +98,142 @@ def test_no_verb_runs_any_of_it(laid: tuple[Path, Path], tmp_path: Path, inside:
         assert not note.exists(), verb
         assert "Traceback" not in done.stderr
         assert done.returncode == 0, (verb, done.stderr)
+
+
+def test_no_verb_that_measures_runs_any_of_it(
+    laid: tuple[Path, Path], base_gguf: Path, tmp_path: Path
+) -> None:
+    """Called where the code lies, with the GGUF and the text beside it."""
+    folder, note = laid
+    shutil.copy(base_gguf, folder / "base.gguf")
+    (folder / "calibration.txt").write_text("Once upon a time there was a folder full of code. " * 60)
+    quantized = tmp_path / "quantized"
+    for verb in (
+        ["plan", ".", "--preset", "Q4_0", "--budget", "2s"],
+        ["recommend", ".", "--preset", "Q4_0", "--budget", "2s"],
+        ["imatrix", "base.gguf", "--text", "calibration.txt", "-c", "64", "--chunks", "2"],
+        ["quantize", "base.gguf", "--preset", "Q4_0", "--outdir", quantized],
+        ["bench", "speed", quantized / "base-Q4_0.gguf", "-p", "8", "-n", "4", "--reps", "1"],
+        ["bench", "quality", "base.gguf", quantized / "base-Q4_0.gguf", "--text", "calibration.txt",
+         "-c", "64", "--chunks", "4", "--reference", "."],
+    ):  # fmt: skip
+        done = ggq(folder, *verb)
+        assert not note.exists(), verb
+        assert "Traceback" not in done.stderr
+        assert done.returncode == 0, (verb, done.stderr)
+    assert "reference: transformers does not run" not in done.stderr
+
+
+def test_nothing_of_a_repository_runs(laid: tuple[Path, Path], hub: HubServer, tmp_path: Path) -> None:
+    folder, note = laid
+    hub.add_repo("some/model", folder)
+    for verb in (["download", "some/model"], ["plan", "--no-speed", "--preset", "Q4_0", "some/model"]):
+        done = ggq(folder, *verb)
+        assert not note.exists(), verb
+        assert "Traceback" not in done.stderr and done.returncode == 0, (verb, done.stderr)
+    fetched = [request.path for request in hub.requests("/resolve/")]
+    assert any("config.json" in path for path in fetched)
+    assert not [
+        path for path in fetched if path.endswith((".py", ".so", ".pth", ".pkl", "training_args.bin"))
+    ]
+
+
+# ---- weights that are a pickle ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pickled(example: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint whose pytorch_model.bin has the weights, and a command; where that would leave a note."""
+    import torch
+    from safetensors.torch import load_file
+
+    top = tmp_path_factory.mktemp("pickled")
+    folder, note = top / "model", top / "fired"
+    shutil.copytree(example, folder)
+    weights: dict[str, object] = {}
+    for file in folder.glob("*.safetensors"):
+        weights |= load_file(file)
+        file.unlink()
+    torch.save({**weights, "evil": Fires(note)}, folder / "pytorch_model.bin")
+    return folder, note
+
+
+def test_code_in_the_weights_is_refused_in_words(pickled: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, note = pickled
+    for verb in (
+        ["convert", folder, "-o", tmp_path / "made.gguf"],
+        ["plan", "--no-speed", folder],
+        ["recommend", "--no-speed", folder],
+        ["convert-and-quantize", folder, "--preset", "Q4_0", "--outdir", tmp_path / "both"],
+    ):
+        done = ggq(tmp_path, *verb)
+        assert not note.exists(), verb
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "hold more than weights" in done.stderr and "It was not run." in done.stderr
+        assert "weights_only" not in done.stderr
+        assert not list(tmp_path.rglob("*.gguf"))
+
+
+def test_code_in_a_reference_is_refused_in_words(
+    pickled: tuple[Path, Path], base_gguf: Path, tmp_path: Path
+) -> None:
+    folder, note = pickled
+    (tmp_path / "text.txt").write_text("Once upon a time there was a folder full of code. " * 60)
+    ggq(tmp_path, "quantize", base_gguf, "--preset", "Q8_0", "--outdir", tmp_path)
+    (quantized,) = tmp_path.glob("*Q8_0.gguf")
+    done = ggq(
+        tmp_path, "bench", "quality", base_gguf, quantized, "--text", tmp_path / "text.txt", "-c", "64",
+        "--chunks", "4", "--reference", folder, "-o", tmp_path / "record.json",
+    )  # fmt: skip
+    assert not note.exists()
+    assert "hold more than weights" in done.stderr and "was not run" in done.stderr
+    assert "weights_only" not in done.stderr and "succeed" not in done.stderr
+
+
+def test_the_pickle_does_fire(pickled: tuple[Path, Path]) -> None:
+    import torch
+
+    folder, note = pickled
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert note.exists()
+    note.unlink()
+
+
+# ---- a template that leaves its sandbox ------------------------------------------------------------------
+
+ESCAPES = (
+    "{{{{ cycler.__init__.__globals__.os.system('{run}') }}}}",
+    "{{{{ lipsum.__globals__['os'].system('{run}') }}}}",
+    "{{{{ (lipsum|attr('__globals__'))['os'].system('{run}') }}}}",
+    "{{{{ joiner.__init__.__globals__.__builtins__.__import__('os').system('{run}') }}}}",
+    "{{{{ raise_exception.__globals__.__builtins__.__import__('os').system('{run}') }}}}",
+    "{{{{ self.__init__.__globals__.__builtins__['__import__']('os').system('{run}') }}}}",
+    "{{% set f = messages|map('attr', '__class__')|list %}}{{{{ f[0].__mro__[1].__subclasses__()"
+    "|selectattr('__name__', 'equalto', '_wrap_close')|map(attribute='__init__')|map(attribute='__globals__')"
+    "|map(attribute='system')|first|string }}}}{{{{ lipsum.__globals__.os.system('{run}') }}}}",
+)
+
+
+@pytest.mark.parametrize("number", range(len(ESCAPES)))
+def test_a_template_does_not_leave_its_sandbox(
+    number: int, toolchain: Toolchain, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a conversion renders it, in both engines; and without the sandbox it would."""
+    import jinja2
+    import jinja2.sandbox
+
+    note = tmp_path / "fired"
+    folder = Path(shutil.copytree(example, tmp_path / "model"))
+    text = ESCAPES[number].format(run=f"echo > {note}")
+    (folder / "chat_template.jinja").write_text(text)
+    done = templates.compare(folder, text, None, toolchain.lib_dir)
+    assert not note.exists() and not done["agree"]
+
+    monkeypatch.setattr(jinja2.sandbox, "ImmutableSandboxedEnvironment", jinja2.Environment)
+    text += " "  # compiled templates are remembered
+    (folder / "chat_template.jinja").write_text(text)
+    templates.compare(folder, text, None, toolchain.lib_dir)
+    assert note.exists()
 
 
 def test_they_do_fire(laid: tuple[Path, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -79,3 +80,15 @@ def test_another_users_folder_stays(temporary: Path) -> None:
     os.chown(other, 12345, 12345)
     scratch.sweep()
     assert other.is_dir()
+
+
+def test_no_other_module_makes_folders_that_nobody_sweeps() -> None:
+    """In the temporary folder, that is: a ``dir`` of its own is swept with what it lies in."""
+    house = Path(scratch.__file__).parent
+    making = {
+        str(file.relative_to(house))
+        for file in house.rglob("*.py")
+        for call in re.findall(r"(?:TemporaryDirectory|mkdtemp)\(([^)]*)", file.read_text(encoding="utf-8"))
+        if "dir=" not in call
+    }
+    assert making == {"scratch.py", "places.py"}  # a home must outlive the command

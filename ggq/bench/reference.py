@@ -156,6 +156,12 @@ def _require_memory(given: Checkpoint, longest_chunk: int) -> None:
 
 
 def _refused(folder: Path, kind: str, text: str) -> GgqError:
+    if (short := transformers_model.without_advice(text)) != text:
+        return CheckpointProblem(
+            f"The weights of {folder} hold more than weights.",
+            f"A pickle that would run code when it is loaded; it was not run ({short[:200]}).",
+            f"Give a checkpoint of this model in safetensors, {_WITHOUT}.",
+        )
     line = next((line.strip() for line in text.splitlines() if line.strip()), "nothing more is known")
     why = f"{kind}: {line[:300].rstrip('.')}."
     if _NO_MEMORY.search(f"{kind}: {text}"):

@@ -133,5 +133,6 @@ def beyond(right_side: Reference, witness: Witness, *, exact_cache: bool) -> dic
 
 
 def first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = transformers_model.without_advice(str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ggq import limits
+from ggq import limits, transformers_model
 from ggq.checkpoint import Checkpoint
 from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull, GgqError, NeedsWeights, signal_name
 from ggq.llamacpp import endings
@@ -23,7 +23,7 @@ _REPORT = "Report this, with the model's name; GGQ_DEBUG=1 and -v show what the 
 def explain(checkpoint: Checkpoint, report: Mapping[str, Any]) -> GgqError:
     """The child's own report of a failure. Keys: phase, kind (an exception's type), text, and where in the
     converter; of a GgqError its what, text (the why) and next_step."""
-    kind, text = str(report["kind"]), _without_advice(str(report["text"]))
+    kind, text = str(report["kind"]), transformers_model.without_advice(str(report["text"]))
     if "what" in report:
         return ConversionProblem(str(report["what"]), text, str(report["next_step"]))
     if kind in _REFUSED:
@@ -69,14 +69,6 @@ _DOING = {
     "reference": "running the checkpoint in transformers",
     "witness": "running the GGUF in llama.cpp",
 }
-
-
-def _without_advice(text: str) -> str:
-    """torch's words on a pickle that it refused, without its advice to load it all the same."""
-    if "weights_only" not in text:
-        return text
-    reason = re.search(r"WeightsUnpickler error: (.*?)(?:\n|, but|$)", text)
-    return f"WeightsUnpickler: {reason[1]}" if reason else "Unsupported operand: more than weights is in it"
 
 
 def _short(text: str) -> str:

@@ -7,9 +7,9 @@ once more on the GPU, where ggml sees one.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
+from ggq import scratch
 from ggq.errors import ToolchainProblem, ToolFailed
 from ggq.llamacpp import ggml, tools
 from ggq.llamacpp.toolchain import Toolchain
@@ -29,12 +29,12 @@ def run(toolchain: Toolchain, listener: Listener = silent) -> dict[str, str]:
     """
     results: dict[str, str] = {}
     has_gpu = _has_gpu(toolchain)
-    with tempfile.TemporaryDirectory(prefix="ggq-selftest-") as folder:
-        base = Path(folder) / "base.gguf"
+    with scratch.folder("selftest") as folder:
+        base = folder / "base.gguf"
         write_tiny_model(base)
         for done, ftype in enumerate(TYPES):
             listener(Step("self-test", done, len(TYPES), "types"))
-            model = Path(folder) / f"{ftype}.gguf"
+            model = folder / f"{ftype}.gguf"
             tools.quantize(toolchain, base, model, ftype, threads=1)
             for repack in (True, False):
                 tools.forward_pass(toolchain, model, repack=repack)

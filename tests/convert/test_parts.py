@@ -278,6 +278,7 @@ def test_torchs_advice_to_load_a_pickle_all_the_same_is_not_passed_on(example: P
     report = {"phase": "convert", "kind": "UnpicklingError", "text": said, "where": ""}
     words = str(failures.explain(checkpoint.read(example), report))
     assert "weights_only" not in words and "succeed" not in words and "hold more than weights" in words
+    assert "weights_only" not in compare_logits.first_line(ValueError(said))
 
 
 def test_a_death_in_the_child_is_a_finding() -> None:
