@@ -172,7 +172,17 @@ def _checks(found: Verification) -> list[tuple[str, str]]:
         )
     if found.original_context is not None:
         lines.append(("long context", _long_context(found)))
+    if found.window is not None:
+        lines.append(("window", _window(found)))
     return lines
+
+
+def _window(found: Verification) -> str:
+    """What was compared behind a sliding window."""
+    told = "it differs, or was not compared (see the warnings)"
+    if found.window_cosine is not None:
+        told = f"cosine {found.window_cosine:.6f}"
+    return f"behind the window (of {found.window:,} tokens): {told}"
 
 
 def _long_context(found: Verification) -> str:

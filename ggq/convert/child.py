@@ -24,6 +24,7 @@ from ggq.convert import (
     accounting,
     assumptions,
     compare_logits,
+    compare_regimes,
     compare_tokens,
     compare_vectors,
     failures,
@@ -348,11 +349,11 @@ def _check(job: Job) -> None:
     say("phase", name="witness")
     toolchain = Toolchain("named", Path(job.lib_dir), Path(job.lib_dir), Path(job.source_dir), None)
     # Without its weights llama.cpp still checks that each tensor is there and has the shape that it expects.
-    gguf, original = Path(job.gguf), right_side.original_context
+    original = right_side.original_context
     weights = right_side.expected is not None
     exact = len(right_side.tokens) > compare_logits.FEW_POSITIONS
-    within = regimes.overrides(gguf, original, beyond=False)
-    with Witness(toolchain, gguf, job.threads, weights=weights, overrides=within) as witness:
+    within = regimes.overrides(made.path, original, beyond=False)
+    with Witness(toolchain, made.path, job.threads, weights=weights, overrides=within) as witness:
         folder = Path(job.view)
         own = tokenizer_file.sentencepiece(folder) if job.has_tokenizer_model else None
         right, no_reference = tokenizer_file.load(folder)
@@ -361,26 +362,20 @@ def _check(job: Job) -> None:
             say("vectors", **compare_vectors.compare(folder, right_side, made, witness))
             return
         if right is not None and witness.has_tokenizer:
-            found = stops.find(folder, right.id_of)
-            lost = [
-                {"id": identity, "name": witness.name(identity), "file": file}
-                for identity, file in found.items()
-                if not witness.ends_generation(identity)
-            ]
-            say("stops", ids=sorted(found), lost=lost)
+            say("stops", **stops.compare(folder, right.id_of, witness))
         plain, with_tools = witness.chat_template(), witness.chat_template(templates.TOOL_USE)
         say("template", **templates.compare(folder, plain, with_tools, Path(job.lib_dir)))
         if weights:
-            found_logits = witness.logits(right_side.tokens, exact_cache=exact)
-            say("logits", **compare_logits.compare(right_side.expected, found_logits))
+            computed = witness.logits(right_side.tokens, exact_cache=exact)
+            say("logits", **compare_logits.compare(right_side.expected, computed))
         elif right_side.why_not:
             say("logits", why_not=right_side.why_not)
         if right_side.beyond is not None and original is None:
-            say("beyond", **compare_logits.beyond(right_side, witness, exact_cache=exact))
-    if right_side.beyond is not None and original is not None:
-        beyond = regimes.overrides(gguf, original, beyond=True)
-        with Witness(toolchain, gguf, job.threads, overrides=beyond) as witness:
-            say("beyond", **compare_logits.beyond(right_side, witness, exact_cache=exact))
+            say("beyond", **compare_regimes.beyond(right_side, witness, exact_cache=exact))
+    if weights:
+        others = compare_regimes.others(right_side, computed, made, toolchain, job.threads, exact_cache=exact)
+        for regime, seen in others:
+            say(regime, **seen)
 
 
 def _unexpected(names: list[str]) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ggq import transformers_model
-from ggq.convert import far, regimes
-from ggq.errors import GgqError, GgufProblem
-from ggq.llamacpp.witness import Witness
+from ggq.convert import far, regimes, windows
+from ggq.errors import GgqError
 
 POSITIONS = 32
 # A prompt costs what the model weighs, and a wrong base, scale or norm shows at every position but the first.
@@ -24,12 +23,14 @@ PROMPT = (
 @dataclass(frozen=True)
 class Reference:
     """transformers' logits of ``tokens``; None with ``why_not``. ``original_context``: of a model that has
-    two sets of rotary factors; ``beyond``: what is computed there, of a model whose context is scaled."""
+    two sets of rotary factors; ``beyond``: what is computed there, of a model whose context is scaled;
+    ``window``: with a short window, of a model that has one."""
 
     expected: Any = None
     tokens: Sequence[int] = ()
     original_context: int | None = None
     beyond: far.Far | None = None
+    window: windows.Window | None = None
     why_not: str = ""
 
 
@@ -53,8 +54,8 @@ def reference(
         tokens = _prompt(tokenizer, text_config.vocab_size)[: FEW_POSITIONS if large else POSITIONS]
         expected = transformers_model.logits(model, tokens)
         original = regimes.original_context(model)
-        beyond = _beyond(model, tokens)
-        return Reference(expected, tokens, original, beyond)
+        window, beyond = _window(model, tokens, expected), _beyond(model, tokens)
+        return Reference(expected, tokens, original, beyond, window)
     except GgqError:
         raise  # a finding
     except Exception as error:
@@ -69,8 +70,15 @@ def _beyond(model: Any, tokens: Sequence[int]) -> far.Far | None:
     try:
         return far.reference(model, tokens, how)
     except Exception as error:
-        why_not = f"transformers does not run it there: {first_line(error)}"
-        return far.Far(how, 0, how.position(len(tokens)), why_not=why_not)
+        return far.Far(how, 0, how.position(len(tokens)), why_not=f"transformers fails: {first_line(error)}")
+
+
+def _window(model: Any, tokens: Sequence[int], expected: Any) -> windows.Window | None:
+    try:
+        return windows.reference(model, tokens, expected)
+    except Exception as error:
+        own = windows.size(model.config.get_text_config()) or 0
+        return windows.Window(own, own, why_not=f"transformers fails: {first_line(error)}")
 
 
 def _prompt(tokenizer: Any, vocabulary: int) -> list[int]:
@@ -106,30 +114,6 @@ def why_not(error: Exception) -> str:
     if type(error) is LookupError:  # of ``transformers_model``
         return first_line(error)
     return f"transformers does not run the checkpoint: {first_line(error)}"
-
-
-def beyond(right_side: Reference, witness: Witness, *, exact_cache: bool) -> dict[str, Any]:
-    """How alike the two sides are beyond the original context, in logits and rotations.
-
-    ``right_side``: of a model whose context is scaled; ``witness``: with the factors for there.
-    """
-    expected = right_side.beyond
-    assert expected is not None
-    found: dict[str, Any] = {"original": expected.scaled.original, "kind": expected.scaled.kind}
-    if expected.why_not:
-        return {**found, "why_not": expected.why_not}
-    try:
-        logits, rotations = witness.far_logits(
-            right_side.tokens, expected.near, expected.position, exact_cache=exact_cache
-        )
-    except (GgufProblem, LookupError) as problem:
-        return {**found, "why_not": f"llama.cpp does not run it there: {first_line(problem)}"}
-    if expected.has_fixed_factors and expected.logits is not None and logits is not None:
-        behind = expected.near + 1  # the first far token sees itself only
-        found |= compare(expected.logits[behind:], logits[behind:])
-    elif expected.has_fixed_factors:
-        found["logits_why_not"] = "not all of its layers can be given a text with a gap"
-    return {**found, **far.compare(expected, rotations)}
 
 
 def first_line(error: Exception) -> str:

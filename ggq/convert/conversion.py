@@ -224,7 +224,7 @@ def remark(
         listener(Notice(text))
     for warning in verification.warnings:
         listener(Notice(f"{warning[:1].upper()}{warning[1:]}.", "warning"))
-    window = _lost_window(given, made)
+    window = verification.window if verification.window_lost else _lost_window(given, made)
     if window:
         listener(
             Notice(

@@ -208,6 +208,7 @@ class Child:
                 tokenizer=self._found.get("tokenizer", {}),
                 logits=self._found.get("logits", {}),
                 beyond=self._found.get("beyond", {}),
+                window=self._found.get("window", {}),
                 stops=self._found.get("stops", {}),
                 template=self._found.get("template", {}),
                 remarks=tuple(self._remarks),

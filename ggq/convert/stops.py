@@ -8,6 +8,7 @@ from typing import Any
 
 from ggq.convert.tokenizer_file import read_json, text_of
 from ggq.convert.tokenizer_sound import SETTINGS
+from ggq.llamacpp.witness import Witness
 
 _KEY = "eos_token_id"
 _CONFIGS = ("generation_config.json", "config.json")
@@ -38,3 +39,14 @@ def _ids(config: Mapping[str, Any]) -> Iterable[int]:
         part = config.get(key)
         if isinstance(part, Mapping):
             yield from _ids(part)
+
+
+def compare(folder: Path, id_of: Callable[[str], int | None], witness: Witness) -> dict[str, Any]:
+    """The ids at which the checkpoint ends a turn, and those at which llama.cpp does not (``lost``)."""
+    found = find(folder, id_of)
+    lost = [
+        {"id": identity, "name": witness.name(identity), "file": file}
+        for identity, file in found.items()
+        if not witness.ends_generation(identity)
+    ]
+    return {"ids": sorted(found), "lost": lost}

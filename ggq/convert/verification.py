@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ggq.convert import compare_vectors, far
+from ggq.convert import compare_vectors, far, windows
 from ggq.convert.accounting import Account
 from ggq.errors import ConversionProblem
 
@@ -35,9 +35,11 @@ class Verification:
     ``logits_cosine``: mean over
     ``positions``, with the ``lowest_cosine`` and the share of positions whose best token agrees;
     ``beyond_cosine``: at positions beyond the ``original_context``, of a model whose context is scaled, and
-    ``rotations``: of how many queries and keys the rotation there was measured and is the checkpoint's. A
-    check that could not be made says why in ``tokenizer_why_not`` and ``why_not``. Of an encoder the
-    vectors are compared in the place of logits: ``vectors_cosine`` and ``lowest_cosine`` of the
+    ``rotations``: of how many queries and keys the rotation there was measured and is the checkpoint's;
+    ``window_cosine``: at positions behind the ``window``, or behind a shorter one in the place of it on both
+    sides, and ``window_lost``: llama.cpp has no window for this architecture. A check that could not be made
+    says why in ``tokenizer_why_not`` and ``why_not``. Of an encoder the vectors are compared in the place of
+    logits: ``vectors_cosine`` and ``lowest_cosine`` of the
     ``positions``' own, ``pooled_cosine`` of the text's, pooled by ``pooling`` (empty: the checkpoint says
     none).
     """
@@ -62,6 +64,9 @@ class Verification:
     original_context: int | None = None
     beyond_cosine: float | None = None
     rotations: int = 0
+    window: int | None = None
+    window_cosine: float | None = None
+    window_lost: bool = False
     vectors_cosine: float | None = None
     pooling: str = ""
     pooled_cosine: float | None = None
@@ -98,6 +103,7 @@ class Findings:
     tokenizer: Mapping[str, Any]
     logits: Mapping[str, Any]
     beyond: Mapping[str, Any] = field(default_factory=dict)
+    window: Mapping[str, Any] = field(default_factory=dict)
     stops: Mapping[str, Any] = field(default_factory=dict)
     template: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -109,6 +115,7 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
     _require_finite(found)
     _require_same_tokens(found.tokenizer)
     _require_same_logits(outtype, found.logits)
+    windows.require_same(found.window)
     far.require_same(found.beyond)
     _require_same_logits(outtype, far.judged_by_logits(found.beyond), " beyond its original context")
     compare_vectors.require_same(found.vectors, outtype, LEAST_COSINE[outtype])
@@ -139,6 +146,7 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
             f"{_ends(found.tokenizer['specials']['gguf'])}"
         )
     warnings += far.remarks(found.beyond)
+    warnings += windows.remarks(found.window, LEAST_COSINE[outtype])
     warnings += found.template.get("remarks", ())
     if found.template.get("why_not"):
         warnings.append(f"the chat template was not compared: {found.template['why_not']}")
@@ -171,6 +179,9 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
         original_context=found.beyond.get("original"),
         beyond_cosine=found.beyond.get("cosine"),
         rotations=found.beyond.get("turned", 0),
+        window=found.window.get("window"),
+        window_cosine=found.window.get("cosine"),
+        window_lost=found.window.get("lost", False),
         vectors_cosine=found.vectors.get("cosine"),
         pooling=found.vectors.get("pooling", ""),
         pooled_cosine=found.vectors.get("pooled_cosine"),

@@ -195,7 +195,7 @@ def main() -> None:
         f"llama.cpp {toolchain.commit}.\n\n"
     )
     columns = ("case", "tokenizer", "weights", "result", "texts", "stops", "templates", "16 bit", "lowest",
-               "long context", *QUANTIZED)  # fmt: skip
+               "long context", "window", *QUANTIZED)  # fmt: skip
     say(f"| {' | '.join(columns)} |\n|{' --- |' * 4}{' ---: |' * (len(columns) - 4)}\n")
     for row in rows:
         say(_line(row))
@@ -212,7 +212,8 @@ llama-quantize. Random weights have no redundancy, so a trained model loses less
 turn, in the GGUF and in the checkpoint. *templates*: conversations that llama.cpp and transformers render
 alike. *16 bit*, *lowest*: mean and lowest cosine between the logits of the 16-bit GGUF in llama.cpp and those
 of transformers in float32, over 32 positions; of an encoder between the vectors of its tokens.
-*long context*: the same at positions beyond the original context, of a model whose context is scaled. The
+*long context*: the same at positions beyond the original context, of a model whose context is scaled.
+*window*: at positions behind a sliding window, or behind a shorter one in the place of it on both sides. The
 quantized files are compared on another prompt. "completed": keys that ggq gives to the converter, which fails
 or is wrong without them. "refused": with these words, and without an output.
 [checks.md](checks.md) says what each check sees.
@@ -235,7 +236,7 @@ def _line(row: Row) -> str:
     weights = f"{form}, {'.bin' if case.as_bin else 'shards' if case.shards else 'one file'}"
     first = f"| {case.name} | {case.tokenizer} | {weights} |"
     if found is None:
-        return f"{first} refused: {row.outcome} |{' |' * (6 + len(QUANTIZED))}\n"
+        return f"{first} refused: {row.outcome} |{' |' * (7 + len(QUANTIZED))}\n"
     completed = ", ".join(f"{key} = {value}" for key, value in row.completed.items())
     told = [remark for remark in row.remarks if not any(words in remark for words in _SPACES)]
     if len(told) < len(row.remarks):
@@ -249,6 +250,7 @@ def _line(row: Row) -> str:
         "not compared" if cosine is None else f"{cosine:.6f}",
         "-" if found.lowest_cosine is None else f"{found.lowest_cosine:.6f}",
         "-" if found.beyond_cosine is None else f"{found.beyond_cosine:.6f}",
+        "-" if found.window_cosine is None else f"{found.window_cosine:.6f}",
         *(f"{row.quantized[preset]:.4f}" if row.quantized else "-" for preset in QUANTIZED),
     )
     return f"{first} {result} | {' | '.join(cells)} |\n"

@@ -25,6 +25,12 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN_ROPE = {
+    "rope_theta": 10000.0,
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 LONG_ROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -121,6 +127,23 @@ CASES: Sequence[Case] = (
     _case("Llama", "sentencepiece", name="Llama, .bin", dtype="bfloat16", as_bin=True),
     _case("Llama", "sentencepiece", name="Llama, tokenizer.json only", tokenizer_files="json"),
     _case("Llama", "llama-3", {**SMALL, "rope_parameters": LLAMA3_ROPE}, name="Llama, Llama 3 rope"),
+    _case("Llama", "gpt2", {**SMALL, "rope_parameters": YARN_ROPE}, name="Llama, YaRN", tested=False),
+    _case(
+        "Llama",
+        "gpt2",
+        {**SMALL, "rope_parameters": {**YARN_ROPE, "beta_fast": 8.0}},
+        name="Llama, YaRN with a beta_fast",
+        warned="takes YaRN's beta_fast for 32",
+        tested=False,
+    ),
+    _case(
+        "Llama",
+        "gpt2",
+        {**SMALL, "rope_parameters": {**YARN_ROPE, "attention_factor": 1.0}},
+        name="Llama, YaRN with an attention_factor",
+        refused="positions are not the checkpoint's",
+        tested=False,
+    ),
     _case(
         "Mistral",
         "sentencepiece",
@@ -182,6 +205,15 @@ CASES: Sequence[Case] = (
         {**SMALL, **SCALE_1_8, "num_hidden_layers": 6, "sliding_window": 16},
         config="Gemma3TextConfig",
         dtype="bfloat16",
+    ),
+    _case(
+        "Gemma3",
+        "gemma",
+        {**SMALL, **SCALE_1_8, "num_hidden_layers": 6, "sliding_window": 128},
+        name="Gemma3, longer window",
+        config="Gemma3TextConfig",
+        dtype="bfloat16",
+        tested=False,
     ),
     _case(
         "Gemma3",

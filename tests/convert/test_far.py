@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ggq import gguf_file, transformers_model
-from ggq.convert import compare_logits, convert, far, regimes
+from ggq.convert import compare_regimes, convert, far, regimes
 from ggq.convert.compare_logits import Reference
 from ggq.convert.verification import Findings, judge
 from ggq.errors import ConversionProblem
@@ -75,7 +75,7 @@ def _beyond(folder: Path, gguf: Path, toolchain: Toolchain) -> dict[str, Any]:
     assert how is not None
     reference = Reference(None, TOKENS, None, far.reference(model, TOKENS, how))
     with Witness(toolchain, gguf, threads=1) as witness:
-        return compare_logits.beyond(reference, witness, exact_cache=True)
+        return compare_regimes.beyond(reference, witness, exact_cache=True)
 
 
 def _put(gguf: Path, offset: int, value: bytes) -> None:
