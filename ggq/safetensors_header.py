@@ -84,6 +84,14 @@ def read(file: Path) -> Iterator[CheckpointTensor]:
         damaged(file, f"It has {data_bytes - expected:,} bytes after its last tensor.")
 
 
+def places(file: Path) -> Iterator[tuple[CheckpointTensor, int]]:
+    """The tensors of a file that ``read`` has found sound, and where in it each one's data begin."""
+    header, header_bytes, _, form = _header(file)
+    for name, info in header.items():
+        tensor, begin = _tensor(file, name, info, form)
+        yield tensor, 8 + header_bytes + begin
+
+
 def _header(file: Path) -> tuple[dict[str, Any], int, int, str]:
     """The tensors' entries, the bytes of the header and of the file, and the format that it names."""
     with untrusted.open_regular(file) as stream:

@@ -140,6 +140,9 @@ def _checks(found: Verification) -> list[tuple[str, str]]:
         same = found.checkpoint_parameters == found.gguf_parameters
         text = "as many as in the checkpoint" if same else "; ".join(found.parameter_notes)
         lines.append(("count", text or f"the checkpoint has {found.checkpoint_parameters:,}"))
+    if found.unpacked_compared:
+        count = f"{found.unpacked_compared} of {found.unpacked_tensors} packed tensors"
+        lines.append(("weights", f"{count} have the values that ggq unpacks, in a sample of rows"))
     lines.append(("tokenizer", _tokenizer(found)))
     if found.template_compared:
         agree, tried = found.template_conversations, found.template_compared

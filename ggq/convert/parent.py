@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from ggq import __version__, files, gguf_file, hardware, model_card, python_child, scratch, transformers_model
 from ggq.checkpoint import Checkpoint
-from ggq.convert import failures, gaps, rows, tokenizer_sound, view
+from ggq.convert import compare_packed, failures, gaps, rows, tokenizer_sound, view
 from ggq.convert.accounting import account
+from ggq.convert.compare_packed import Unpacked
 from ggq.convert.feeder import Feeder
 from ggq.convert.pipe import Pipe
 from ggq.convert.source import source_of
@@ -213,8 +214,15 @@ class Child:
                 template=self._found.get("template", {}),
                 remarks=tuple(self._remarks),
                 vectors=self._found.get("vectors", {}),
+                unpacked=self._unpacked(made),
             ),
         )
+
+    def _unpacked(self, made: gguf_file.GgufFile) -> Unpacked:
+        """Where there are no logits, the values of packed weights that ggq can unpack itself."""
+        if self._mmproj or self._given.storage.method is None or "cosine" in self._found.get("logits", {}):
+            return Unpacked()
+        return compare_packed.compare(self._given, made)
 
     def _account(self, made: gguf_file.GgufFile) -> Any:
         if self._given.quantization is not None or self._mmproj:

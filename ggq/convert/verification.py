@@ -8,6 +8,7 @@ from typing import Any
 
 from ggq.convert import compare_vectors, far, windows
 from ggq.convert.accounting import Account
+from ggq.convert.compare_packed import Unpacked
 from ggq.errors import ConversionProblem
 
 # The least cosine between transformers' logits and the GGUF's, averaged over the prompt's positions.
@@ -41,7 +42,8 @@ class Verification:
     says why in ``tokenizer_why_not`` and ``why_not``. Of an encoder the vectors are compared in the place of
     logits: ``vectors_cosine`` and ``lowest_cosine`` of the
     ``positions``' own, ``pooled_cosine`` of the text's, pooled by ``pooling`` (empty: the checkpoint says
-    none).
+    none). ``unpacked_compared`` of ``unpacked_tensors`` packed ones were compared by their values where there
+    are no logits.
     """
 
     level: str
@@ -70,6 +72,8 @@ class Verification:
     vectors_cosine: float | None = None
     pooling: str = ""
     pooled_cosine: float | None = None
+    unpacked_tensors: int = 0
+    unpacked_compared: int = 0
     why_not: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -108,11 +112,13 @@ class Findings:
     template: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     vectors: Mapping[str, Any] = field(default_factory=dict)
+    unpacked: Unpacked = field(default_factory=Unpacked)
 
 
 def judge(level: str, outtype: str, found: Findings) -> Verification:
     """Raises ConversionProblem when the GGUF is not the checkpoint; else says what was checked."""
     _require_finite(found)
+    _require_same_values(found.unpacked)
     _require_same_tokens(found.tokenizer)
     _require_same_logits(outtype, found.logits)
     windows.require_same(found.window)
@@ -185,6 +191,8 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
         vectors_cosine=found.vectors.get("cosine"),
         pooling=found.vectors.get("pooling", ""),
         pooled_cosine=found.vectors.get("pooled_cosine"),
+        unpacked_tensors=found.unpacked.tensors,
+        unpacked_compared=found.unpacked.compared,
         why_not=why_not,
         warnings=tuple(warnings),
     )
@@ -204,6 +212,16 @@ def _require_finite(found: Findings) -> None:
             "The model computes values that are not numbers.",
             f"On a short prompt {found.logits['not_finite']} logits hold NaN or infinity.",
             "Try another --outtype (bf16 or f32 instead of f16).",
+        )
+
+
+def _require_same_values(unpacked: Unpacked) -> None:
+    if unpacked.wrong:
+        more = f" and {len(unpacked.wrong) - 3} more" if unpacked.wrong[3:] else ""
+        raise ConversionProblem(
+            "The GGUF's weights are not the checkpoint's.",
+            f"{', '.join(unpacked.wrong[:3])}{more}: unpacked by ggq, they have other values.",
+            "Report it, with the model's name; --verify off keeps the file as it is.",
         )
 
 
