@@ -216,7 +216,13 @@ def _explain(out: Output, found: Plan) -> None:
     _explain_priors(out, found)
     _explain_contents(out, found)
     if any(it.size.needs_imatrix for it in found.presets):
-        out.paragraph("*: cannot be made without an importance matrix (--imatrix).")
+        out.paragraph(
+            "*: cannot be made without an importance matrix (--imatrix). The size is that with one, but for"
+            " the few bytes of its name in the header."
+        )
+    for it in found.presets:
+        if it.size.remark:
+            out.warning(it.size.remark)
     if found.must_be_streamed:
         needed, free = (files.human_bytes(it) for it in (found.download_bytes, found.disk_free_bytes))
         out.paragraph(

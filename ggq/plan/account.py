@@ -13,6 +13,7 @@ from ggq.plan.memo import Memo
 from ggq.plan.memory import MemoryForecast, forecast, touched
 from ggq.plan.placement import Placement, Room, most_layers
 from ggq.presets import Preset
+from ggq.quantize import coverage
 
 _MUCH_BYTES = 16 << 20
 
@@ -37,7 +38,7 @@ class PresetSize:
     ``quantized_count`` tensors get another type than the preset wants; ``needs_imatrix``: it cannot be made
     without an importance matrix. ``fallen_share``: of the weights of all layers, those
     in tensors that fell back; ``main_type``: that most of these weights get; ``content``: a digest of all
-    tensors' types."""
+    tensors' types; ``remark``: on tensors that no importance matrix will know."""
 
     file_bytes: int
     bits_per_weight: float
@@ -47,6 +48,7 @@ class PresetSize:
     fallen_share: float = 0.0
     main_type: str = ""
     content: str = ""
+    remark: str = ""
 
     @property
     def mostly_fell_back(self) -> bool:
@@ -131,6 +133,7 @@ class Account:
                 fallen_share=recipe.fallen_share,
                 main_type=recipe.main_type,
                 content=recipe.content,
+                remark=coverage.words(recipe.uncovered, preset.name),
             )
         )
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggq import __version__, checkpoint, files, gguf_file, gguf_hollow, gguf_names, hub, places
+from ggq import __version__, checkpoint, files, gguf_file, gguf_hollow, gguf_names, hub, places, scratch
 from ggq.convert import SourceInfo, convert_hollow
 from ggq.convert.source import model_name as folder_name
 from ggq.errors import UsageProblem
@@ -32,6 +32,8 @@ from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.presets import Preset
 from ggq.progress import Listener, Notice, silent
+from ggq.quantize import expected
+from ggq.quantize.imatrix import default_name
 from ggq.quantize.outputs import changed_entries
 from ggq.quantize.recipe import Recipe, ask
 from ggq.records import is_ours
@@ -81,8 +83,16 @@ class HollowModel:
     toolchain: Toolchain
 
     def recipe(self, preset: Preset) -> Recipe:
-        """What the preset makes of the base. Raises as ``quantize.recipe.ask`` does."""
-        return ask(self.toolchain, gguf_file.read_all(self.base), preset, QuantizeOptions())
+        """What the preset makes of the base; one that needs an importance matrix with that which
+        `ggq imatrix` would make, as far as it can be known. Raises as ``quantize.recipe.ask`` does."""
+        base = gguf_file.read_all(self.base)
+        recipe = ask(self.toolchain, base, preset, QuantizeOptions())
+        if not recipe.needs_imatrix:
+            return recipe
+        with scratch.folder("matrix") as folder:
+            matrix = expected.matrix(base, folder, Path(default_name(self.name)), "text.txt")
+            found = ask(self.toolchain, base, preset, QuantizeOptions(imatrix=matrix.file.path), matrix)
+        return replace(found, options=replace(found.options, imatrix=None), needs_imatrix=True)
 
     def key(self, preset: Preset) -> str:
         """What tells the preset's files from those of others, of the same name, too."""
@@ -122,7 +132,7 @@ class HollowModel:
         if target.is_file():
             return target
         base = gguf_file.read_all(self.base)
-        recipe = ask(self.toolchain, base, preset, QuantizeOptions())
+        recipe = self.recipe(preset)
         parts = _Parts(base, recipe, self.toolchain)
         if layers is not None:
             parts.cut(layers)

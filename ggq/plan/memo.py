@@ -10,7 +10,7 @@ from typing import Any
 
 from ggq import files
 
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 
 
 class Memo:

@@ -9,7 +9,6 @@ from ggq.gguf_file import GgufFile
 from ggq.gguf_header import Array
 from ggq.gguf_hollow import HollowTensor, Shard
 from ggq.gguf_names import shard_name
-from ggq.quantize import importance
 from ggq.quantize.recipe import Recipe
 
 
@@ -22,8 +21,7 @@ def changed_entries(base: GgufFile, recipe: Recipe) -> dict[str, int | str | Arr
             recipe.preset.ftype, base.integer("general.file_type") or 0
         ),
     }
-    imatrix = recipe.options.imatrix
-    return changed | (importance.read(imatrix).entries() if imatrix else {})
+    return changed | dict(recipe.entries)
 
 
 def paths(base: GgufFile, recipe: Recipe, output: Path) -> tuple[Path, ...]:

@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from ggq import ggml_types, gguf_file
 from ggq.errors import GgufProblem, UsageProblem
@@ -27,7 +28,8 @@ from ggq.quantize.importance import Importance
 class Recipe:
     """What ``preset`` makes of a base. ``file_bytes`` is exact, of all files together; ``bits_per_weight``
     counts tensor data only, as llama-quantize does; ``options`` are the user's and the preset's together, and
-    those that give ``uncovered`` tensors, of which the importance matrix knows nothing, another type."""
+    those that give ``uncovered`` tensors, of which the importance matrix knows nothing, another type;
+    ``entries``: the metadata that a matrix adds."""
 
     preset: Preset
     options: QuantizeOptions
@@ -37,6 +39,7 @@ class Recipe:
     file_bytes: int
     bits_per_weight: float
     uncovered: tuple[Uncovered, ...] = ()
+    entries: Mapping[str, str | int] = field(default_factory=dict)
 
     @property
     def quantized_count(self) -> int:
@@ -123,6 +126,7 @@ def ask(
         file_bytes=predicted_bytes(base, types, added, options.keep_split),
         bits_per_weight=8 * data_bytes / base.parameter_count,
         uncovered=uncovered,
+        entries=added,
     )
 
 
