@@ -69,7 +69,7 @@ docs: $(INSTALLED) ## Write the generated part of docs/ again
 	$(BIN)/python docs/generate_cli.py
 
 architectures: setup ## Try every architecture, and write docs/architectures.md again (minutes)
-	PYTHONPATH=tests $(BIN)/python tests/convert/matrix.py > docs/architectures.new.md
+	PYTHONPATH=tests $(BIN)/python tests/matrix.py > docs/architectures.new.md
 	mv docs/architectures.new.md docs/architectures.md
 
 clean: ## Remove what the other targets made, but keep the environment and the build

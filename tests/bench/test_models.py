@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from convert.matrix import CASES, make
+from matrix import CASES, make
 
 import ggq
 from ggq import gguf_file, measure
