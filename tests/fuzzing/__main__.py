@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="This case alone.")
     parser.add_argument("--keep", type=Path, help="Leave the cases' folders here.")
     parser.add_argument("--jobs", type=int, default=min(4, len(os.sched_getaffinity(0))))
-    parser.add_argument("--most-seconds", type=float, default=1500, help="Begin no case after that.")
+    parser.add_argument("--most-seconds", type=float, default=3600, help="Begin no case after that.")
     parser.add_argument("--quick", action="store_true", help="No case that starts torch, and no record.")
     given = parser.parse_args()
     if given.keep:
@@ -169,7 +169,8 @@ def main() -> None:
             ("traceback", "catch-all", "report this", "raw abort", "terminal escape", "partial file", "hang",
              "no words", "slow", "memory")]  # fmt: skip
     others = sum(number for name, number in counts.items() if name not in {bar.name for bar in bars})
-    finish("fuzz", report | {"seed": given.seed}, [*bars, Bar("other exit codes", others, 0)])
+    finish("fuzz", report | {"seed": given.seed}, [*bars, Bar("other exit codes", others, 0),
+            Bar("cases not reached", given.count - len(verdicts), 0)])  # fmt: skip
 
 
 def summary(verdicts: list[Verdict], seconds: float) -> dict[str, Any]:

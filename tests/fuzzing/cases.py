@@ -52,6 +52,7 @@ _GGUF = (
     Verb("imatrix {} --text text.txt --chunks 1 -c 64", 2),
     Verb("bench speed {} --quick --no-binding --reps 1 -p 16 -n 4", 2),
     Verb("bench memory {}", 1),
+    Verb("bench quality whole.gguf {} --text text.txt --chunks 1 -c 64", 1),
 )
 _FOLDER = (
     Verb("inspect {} --json", 70),
@@ -157,6 +158,7 @@ def case(
         given = folder / "model.gguf"
         given.write_bytes(whole if clean else mutations.gguf(whole, random))
         (folder / "text.txt").symlink_to(seeds.folder / "text.txt")
+        (folder / "whole.gguf").symlink_to(seeds.gguf)
         return Case(kind, verb, verb.command(given.name), _nothing)
     given = folder / "model"
     source = seeds.folder / "bpe" if kind == "tokenizer.json" else EXAMPLE
