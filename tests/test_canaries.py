@@ -220,7 +220,7 @@ def test_a_template_does_not_leave_its_sandbox(
 ) -> None:
     """As a conversion renders it, in both engines; and without the sandbox it would."""
     import jinja2
-    import jinja2.sandbox
+    from transformers.utils import chat_template_utils
 
     note = tmp_path / "fired"
     folder = Path(shutil.copytree(example, tmp_path / "model"))
@@ -229,7 +229,7 @@ def test_a_template_does_not_leave_its_sandbox(
     done = templates.compare(folder, text, None, toolchain.lib_dir)
     assert not note.exists() and not done["agree"]
 
-    monkeypatch.setattr(jinja2.sandbox, "ImmutableSandboxedEnvironment", jinja2.Environment)
+    monkeypatch.setattr(chat_template_utils, "ImmutableSandboxedEnvironment", jinja2.Environment)
     text += " "  # compiled templates are remembered
     (folder / "chat_template.jinja").write_text(text)
     templates.compare(folder, text, None, toolchain.lib_dir)

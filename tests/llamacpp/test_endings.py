@@ -106,7 +106,6 @@ def test_every_tool_that_reads_a_model(tmp_path: Path, how: str, said: str, advi
         lambda: tools.complete(found, model, "a", 1),
         lambda: tools.quantize(found, model, tmp_path / "q", "Q4_0"),
         lambda: tools.quantize_plan(found, model, "Q4_0"),
-        lambda: tools.count_tokens(found, model, model),
         lambda: tools.bos_token(found, model),
         lambda: bench.run(found, model, bench.BenchOptions(threads=(1,))),
         lambda: memory.breakdown(found, model, load),

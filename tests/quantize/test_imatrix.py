@@ -302,9 +302,9 @@ def test_the_text_of_auto_is_of_no_use_without_it(base: Path, text: Path) -> Non
     assert refused.exit_code == 2 and "--imatrix auto" in refused.stderr
 
 
-def test_a_dry_run_with_auto_says_what_it_leaves_out(base: Path, text: Path) -> None:
+def test_a_dry_run_with_auto_says_what_the_sizes_are_of(base: Path, text: Path) -> None:
     command = ["quantize", str(base), "--imatrix", "auto", "--imatrix-text", str(text), "--dry-run"]
     shown = CliRunner().invoke(cli, [*command, "--preset", "iq2_xs"])
-    assert shown.exit_code == 0 and "without the importance matrix" in shown.stderr
+    assert shown.exit_code == 0 and "The importance matrix is made first" in shown.stderr
     assert "needs an importance matrix" not in shown.stderr
     assert [path.name for path in base.parent.iterdir()] == [base.name]
