@@ -66,11 +66,11 @@ gpu-check: $(INSTALLED) ## A CUDA build where there is an NVIDIA GPU; offload an
 	$(BIN)/python -m benchmarks.gpu
 
 docs: $(INSTALLED) ## Write the generated part of docs/ again
-	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python scripts/generate_cli_docs.py
 
-architectures: setup ## Try every architecture, and write docs/architectures.md again (minutes)
-	PYTHONPATH=tests $(BIN)/python tests/matrix.py > docs/architectures.new.md
-	mv docs/architectures.new.md docs/architectures.md
+architectures: setup ## Try every architecture, and write docs/supported-models.md again (minutes)
+	PYTHONPATH=tests $(BIN)/python tests/helpers/architectures.py > docs/architectures.new.md
+	mv docs/architectures.new.md docs/supported-models.md
 
 clean: ## Remove what the other targets made, but keep the environment and the build
 	rm -rf demo bench-results build dist .mypy_cache .pytest_cache .ruff_cache

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ggq import process
-from ggq.environment import environment
 from ggq.llamacpp import toolchain
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.records.environment import environment
+from ggq.system import process
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench-results"

@@ -24,21 +24,23 @@ from typing import Any
 import ggq
 from benchmarks import headers
 from benchmarks.common import EXAMPLE, RESULTS, ROOT, Bar, finish, random_llama
-from ggq import gguf_file, hardware, presets
-from ggq.bench.memory import MemorySettings
-from ggq.bench.memory import measure as measure_memory
 from ggq.errors import GgufProblem
+from ggq.estimation.estimator import Account
+from ggq.estimation.hollow_model import HollowModel, hollow_model
+from ggq.estimation.speed import SpeedMeter, forecast
+from ggq.estimation.timings import Calibration
+from ggq.gguf import file as gguf_file
 from ggq.llamacpp import bench, rpc, toolchain
 from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.plan.account import Account
-from ggq.plan.calibration import Calibration
-from ggq.plan.hollow import HollowModel, hollow_model
-from ggq.plan.speed import SpeedMeter, forecast
-from ggq.presets import Preset
-from ggq.recommend import Limits, recommend
+from ggq.measurement.memory import MemorySettings
+from ggq.measurement.memory import measure as measure_memory
+from ggq.operations.recommend import Limits, recommend
+from ggq.presets import catalogue
+from ggq.presets.catalogue import Preset
+from ggq.system import hardware
 
 PRESETS = ("Q2_K", "Q4_K_M", "Q6_K", "Q8_0")
 DEEP_PRESET = "Q4_K_M"  # in which the longer contexts and the devices are tried
@@ -150,7 +152,7 @@ class Foresight:
         if self._facts.parameter_count > _MANY_PARAMETERS:
             own = min(own, _SHORT_CONTEXT)
         self._contexts = sorted({min(context, own) for context in contexts})
-        self._presets = presets.load().resolve(PRESETS)
+        self._presets = catalogue.load().resolve(PRESETS)
         self.files: dict[str, Path] = {}
         self._small_cache = "q8_0"
         try:
@@ -281,7 +283,7 @@ def hollow_8b(work: Path, tools: Toolchain) -> Iterator[Cell]:
     shape = replace(headers.LLAMA_8B, vocabulary=_VOCABULARY)
     hollow: HollowModel = hollow_model(headers.write(work / "hollow-8b", shape, EXAMPLE), toolchain=tools)
     account = Account(hollow)
-    (preset,) = presets.load().resolve([DEEP_PRESET])
+    (preset,) = catalogue.load().resolve([DEEP_PRESET])
     sizes = {preset.name: account.size(preset).file_bytes}
     kept = Calibration(work / "speed-8b.json", tools)
     meter = SpeedMeter(hollow, account.facts(), sizes, Load(512), kept)

@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.common import RESULTS, Bar, Watched, finish, random_llama, watch
-from ggq import files, presets
 from ggq.llamacpp import toolchain
+from ggq.presets import catalogue
+from ggq.system import files
 
 ONE = ("Q4_K_M",)
 LIMITS = {"one": 0.90, "ten": 0.50}
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default 3)")
     parser.add_argument("--layers", type=int, default=30, help="30 make about 500 M parameters")
     options = parser.parse_args()
-    ten = tuple(preset.name for preset in presets.load().resolve(["k-quants"]))
+    ten = tuple(preset.name for preset in catalogue.load().resolve(["k-quants"]))
     RESULTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=RESULTS) as work:
         model, folder = Path(work) / "random", Path(work) / "out"

@@ -18,21 +18,22 @@ from pathlib import Path
 import ggq
 from benchmarks import headers
 from benchmarks.common import EXAMPLE, RESULTS, Bar, finish, random_llama
-from ggq import foresee, presets
-from ggq.bench import memory, speed
-from ggq.bench.memory import MemoryCell, MemorySettings
-from ggq.bench.rates import Precision
-from ggq.bench.speed import SpeedResult, SpeedSettings
-from ggq.bench.workload import layer_count
-from ggq.foresee import PlanSettings
-from ggq.gguf_file import read
+from ggq.estimation.hollow_model import hollow_model
+from ggq.estimation.speed import timed
+from ggq.gguf.file import read
 from ggq.llamacpp import bench, rpc, toolchain
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.pipeline import Settings
-from ggq.plan.hollow import hollow_model
-from ggq.plan.speed import timed
+from ggq.measurement import memory, speed
+from ggq.measurement.memory import MemoryCell, MemorySettings
+from ggq.measurement.speed import SpeedResult, SpeedSettings
+from ggq.measurement.speed_tests import layer_count
+from ggq.measurement.throughput import Precision
+from ggq.operations import plan
+from ggq.operations.convert_and_quantize import Settings
+from ggq.operations.plan import PlanSettings
+from ggq.presets import catalogue
 
 _PRESET, _CONTEXT, _REPETITIONS = "Q4_K_M", 512, 3
 _LLAMA_70B = headers.Shape(8192, 28672, 80, 64, 8, 2048)
@@ -101,7 +102,7 @@ def speed_cells(
     """``source``: the checkpoint of ``model``, of whose headers the speed is foretold."""
     for count in counts:
         settings = PlanSettings(contexts=(_CONTEXT,), n_gpu_layers=count, rpc=servers)
-        found = foresee.plan(source, [_PRESET], settings, toolchain=tools)
+        found = plan.plan(source, [_PRESET], settings, toolchain=tools)
         [load] = found.presets[0].loads
         if load.speed is None or found.threads is None:
             print(f"{model.stem:<24} ngl {count:>3} no speed was foretold")
@@ -172,7 +173,7 @@ def main() -> None:
         shapes = {"hollow-8b": replace(headers.LLAMA_8B, vocabulary=2048), "hollow-70b": _LLAMA_70B}
         for name, shape in {} if options.no_hollow else shapes.items():
             source = headers.write(work / name, shape, EXAMPLE)
-            [preset] = presets.load().resolve([_PRESET])
+            [preset] = catalogue.load().resolve([_PRESET])
             large = work / f"{name}.gguf"
             large.symlink_to(hollow_model(source, toolchain=tools).quantized(preset))
             if servers:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggq import files
+from ggq.system import files
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ggq
 from benchmarks.common import RESULTS, Bar, finish, random_llama
-from ggq.bench.memory import LOAD_MODES, MemoryCell, MemoryResult, MemorySettings, measure
+from ggq.measurement.memory import LOAD_MODES, MemoryCell, MemoryResult, MemorySettings, measure
 
 # Millions of parameters -> width, feed-forward width, layers. Attention is kept narrow: filling 16,384 tokens
 # of context costs mostly attention, and with as many heads as usual it would take hours.

@@ -15,10 +15,11 @@ from typing import Any
 
 import ggq
 from benchmarks.common import EXAMPLE, RESULTS, ROOT, Bar, finish
-from ggq.bench import corpus, quality, subject
-from ggq.bench.quality import QualityResult, QualitySettings
+from ggq import corpora
 from ggq.llamacpp import toolchain
-from ggq.pipeline import Settings
+from ggq.measurement import model_file, quality
+from ggq.measurement.quality import QualityResult, QualitySettings
+from ggq.operations.convert_and_quantize import Settings
 
 SHARED = ROOT.parent / "shared"
 
@@ -62,8 +63,8 @@ def main() -> None:
             str(options.model), [options.preset], folder / "out", Settings(keep_base=True, verify="off")
         )
         assert made.base is not None
-        base, *models = subject.identify([made.base, *(file.paths[0] for file in made.files)])
-        text = corpus.resolve([], text=options.text)
+        base, *models = model_file.identify([made.base, *(file.paths[0] for file in made.files)])
+        text = corpora.resolve([], text=options.text)
         ranked_settings = QualitySettings()
         full_settings = replace(
             ranked_settings,

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.common import RESULTS, Bar, Watched, convert_by_hand, finish, random_llama, watch
-from ggq import files
 from ggq.llamacpp import toolchain
+from ggq.system import files
 
 PRESETS = (
     "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_K_S", "Q5_K_M", "Q6_K",

@@ -8,19 +8,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ggq import gguf_file, presets
+from ggq.gguf import file as gguf_file
 from ggq.llamacpp import toolchain
 from ggq.llamacpp.tools import QuantizeOptions
-from ggq.quantize.recipe import ask
-from ggq.quantize.source import BaseFile
-from ggq.quantize.sweep import sweep
+from ggq.presets import catalogue
+from ggq.quantization.one_pass import sweep
+from ggq.quantization.recipe import ask
+from ggq.quantization.tensor_source import BaseFile
 
 
 def main() -> None:
     base, folder, threads, *names = sys.argv[1:]
     tools = toolchain.find()
     whole = gguf_file.read_all(Path(base))
-    recipes = [ask(tools, whole, preset, QuantizeOptions()) for preset in presets.load().resolve(names)]
+    recipes = [ask(tools, whole, preset, QuantizeOptions()) for preset in catalogue.load().resolve(names)]
     targets = [Path(folder) / f"{recipe.preset.name}.gguf" for recipe in recipes]
     print(sweep(tools, BaseFile(whole), recipes, targets, threads=int(threads)).seconds)
 

@@ -15,37 +15,43 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BenchResult": "ggq.measure",
-    "BenchSettings": "ggq.bench.settings",
+    "BenchResult": "ggq.operations.bench",
+    "BenchSettings": "ggq.measurement.settings",
     "Conversion": "ggq.convert",
     "GgqError": "ggq.errors",
-    "ImatrixResult": "ggq.quantize.imatrix",
-    "ImatrixSettings": "ggq.quantize.imatrix",
+    "ImatrixResult": "ggq.quantization.imatrix",
+    "ImatrixSettings": "ggq.quantization.imatrix",
     "Limits": "ggq.recommend",
-    "PipelineResult": "ggq.pipeline",
-    "Plan": "ggq.foresee",
-    "PlanSettings": "ggq.foresee",
-    "QuantizedFile": "ggq.pipeline",
+    "PipelineResult": "ggq.operations.convert_and_quantize",
+    "Plan": "ggq.operations.plan",
+    "PlanSettings": "ggq.operations.plan",
+    "QuantizedFile": "ggq.operations.convert_and_quantize",
     "Recommendation": "ggq.recommend",
-    "Settings": "ggq.pipeline",
-    "bench": "ggq.measure",
+    "Settings": "ggq.operations.convert_and_quantize",
+    "bench": "ggq.operations.bench",
     "convert": "ggq.convert",
-    "convert_and_quantize": "ggq.pipeline",
-    "imatrix": "ggq.quantize.imatrix",
-    "plan": "ggq.foresee",
-    "quantize": "ggq.pipeline",
+    "convert_and_quantize": "ggq.operations.convert_and_quantize",
+    "imatrix": "ggq.quantization.imatrix",
+    "plan": "ggq.operations.plan",
+    "quantize": "ggq.operations.convert_and_quantize",
     "recommend": "ggq.recommend",
 }
 
 if TYPE_CHECKING:
-    from ggq.bench.settings import BenchSettings
-    from ggq.convert import Conversion, convert
+    from ggq.conversion import Conversion, convert
     from ggq.errors import GgqError
-    from ggq.foresee import Plan, PlanSettings, plan
-    from ggq.measure import BenchResult, bench
-    from ggq.pipeline import PipelineResult, QuantizedFile, Settings, convert_and_quantize, quantize
-    from ggq.quantize.imatrix import ImatrixResult, ImatrixSettings, imatrix
-    from ggq.recommend import Limits, Recommendation, recommend
+    from ggq.measurement.settings import BenchSettings
+    from ggq.operations.bench import BenchResult, bench
+    from ggq.operations.convert_and_quantize import (
+        PipelineResult,
+        QuantizedFile,
+        Settings,
+        convert_and_quantize,
+        quantize,
+    )
+    from ggq.operations.plan import Plan, PlanSettings, plan
+    from ggq.operations.recommend import Limits, Recommendation, recommend
+    from ggq.quantization.imatrix import ImatrixResult, ImatrixSettings, imatrix
 
 __all__ = [
     "BenchResult",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
-from ggq import limits
+from ggq.system import limits
 
 
 class GgqError(Exception):

@@ -14,7 +14,7 @@ import pytest
 from hubserver import HubServer
 from test_python_child import plant
 
-from ggq.convert import templates
+from ggq.conversion import chat_templates
 from ggq.llamacpp.toolchain import Toolchain
 
 pytestmark = pytest.mark.tool
@@ -226,13 +226,13 @@ def test_a_template_does_not_leave_its_sandbox(
     folder = Path(shutil.copytree(example, tmp_path / "model"))
     text = ESCAPES[number].format(run=f"echo > {note}")
     (folder / "chat_template.jinja").write_text(text)
-    done = templates.compare(folder, text, None, toolchain.lib_dir)
+    done = chat_templates.compare(folder, text, None, toolchain.lib_dir)
     assert not note.exists() and not done["agree"]
 
     monkeypatch.setattr(chat_template_utils, "ImmutableSandboxedEnvironment", jinja2.Environment)
     text += " "  # compiled templates are remembered
     (folder / "chat_template.jinja").write_text(text)
-    templates.compare(folder, text, None, toolchain.lib_dir)
+    chat_templates.compare(folder, text, None, toolchain.lib_dir)
     assert note.exists()
 
 

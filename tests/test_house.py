@@ -1,4 +1,4 @@
-"""The floors of the house (docs/how-it-works.md): a room imports from its own floor or from below."""
+"""The floors of the house (docs/architecture.md): a room imports from its own floor or from below."""
 
 from __future__ import annotations
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from ggq import process, python_child, transformers_model
+from ggq.checkpoint import transformers_model
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.system import process, python_child
 
 # In a folder of its own, with or without ggq's prohibition: what the converter does in a dozen places.
 TRUSTING = """
 import sys
 from pathlib import Path
-from ggq import transformers_model
+from ggq.checkpoint import transformers_model
 if sys.argv[2] == "forbidden":
     transformers_model.forbid_code()
 import transformers
@@ -112,7 +113,7 @@ def trusting_architectures(conversion: Path) -> set[str]:
 MANY = """
 import io, json, sys
 from pathlib import Path
-from ggq import transformers_model
+from ggq.checkpoint import transformers_model
 transformers_model.import_lightly()
 transformers_model.forbid_code()
 from ggq.llamacpp import converter

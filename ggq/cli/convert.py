@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from ggq import checkpoint, files, hub, pipeline
-from ggq.beforehand import ConvertPlan, plan_convert
+from ggq import hub
+from ggq.checkpoint import checkpoint
 from ggq.cli.options import (
     dry_run_option,
     force_option,
@@ -18,16 +18,13 @@ from ggq.cli.options import (
     verify_option,
 )
 from ggq.cli.output import Output, human_seconds
-from ggq.convert import (
-    Conversion,
-    SourceInfo,
-    Verification,
-    default_name,
-    resolve_outtype,
-)
-from ggq.convert import convert as convert_checkpoint
+from ggq.conversion import Conversion, SourceInfo, Verification, default_name, resolve_outtype
+from ggq.conversion import convert as convert_checkpoint
 from ggq.errors import UsageProblem
-from ggq.reference import parse_reference
+from ggq.model_ref import parse_reference
+from ggq.operations import convert_and_quantize
+from ggq.operations.base_estimate import ConvertPlan, plan_convert
+from ggq.system import files
 
 
 @click.command(short_help="Convert a checkpoint to a GGUF, and prove it.")
@@ -83,7 +80,7 @@ def convert(
             source = SourceInfo(fetched.repo_id, fetched.commit)
         if output is None:
             kind = resolve_outtype(checkpoint.read(folder), outtype)
-            output = Path(default_name(pipeline.model_name(ref), kind, mmproj=mmproj))
+            output = Path(default_name(convert_and_quantize.model_name(ref), kind, mmproj=mmproj))
         made = convert_checkpoint(
             folder, output, outtype=outtype, mmproj=mmproj, verify=verify, source=source, force=force,
             listener=listener,

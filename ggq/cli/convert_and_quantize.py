@@ -8,8 +8,6 @@ from pathlib import Path
 
 import click
 
-from ggq import automatic, files, pipeline, presets
-from ggq.automatic import Outcome
 from ggq.cli.options import (
     dry_run_option,
     engine_options,
@@ -26,10 +24,15 @@ from ggq.cli.output import Output, plain
 from ggq.cli.quantize import show_files, show_plan
 from ggq.errors import DoesNotFit, NeedsWeights
 from ggq.llamacpp.tools import QuantizeOptions
-from ggq.pipeline import PipelineResult, Settings
-from ggq.pipeline_plan import plan_convert_and_quantize
-from ggq.recommend import Recommendation
-from ggq.texts import Text
+from ggq.operations import auto_preset
+from ggq.operations import convert_and_quantize as pipeline
+from ggq.operations.auto_preset import Outcome
+from ggq.operations.convert_and_quantize import PipelineResult, Settings
+from ggq.operations.dry_run import plan_convert_and_quantize
+from ggq.operations.recommend import Recommendation
+from ggq.presets import catalogue as presets
+from ggq.system import files
+from ggq.system.texts import Text
 
 
 @click.command("convert-and-quantize", short_help="Download, convert, check and quantize a model.")
@@ -96,15 +99,15 @@ def convert_and_quantize(
         stream=stream,
     )  # fmt: skip
     chosen = None
-    names = preset_names or (automatic.WORD,)
-    left_to_ggq = [name.lower() for name in names] == [automatic.WORD]
+    names = preset_names or (auto_preset.WORD,)
+    left_to_ggq = [name.lower() for name in names] == [auto_preset.WORD]
     if left_to_ggq and (options != QuantizeOptions() or calibration is not None):
         names = pipeline.DEFAULT_PRESETS
     elif left_to_ggq:
-        before = None if force else automatic.chosen_before(model, outdir, revision=revision)
+        before = None if force else auto_preset.chosen_before(model, outdir, revision=revision)
         try:
             with out.progress() as listener:
-                chosen = automatic.foretell(
+                chosen = auto_preset.foretell(
                     model, before, revision=revision, offline=offline, download=not (dry_run or stream),
                     catalogue=catalogue, listener=listener,
                 )  # fmt: skip
@@ -134,7 +137,7 @@ def convert_and_quantize(
             )  # fmt: skip
             outcomes: tuple[Outcome, ...] = ()
         else:
-            made = automatic.make(
+            made = auto_preset.make(
                 model, chosen, outdir, settings, revision=revision, offline=offline, catalogue=catalogue,
                 listener=listener,
             )  # fmt: skip

@@ -19,7 +19,7 @@ def doctor(out: Output) -> None:
     ggq doctor
     ggq doctor --json
     """
-    from ggq.doctor import examine
+    from ggq.operations.doctor import examine
 
     with out.progress() as listener:
         report = examine(listener)

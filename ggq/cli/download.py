@@ -9,7 +9,7 @@ import click
 
 from ggq.cli.options import dry_run_option, hub_options, output_options
 from ggq.cli.output import Output
-from ggq.files import human_bytes
+from ggq.system.files import human_bytes
 
 if TYPE_CHECKING:
     from ggq.hub import Preview
@@ -43,7 +43,7 @@ def download(
     ggq download unsloth/Qwen3-0.6B-GGUF --include '*Q4_K_M*'
     """
     from ggq import hub
-    from ggq.reference import parse_reference
+    from ggq.model_ref import parse_reference
 
     ref = parse_reference(model, revision)
     with out.progress() as listener:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from ggq import files
 from ggq.cli.bench.options import Layers
 from ggq.cli.options import force_option, output_options, parse_special_option, threads_option
 from ggq.cli.output import Output, human_seconds
 from ggq.llamacpp.imatrix import LEAST_CONTEXT
-from ggq.quantize.imatrix import ImatrixResult, ImatrixSettings
-from ggq.quantize.imatrix import imatrix as make_imatrix
+from ggq.quantization.imatrix import ImatrixResult, ImatrixSettings
+from ggq.quantization.imatrix import imatrix as make_imatrix
+from ggq.system import files
 
 
 @click.command(short_help="Make the importance matrix of a 16-bit GGUF.")

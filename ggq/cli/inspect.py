@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggq import checkpoint, gguf_file
+from ggq.checkpoint import checkpoint
 from ggq.cli.options import hub_options, output_options
 from ggq.cli.output import Output
-from ggq.files import human_bytes
-from ggq.gguf_header import Array
-from ggq.reference import parse_reference
+from ggq.gguf import file as gguf_file
+from ggq.gguf.header import Array
+from ggq.model_ref import parse_reference
+from ggq.system.files import human_bytes
 
 if TYPE_CHECKING:
     from ggq.hub import RemoteModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ggq import __version__
-from ggq.cli.errors import GgqGroup, in_words
+from ggq.cli.error_messages import GgqGroup, in_words
 
 VERBS = (
     "convert-and-quantize", "plan", "recommend", "bench", "download", "convert", "imatrix", "quantize", "run",

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import click
 
-from ggq import files, process
-from ggq.cli.errors import set_current_output
+from ggq.cli.error_messages import set_current_output
 from ggq.cli.output import Output
 from ggq.errors import UsageProblem
 from ggq.llamacpp import ownership
+from ggq.system import files, process
 
 AUTO = "auto"
 
@@ -126,7 +126,7 @@ def quantize_options(function: F) -> F:
         **kwargs: Any,
     ) -> Any:
         from ggq.llamacpp.tools import QuantizeOptions
-        from ggq.quantize import calibration
+        from ggq.quantization import calibration
 
         if imatrix_text is not None and imatrix != AUTO:
             raise UsageProblem(
@@ -155,8 +155,8 @@ def quantize_options(function: F) -> F:
 
 def engine_options(function: F) -> F:
     """``--engine --max-memory``; the command gets ``engine: str`` and ``max_memory_bytes: int``."""
-    from ggq.quantize.choice import AUTO, ENGINES
-    from ggq.quantize.sweep import MAX_MEMORY_BYTES
+    from ggq.quantization.engine import AUTO, ENGINES
+    from ggq.quantization.one_pass import MAX_MEMORY_BYTES
 
     function = click.option(
         "--max-memory", "max_memory_bytes", type=Size(), metavar="SIZE", default=MAX_MEMORY_BYTES,

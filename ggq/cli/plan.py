@@ -11,24 +11,18 @@ from typing import Any, TypeVar
 
 import click
 
-from ggq import files, foresee, presets
 from ggq.cli.bench.options import Layers, rpc_option
-from ggq.cli.options import (
-    Listed,
-    Seconds,
-    Size,
-    hub_options,
-    output_options,
-    preset_options,
-    threads_option,
-)
+from ggq.cli.options import Listed, Seconds, Size, hub_options, output_options, preset_options, threads_option
 from ggq.cli.output import Output, human_seconds
-from ggq.foresee import LoadPlan, Plan, PlanSettings, PresetPlan
+from ggq.estimation.estimator import PresetSize
+from ggq.estimation.speed import RateForecast
 from ggq.llamacpp import bench as llama_bench
-from ggq.losses import PublishedLoss
-from ggq.plan.account import PresetSize
-from ggq.plan.speed import RateForecast
-from ggq.recommend import make_command
+from ggq.operations import plan as foresee
+from ggq.operations.plan import LoadPlan, Plan, PlanSettings, PresetPlan
+from ggq.operations.recommend import make_command
+from ggq.presets import catalogue as presets
+from ggq.presets.published_losses import PublishedLoss
+from ggq.system import files
 
 _OTHERS_SHOWN = 2
 _LEAST_SHOWN = 0.0001

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from ggq import presets as catalogues
 from ggq.cli.options import output_options
 from ggq.cli.output import Output
-from ggq.losses import LossPrior, PublishedLoss
-from ggq.presets import Catalogue, Preset
+from ggq.presets import catalogue as catalogues
+from ggq.presets.catalogue import Catalogue, Preset
+from ggq.presets.published_losses import LossPrior, PublishedLoss
 
 
 @click.command(short_help="List the presets.")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from ggq import files, pipeline, presets
 from ggq.cli.options import (
     dry_run_option,
     engine_options,
@@ -19,10 +18,13 @@ from ggq.cli.options import (
 )
 from ggq.cli.output import Output, human_seconds, plain
 from ggq.llamacpp.tools import QuantizeOptions
-from ggq.pipeline import QuantizedFile, Settings
-from ggq.pipeline_plan import PipelinePlan, PlannedBase, PlannedFile, plan_quantize
-from ggq.quantize import coverage
-from ggq.texts import Text
+from ggq.operations import convert_and_quantize
+from ggq.operations.convert_and_quantize import QuantizedFile, Settings
+from ggq.operations.dry_run import PipelinePlan, PlannedBase, PlannedFile, plan_quantize
+from ggq.presets import catalogue as presets
+from ggq.quantization import imatrix_coverage
+from ggq.system import files
+from ggq.system.texts import Text
 
 
 @click.command(short_help="Quantize a 16-bit GGUF over presets.")
@@ -62,7 +64,7 @@ def quantize(
     ggq quantize Qwen3-0.6B-BF16.gguf --preset q4_k_m --dry-run
     """
     catalogue = presets.load(presets_file)
-    names = preset_names or pipeline.DEFAULT_PRESETS
+    names = preset_names or convert_and_quantize.DEFAULT_PRESETS
     settings = Settings(
         options=options, calibration=calibration, parse_special=parse_special, engine=engine,
         max_memory_bytes=max_memory_bytes, threads=threads, force=force,
@@ -73,7 +75,9 @@ def quantize(
         show_plan(out, plan)
         return
     with out.progress() as listener:
-        result = pipeline.quantize(base, names, outdir, settings, catalogue=catalogue, listener=listener)
+        result = convert_and_quantize.quantize(
+            base, names, outdir, settings, catalogue=catalogue, listener=listener
+        )
     show_files(out, result.files)
     out.result(result)
 
@@ -113,7 +117,7 @@ def show_plan(out: Output, plan: PipelinePlan) -> None:
     for file in plan.files:
         if file.why:
             out.info(f"llama-quantize makes {file.preset}: {file.why}")
-        if remark := coverage.words(file.uncovered, file.preset):
+        if remark := imatrix_coverage.words(file.uncovered, file.preset):
             out.warning(remark)
         if file.needs_imatrix and not plan.makes_imatrix:
             out.warning(f"{file.preset} needs an importance matrix (--imatrix auto|FILE).")

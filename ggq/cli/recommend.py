@@ -8,14 +8,15 @@ from pathlib import Path
 
 import click
 
-from ggq import foresee, presets
 from ggq.cli.options import hub_options, output_options, preset_options
 from ggq.cli.output import Output
 from ggq.cli.plan import plan_options, rate
 from ggq.errors import UsageProblem
-from ggq.foresee import PlanSettings
-from ggq.recommend import PREFERENCES, Limits, Preference, Recommendation
-from ggq.recommend import recommend as choose
+from ggq.operations import plan
+from ggq.operations.plan import PlanSettings
+from ggq.operations.recommend import PREFERENCES, Limits, Preference, Recommendation
+from ggq.operations.recommend import recommend as choose
+from ggq.presets import catalogue as presets
 
 
 @click.command(short_help="The best preset for this machine, and why.")
@@ -66,7 +67,7 @@ def recommend(
     with out.progress() as listener:
         found = choose(
             model,
-            preset_names or foresee.DEFAULT_PRESETS,
+            preset_names or plan.DEFAULT_PRESETS,
             Limits(min_tps, max_loss, prefer),
             settings,
             records=records,

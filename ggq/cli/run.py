@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from ggq import gguf_file, hardware
 from ggq.cli.options import output_options, threads_option
 from ggq.cli.output import Output
 from ggq.errors import CannotServe
+from ggq.gguf import file as gguf_file
 from ggq.llamacpp import toolchain, tools
+from ggq.system import hardware
 
 
 @click.command(short_help="Continue a prompt with a GGUF.")

@@ -35,7 +35,7 @@ def setup(backend: str, portable: bool, jobs: int | None, llama_cpp: Path | None
     ggq setup --backend cuda
     ggq setup --llama-cpp ~/llama.cpp/build
     """
-    from ggq.llamacpp import build
+    from ggq.setup import build
 
     with out.progress() as listener:
         if llama_cpp is not None:

@@ -3,11 +3,11 @@
 from ggq.hub.client import Retry, cache_dir, token_present
 from ggq.hub.dataset import dataset_file
 from ggq.hub.download import Download, Preview, download, missing_files, needed_bytes, preview
-from ggq.hub.family import next_smaller
-from ggq.hub.hollow import Gathered, gather
-from ggq.hub.ranges import RemoteWeights
-from ggq.hub.remote import RemoteFile, RemoteModel, inspect, snapshot_of
-from ggq.hub.selection import select_files, weight_files
+from ggq.hub.file_selection import select_files, weight_files
+from ggq.hub.headers import Gathered, gather
+from ggq.hub.model_sizes import next_smaller
+from ggq.hub.repository import RemoteFile, RemoteModel, inspect, snapshot_of
+from ggq.hub.weight_stream import RemoteWeights
 
 __all__ = [
     "Download",

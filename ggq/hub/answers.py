@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from ggq import untrusted
 from ggq.errors import HubProblem
-from ggq.untrusted import Unsound
+from ggq.system import untrusted
+from ggq.system.untrusted import Unsound
 
 if TYPE_CHECKING:
     from huggingface_hub.utils import httpx

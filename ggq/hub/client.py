@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from ggq import __version__, places
+from ggq import __version__
 from ggq.errors import GgqError, HubProblem, UsageProblem
 from ggq.hub import answers
 from ggq.progress import Listener, Notice
+from ggq.system import places
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -8,7 +8,7 @@ from ggq.errors import HubProblem
 from ggq.hub import client
 from ggq.hub.client import DEFAULT_RETRY, Retry
 from ggq.hub.download import bring
-from ggq.hub.remote import inspect
+from ggq.hub.repository import inspect
 from ggq.progress import Listener, silent
 
 

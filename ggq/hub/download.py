@@ -11,15 +11,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggq import files, untrusted
 from ggq.errors import HubProblem, UsageProblem
 from ggq.hub import client
 from ggq.hub.client import DEFAULT_RETRY, Retry
-from ggq.hub.fetch import fetch, partial_path
-from ggq.hub.remote import RemoteFile, RemoteModel, inspect
-from ggq.hub.selection import missing_shards, select_files, weight_files
+from ggq.hub.file_download import fetch, partial_path
+from ggq.hub.file_selection import missing_shards, select_files, weight_files
+from ggq.hub.repository import RemoteFile, RemoteModel, inspect
+from ggq.model_ref import ModelRef
 from ggq.progress import Event, Listener, Step, silent
-from ggq.reference import ModelRef
+from ggq.system import files, untrusted
 
 # One connection seldom fills a fast line, and shards come in numbers.
 WORKERS = 4

@@ -10,19 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggq import gguf_file, hardware, process
-from ggq.errors import (
-    DoesNotFit,
-    GgqError,
-    GgufProblem,
-    ToolchainProblem,
-    UsageProblem,
-    signal_name,
-)
-from ggq.files import human_bytes
-from ggq.llamacpp import endings, parse
+from ggq.errors import DoesNotFit, GgqError, GgufProblem, ToolchainProblem, UsageProblem, signal_name
+from ggq.gguf import file as gguf_file
+from ggq.llamacpp import endings, tool_output
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.system import hardware, process
+from ggq.system.files import human_bytes
 
 TOOL = "llama-bench"
 # Words that llama-bench takes; it answers others with its whole help text.
@@ -155,12 +149,12 @@ def listed_devices(lines: Iterable[str]) -> tuple[Device, ...]:
     """
     heading, *rest = [line for line in lines if line.strip()] or [""]
     if heading != "Available devices:" or not rest:
-        raise parse.unknown(f"{TOOL} --list-devices", "there is no list of devices")
+        raise tool_output.unknown(f"{TOOL} --list-devices", "there is no list of devices")
     found = []
     for line in rest if rest != ["  (none)"] else []:
         match = re.fullmatch(r"  (\S+): (.*) \((\d+) MiB, (\d+) MiB free\)", line)
         if match is None:
-            raise parse.unknown(f"{TOOL} --list-devices", f"{line.strip()!r} is not a device")
+            raise tool_output.unknown(f"{TOOL} --list-devices", f"{line.strip()!r} is not a device")
         found.append(Device(match[1], match[2], int(match[3]) * _MIB, int(match[4]) * _MIB))
     return tuple(device for device in found if device.memory_total_bytes)
 
@@ -182,7 +176,7 @@ def run(toolchain: Toolchain, model: Path, options: BenchOptions) -> tuple[Bench
         raise _known_failure(done) or _refusal(command, model, options, done)
     found = results(done.stdout)
     if len(found) != options.test_count or any(len(it.samples_ns) != options.repetitions for it in found):
-        raise parse.unknown(
+        raise tool_output.unknown(
             TOOL,
             f"{options.test_count} tests of {options.repetitions} runs were asked for; {len(found)} came",
         )
@@ -223,14 +217,14 @@ def _result(line: str) -> BenchResult:
             samples_tokens_per_s=tuple(float(value) for value in raw["samples_ts"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise parse.unknown(TOOL, f"{line[:120]!r} is not a test's result ({error})") from error
+        raise tool_output.unknown(TOOL, f"{line[:120]!r} is not a test's result ({error})") from error
     tokens = result.prompt_tokens + result.generated_tokens
     pairs = list(zip(result.samples_ns, result.samples_tokens_per_s, strict=False))
     # Tokens per second are printed with six digits.
     agree = all(ns > 0 and math.isclose(1e9 * tokens / ns, rate, rel_tol=1e-4) for ns, rate in pairs)
     same_count = len(result.samples_ns) == len(result.samples_tokens_per_s) == len(pairs)
     if not (pairs and same_count and agree):
-        raise parse.unknown(TOOL, "its times and its tokens per second do not agree")
+        raise tool_output.unknown(TOOL, "its times and its tokens per second do not agree")
     return result
 
 

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ggq import files, python_child, scratch
 from ggq.errors import ToolchainProblem, ToolFailed
 from ggq.llamacpp import endings
 from ggq.llamacpp.pin import Pin
 from ggq.llamacpp.toolchain import SETUP_HINT, Toolchain
 from ggq.progress import Listener, Notice
+from ggq.system import files, python_child, scratch
 
 
 def load(toolchain: Toolchain) -> Any:

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import python_child
-from ggq.llamacpp import binding, endings, parse
+from ggq.llamacpp import binding, endings, tool_output
 from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.toolchain import SETUP_HINT, Toolchain
+from ggq.system import python_child
 
 _CHILD = "ggq.llamacpp.binding_child"
 _DEFAULT_BATCH = 512  # of Llama(n_batch=…)
@@ -131,7 +131,7 @@ def read_events(lines: Sequence[str], tasks: Sequence[Task]) -> tuple[tuple[Timi
                 found[event["task"]].append(timing)
             finished = finished or event["event"] == "done"
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise parse.unknown("The binding's child process", f"{line[:120]!r} ({error})") from error
+            raise tool_output.unknown("The binding's child process", f"{line[:120]!r} ({error})") from error
     if not finished or [len(timings) for timings in found] != [task.repetitions for task in tasks]:
-        raise parse.unknown("The binding's child process", "repetitions are missing")
+        raise tool_output.unknown("The binding's child process", "repetitions are missing")
     return tuple(map(tuple, found))

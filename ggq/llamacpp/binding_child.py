@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ggq import ggml_types
+from ggq.gguf import tensor_types
 from ggq.llamacpp import binding
 from ggq.llamacpp.binding_bench import Job, Task, Timing
 from ggq.llamacpp.toolchain import Toolchain
@@ -51,8 +51,8 @@ class Subject:
         self.llama = lib.Llama(
             model_path=job.model,
             n_ctx=max(task.tokens + task.depth_tokens for task in job.tasks) + 1,
-            type_k=ggml_types.by_name()[job.type_k.upper()].number,
-            type_v=ggml_types.by_name()[job.type_v.upper()].number,
+            type_k=tensor_types.by_name()[job.type_k.upper()].number,
+            type_v=tensor_types.by_name()[job.type_v.upper()].number,
             no_perf=True,
             verbose=False,
             **job.options,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggq.llamacpp.rows import library_file
+from ggq.llamacpp.ggml_rows import library_file
 
 _LIBRARY = "ggq-template"
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ggq import process
 from ggq.errors import GgqError
 from ggq.llamacpp.toolchain import CONVERTER
+from ggq.system import process
 
 # The pre-tokenizer of a WordPiece vocabulary: llama.cpp reads its name and does without one.
 _NO_RULES = "default"

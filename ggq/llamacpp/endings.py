@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from ggq.errors import ToolFailed, signal_name
-from ggq.process import Completed
+from ggq.system.process import Completed
 
 _COLUMNS = 300
 _DOCTOR = "Run `ggq doctor`."

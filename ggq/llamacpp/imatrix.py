@@ -16,15 +16,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggq import gguf_file, gguf_hollow, process, scratch
 from ggq.errors import CannotServe, DiskFull, GgqError, GgufProblem
-from ggq.files import free_bytes, human_bytes
-from ggq.gguf_file import GgufFile
-from ggq.gguf_header import Array, TensorInfo
-from ggq.gguf_hollow import HollowTensor
-from ggq.llamacpp import bench, parse, tools
+from ggq.gguf import file as gguf_file
+from ggq.gguf import hollow as gguf_hollow
+from ggq.gguf.file import GgufFile
+from ggq.gguf.header import Array, TensorInfo
+from ggq.gguf.hollow import HollowTensor
+from ggq.llamacpp import bench, tool_output, tools
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.system import process, scratch
+from ggq.system.files import free_bytes, human_bytes
 
 TOOL = "llama-imatrix"
 # It ignores multiplications of fewer rows.
@@ -143,7 +145,7 @@ def add(
         )
     made = read(fresh)
     if (made.chunks, made.context) != (stretch.first + stretch.chunks, settings.context):
-        raise parse.unknown(TOOL, f"it wrote {made.chunks} chunks of {made.context} tokens")
+        raise tool_output.unknown(TOOL, f"it wrote {made.chunks} chunks of {made.context} tokens")
     if stretch.sums is None:
         fresh.replace(target)
     else:

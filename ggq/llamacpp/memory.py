@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import process
 from ggq.errors import GgufProblem
-from ggq.llamacpp import bench, endings, parse
+from ggq.llamacpp import bench, endings, tool_output
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.memory_sampler import GpuPeak, GpuSampler, MemoryPeaks, ProcessSampler
+from ggq.system import process
+from ggq.system.memory_sampler import GpuPeak, GpuSampler, MemoryPeaks, ProcessSampler
 
 FIT_TOOL = "llama-fit-params"
 GENERATED_TOKENS = 8
@@ -178,15 +178,17 @@ def parse_breakdown(lines: Iterable[str]) -> Breakdown:
     or not known."""
     found = [line["data"] for line in _json_lines(lines) if line.get("type") == "fit_memory_breakdown"]
     if len(found) != 1:
-        raise parse.unknown(FIT_TOOL, f"{len(found)} memory breakdowns where one should be")
+        raise tool_output.unknown(FIT_TOOL, f"{len(found)} memory breakdowns where one should be")
     try:
         if found[0]["unit"] != "MiB":
             raise ValueError(f"its unit is {found[0]['unit']}")
         rows = tuple(_row(raw) for raw in found[0]["rows"])
     except (KeyError, TypeError, ValueError) as error:
-        raise parse.unknown(FIT_TOOL, f"a memory breakdown with something new in it ({error})") from error
+        raise tool_output.unknown(
+            FIT_TOOL, f"a memory breakdown with something new in it ({error})"
+        ) from error
     if sum(row.kind == "host" for row in rows) != 1:
-        raise parse.unknown(FIT_TOOL, "a memory breakdown without the host's row")
+        raise tool_output.unknown(FIT_TOOL, "a memory breakdown without the host's row")
     return Breakdown(rows)
 
 
@@ -232,7 +234,7 @@ def fill_context(
         raise endings.failed(replace(done, stdout=(), stderr=done.stderr[-3:]))
     tests = [(test.prompt_tokens, test.generated_tokens) for test in bench.results(done.stdout)]
     if tests != [(prompt_tokens, GENERATED_TOKENS)]:
-        raise parse.unknown(bench.TOOL, f"{tests} where a test of {prompt_tokens} tokens was asked for")
+        raise tool_output.unknown(bench.TOOL, f"{tests} where a test of {prompt_tokens} tokens was asked for")
     peaks = memory.peaks
     return FilledContext(
         buffers=parse_buffers(done.stderr, [row.name for row in foretold.devices]),
@@ -257,13 +259,13 @@ def parse_buffers(lines: Iterable[str], devices: Sequence[str]) -> tuple[Buffer,
             continue
         match = _BUFFER.match(line)
         if match is None or not _USES.fullmatch(match["use"]):
-            raise parse.unknown(bench.TOOL, f"{line.strip()!r} is not a buffer that it knows")
+            raise tool_output.unknown(bench.TOOL, f"{line.strip()!r} is not a buffer that it knows")
         key = match["name"], match["use"]
         # Room for computing may be reserved anew; of everything else there can be several.
         before = 0.0 if match["use"] == "compute" else found.get(key, 0.0)
         found[key] = before + float(match["mib"])
     if not {"model", "compute"} <= {use for _, use in found}:
-        raise parse.unknown(bench.TOOL, f"{len(found)} buffers in its log, not all that a run needs")
+        raise tool_output.unknown(bench.TOOL, f"{len(found)} buffers in its log, not all that a run needs")
     return tuple(
         Buffer(name, use, _place(name, devices), round(mib * _MIB)) for (name, use), mib in found.items()
     )
@@ -285,7 +287,7 @@ def _json_lines(lines: Iterable[str]) -> list[dict[str, Any]]:
             try:
                 found.append(json.loads(brace + content))
             except ValueError as error:
-                raise parse.unknown(FIT_TOOL, f"a line that is not JSON: {line[:120]!r}") from error
+                raise tool_output.unknown(FIT_TOOL, f"a line that is not JSON: {line[:120]!r}") from error
     return found
 
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ggq import process
 from ggq.errors import CannotServe, GgufProblem, ToolFailed
-from ggq.llamacpp import logits_file, parse, special_logits, tools
+from ggq.llamacpp import logits_file, special_logits, tool_output, tools
 from ggq.llamacpp.logits_file import LogitsFile
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.system import process
 
 ChunkHandler = Callable[[int], None]
 
@@ -188,7 +188,7 @@ def parse_perplexity(lines: Iterable[str]) -> Estimate:
             raise _no_numbers()
         elif "failed to decode" in line:
             raise _not_evaluated()
-    raise parse.unknown(TOOL, "it gave no final estimate")
+    raise tool_output.unknown(TOOL, "it gave no final estimate")
 
 
 _FIGURE = re.compile(
@@ -227,7 +227,7 @@ def parse_divergence(lines: Sequence[str]) -> Divergence:
     def estimate(name: str, scale: float = 1.0) -> Estimate:
         value, error = _of(found, name)
         if error is None:
-            raise parse.unknown(f"{TOOL} --kl-divergence", f"{name!r} has no standard error")
+            raise tool_output.unknown(f"{TOOL} --kl-divergence", f"{name!r} has no standard error")
         # Between a model and itself the tool takes the root of what rounding left: -nan.
         spread = float(error) * scale
         return Estimate(value * scale, spread if math.isfinite(spread) else None)
@@ -247,7 +247,7 @@ def parse_divergence(lines: Sequence[str]) -> Divergence:
 
 def _of(found: dict[str, tuple[float, str | None]], name: str) -> tuple[float, str | None]:
     if name not in found:
-        raise parse.unknown(f"{TOOL} --kl-divergence", f"its summary lacks {name!r}")
+        raise tool_output.unknown(f"{TOOL} --kl-divergence", f"its summary lacks {name!r}")
     return found[name]
 
 

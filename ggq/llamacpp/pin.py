@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggq import resources
 from ggq.errors import ToolchainProblem
+from ggq.system import package_data
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Pin:
 @functools.cache
 def pin() -> Pin:
     """The pin. Raises ToolchainProblem when its file is missing or not as it should be."""
-    file = resources.data("vendor", "llama.cpp", "requirements.txt")
+    file = package_data.data("vendor", "llama.cpp", "requirements.txt")
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
@@ -48,4 +48,4 @@ def pin() -> Pin:
 
 def cmake_hook() -> Path:
     """The CMake file through which ggq adds to the build; what it adds lies beside it."""
-    return resources.data("vendor", "llama.cpp", "cmake", "ggq.cmake")
+    return package_data.data("vendor", "llama.cpp", "cmake", "ggq.cmake")

@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ggq import files
 from ggq.errors import ToolchainProblem
 from ggq.llamacpp import ownership, toolchain
 from ggq.progress import Listener, Notice
+from ggq.system import files
 
 
 @contextlib.contextmanager

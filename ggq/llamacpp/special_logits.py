@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ggq import python_child
 from ggq.errors import CannotServe, DiskFull, GgufProblem, ToolchainProblem
 from ggq.llamacpp import binding, logits_file, text_tokens, tools
 from ggq.llamacpp.logits_file import LogitsFile, scored_tokens
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import SETUP_HINT, Toolchain
+from ggq.system import python_child
 
 _LEAST_CHUNKS = 2
 _UBATCH = 512

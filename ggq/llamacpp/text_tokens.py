@@ -11,13 +11,13 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from ggq import process
-from ggq.gguf_file import GgufFile
-from ggq.gguf_header import Array
-from ggq.llamacpp import endings, parse
+from ggq.gguf.file import GgufFile
+from ggq.gguf.header import Array
+from ggq.llamacpp import endings, tool_output
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Notice, silent
-from ggq.texts import Text
+from ggq.system import process
+from ggq.system.texts import Text
 
 _UNKNOWN, _CONTROL = 2, 3  # of tokenizer.ggml.token_type
 # llama.cpp takes some tokens for special by their names alone.
@@ -39,7 +39,7 @@ def token_ids(toolchain: Toolchain, model: Path, text: Path, *, parse_special: b
         echo=False,
         check=False,
     )  # fmt: skip
-    return parse.token_ids(endings.checked(done).stdout)
+    return tool_output.token_ids(endings.checked(done).stdout)
 
 
 def count(

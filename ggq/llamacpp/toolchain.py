@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import hardware, places, process, resources
 from ggq.errors import ToolchainProblem
 from ggq.llamacpp import ownership
 from ggq.llamacpp.ownership import Exposed, Part
 from ggq.llamacpp.pin import pin
+from ggq.system import hardware, package_data, places, process
 
 CONVERTER = "convert_hf_to_gguf.py"
 NEEDED_TOOLS = ("llama-quantize",)
@@ -134,7 +134,7 @@ class Toolchain:
 
 def home() -> Path:
     """Where ggq's own llama.cpp lives: vendor/llama.cpp in a checkout, else the platform's data folder."""
-    root = resources.checkout()
+    root = package_data.checkout()
     if root is not None:
         return root / "vendor" / "llama.cpp"
     return places.data() / "llama.cpp"

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggq import files, hardware, process
 from ggq.errors import DoesNotFit, GgqError, ToolFailed
-from ggq.llamacpp import endings, parse
+from ggq.llamacpp import endings, tool_output
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.system import files, hardware, process
 
 Progress = Callable[[float, float], None]
 
@@ -45,7 +45,7 @@ class QuantizeOptions:
 
 def quantize_plan(
     toolchain: Toolchain, base: Path, ftype: str, options: QuantizeOptions | None = None
-) -> parse.QuantizePlan:
+) -> tool_output.QuantizePlan:
     """The type of every tensor under ``ftype``, as llama-quantize itself decides it; nothing is written.
 
     Raises ToolFailed when it refuses the base, ToolchainProblem when its words are unknown.
@@ -53,7 +53,7 @@ def quantize_plan(
     arguments = (options or QuantizeOptions()).arguments()
     command: list[str | Path] = [toolchain.tool("llama-quantize"), *arguments, "--dry-run", base, ftype]
     done = endings.checked(process.run(command, check=False))
-    return parse.quantize_plan((*done.stdout, *done.stderr))
+    return tool_output.quantize_plan((*done.stdout, *done.stderr))
 
 
 def quantize(
@@ -71,7 +71,7 @@ def quantize(
     """
 
     def watch(line: str) -> None:
-        progress = parse.quantize_progress(line)
+        progress = tool_output.quantize_progress(line)
         if progress and on_tensor:
             on_tensor(*progress)
 
@@ -110,8 +110,8 @@ def bos_token(toolchain: Toolchain, model: Path) -> int | None:
     Raises ToolFailed, ToolchainProblem.
     """
     command: list[str | Path] = [toolchain.tool("llama-tokenize"), "-m", model, "-p", "a", "--ids"]
-    with_special = parse.token_ids(endings.checked(process.run(command, check=False)).stdout)
-    without = parse.token_ids(endings.checked(process.run([*command, "--no-bos"], check=False)).stdout)
+    with_special = tool_output.token_ids(endings.checked(process.run(command, check=False)).stdout)
+    without = tool_output.token_ids(endings.checked(process.run([*command, "--no-bos"], check=False)).stdout)
     return with_special[0] if len(with_special) > len(without) else None
 
 

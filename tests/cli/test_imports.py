@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import ggq
-from ggq import process
 from ggq.cli.main import VERBS
+from ggq.system import process
 
 HEAVY = {
     "torch",
@@ -45,12 +45,14 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_a_verb_imports_no_other() -> None:
     loaded = set(process.run([sys.executable, "-c", ASK, "doctor", "-h"]).stderr[-1].split())
     assert "ggq.cli.doctor" in loaded
-    assert loaded.isdisjoint({"ggq.pipeline", "ggq.measure", "ggq.foresee", "ggq.convert"})
+    assert loaded.isdisjoint(
+        {"ggq.operations.convert_and_quantize", "ggq.operations.bench", "ggq.operations.plan", "ggq.convert"}
+    )
 
 
 def test_public_names_stay_functions_whatever_was_imported_before() -> None:
     check = (
-        "import ggq.plan.hollow, ggq.bench.speed, ggq.convert.view, ggq.quantize.recipe, ggq\n"
+        "import ggq.estimation.hollow_model, ggq.measurement.speed, ggq.conversion.checkpoint_view, ggq.quantization.recipe, ggq\n"
         "assert all(getattr(ggq, name) for name in ggq.__all__)\n"
         "assert all(callable(getattr(ggq, name)) for name in ('plan', 'bench', 'convert', 'quantize'))\n"
     )

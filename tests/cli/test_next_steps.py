@@ -29,16 +29,16 @@ _FLAG = re.compile(r"(?<![\w-])--?[a-z][a-z0-9-]*(?![\w-])")
 # What several verbs run alike: a flag that stands alone must be one of each of these.
 _MAIN = ("convert-and-quantize", "quantize")
 SHARED = {
-    "ggq.quantize.imatrix": (*_MAIN, "imatrix"),
+    "ggq.quantization.imatrix": (*_MAIN, "imatrix"),
     "ggq.llamacpp.imatrix": (*_MAIN, "imatrix"),
-    "ggq.quantize.recipe": _MAIN,
-    "ggq.quantize.choice": _MAIN,
-    "ggq.convert.failures": ("convert", "convert-and-quantize"),
-    "ggq.convert.verification": ("convert", "convert-and-quantize"),
+    "ggq.quantization.recipe": _MAIN,
+    "ggq.quantization.engine": _MAIN,
+    "ggq.conversion.converter_errors": ("convert", "convert-and-quantize"),
+    "ggq.conversion.verification": ("convert", "convert-and-quantize"),
     "ggq.hub.client": ("convert-and-quantize", "plan", "recommend", "download", "inspect"),
 }
 # Told only where it was given.
-GIVEN = {("ggq.convert.failures", "--mmproj")}
+GIVEN = {("ggq.conversion.converter_errors", "--mmproj")}
 # Where one of several flags is named, and the verb at hand has another of them.
 ALTERNATIVES = ({"-o", "--output", "--outdir"}, {"--text", "--imatrix-text"})
 _COMMAND = re.compile(r"`ggq( [^`]*)`")
@@ -120,7 +120,7 @@ def reached(verb: str) -> frozenset[str]:
     words = verb.replace("-", "_").split()
     known: set[str] = set()
     start = ".".join(["ggq.cli", *words])
-    waiting = [start, *(["ggq.cli.bench.everything"] if verb in ("bench", "bench all") else [])]
+    waiting = [start, *(["ggq.cli.bench.all"] if verb in ("bench", "bench all") else [])]
     while waiting:
         module = waiting.pop()
         if module in known or (module.startswith("ggq.cli.main")):
@@ -173,12 +173,12 @@ def test_there_are_texts_with_commands_and_flags() -> None:
     ["Run `ggq doktor`.", "See `ggq plan --nothing`.", "Give --no-such-flag."],
 )
 def test_it_can_fail(text: str) -> None:
-    assert wrong(Told("ggq.files", 1, text))
+    assert wrong(Told("ggq.system.files", 1, text))
 
 
 def test_a_flag_of_one_of_the_verbs_alone_is_told_with_its_verb() -> None:
-    assert wrong(Told("ggq.quantize.imatrix", 1, "Give a larger one with -c/--ctx."))
-    assert not wrong(Told("ggq.quantize.imatrix", 1, "Make it by `ggq imatrix -c` with a larger one."))
+    assert wrong(Told("ggq.quantization.imatrix", 1, "Give a larger one with -c/--ctx."))
+    assert not wrong(Told("ggq.quantization.imatrix", 1, "Make it by `ggq imatrix -c` with a larger one."))
 
 
 def test_a_command_line_module_names_its_own_flags() -> None:

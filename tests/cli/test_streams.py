@@ -92,7 +92,7 @@ def test_a_thread_that_dies_ends_the_command_with_words() -> None:
     code = """
 import threading, time
 import click
-from ggq.cli import errors
+from ggq.cli import error_messages as errors
 def fail(): raise MemoryError("of a thread")
 group = errors.GgqGroup(verbs=("slow",))
 command = click.Command("slow", callback=lambda: (threading.Thread(target=fail).start(), time.sleep(60)))

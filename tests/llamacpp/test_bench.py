@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from killing import killing
 
-from ggq import process
 from ggq.errors import DoesNotFit, GgufProblem, ToolchainProblem, ToolFailed, UsageProblem
 from ggq.llamacpp import bench
 from ggq.llamacpp.bench import BenchOptions, Device
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.system import process
 
 CAPTURED = Path(__file__).parent / "captured"
 QUICK = BenchOptions(prompt_tokens=(16,), repetitions=2)

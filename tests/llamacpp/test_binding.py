@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ggq import process
 from ggq.errors import OutputProblem, ToolFailed
 from ggq.llamacpp import binding
 from ggq.llamacpp.pin import pin
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import silent
+from ggq.system import process
 
 LOAD = """
 import sys

@@ -13,9 +13,10 @@ from test_toolchain import put_tools
 
 from ggq.cli.main import cli
 from ggq.errors import ToolFailed
-from ggq.llamacpp import bench, endings, memory, selftest, tools
+from ggq.llamacpp import bench, endings, memory, tools
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.setup import selftest
 
 ABORT = -signal.SIGABRT
 RAW = re.compile(r"GGML_ASSERT|what\(\)|terminate called|llama_model_loader|\bcmn\b")

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from disks import tmpfs
 
-from ggq import files, gguf_file
 from ggq.errors import CannotServe, DiskFull, GgufProblem, ToolFailed
+from ggq.gguf import file as gguf_file
 from ggq.llamacpp import imatrix, text_tokens
 from ggq.llamacpp.imatrix import Settings, Stretch
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.system import files
 
 pytestmark = pytest.mark.tool
 

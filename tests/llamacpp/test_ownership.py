@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner
 from test_toolchain import info, put_tools
 
-from ggq import doctor
 from ggq.cli.main import cli
 from ggq.errors import ToolchainProblem
 from ggq.llamacpp import ownership, toolchain
+from ggq.operations import doctor
 
 STRANGER, GROUP = 54321, 54322
 Pretend = Callable[..., None]

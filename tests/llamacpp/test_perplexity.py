@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common import convert_by_hand
-from ggq import process
 from ggq.errors import GgufProblem, ToolchainProblem, UsageProblem
 from ggq.llamacpp import logits_file, perplexity
 from ggq.llamacpp.perplexity import Divergence, Estimate, Evaluation
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.system import process
 
 CAPTURED = Path(__file__).with_name("captured")
 HOW = Evaluation(context=64, threads=1)

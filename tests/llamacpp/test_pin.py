@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ggq import resources
 from ggq.errors import ToolchainProblem
 from ggq.llamacpp import pin as pins
+from ggq.system import package_data as resources
 
 
 @pytest.fixture(autouse=True)

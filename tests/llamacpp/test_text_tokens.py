@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 
 import ggq
-from ggq import gguf_names, texts
-from ggq.bench import quality, subject
-from ggq.bench.quality import QualitySettings
 from ggq.errors import CannotServe, OutputProblem
+from ggq.gguf import names as gguf_names
 from ggq.llamacpp import perplexity, special_logits, text_tokens
 from ggq.llamacpp.logits_file import LogitsFile
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.perplexity import Evaluation
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.pipeline import Settings
+from ggq.measurement import model_file, quality
+from ggq.measurement.quality import QualitySettings
+from ggq.operations.convert_and_quantize import Settings
 from ggq.progress import Event, Notice
-from ggq.quantize.imatrix import ImatrixSettings, imatrix
-from ggq.records import Manifest
+from ggq.quantization.imatrix import ImatrixSettings, imatrix
+from ggq.records.manifest import Manifest
+from ggq.system import texts
 
 pytestmark = pytest.mark.tool
 
@@ -77,7 +78,7 @@ def test_the_same_warning_with_numbers_in_imatrix_and_bench(
     assert step.options["parse_special"] is True
 
     made_of = ggq.quantize(base, ["Q4_K_M"], tmp_path, Settings(threads=1))
-    models = subject.identify([base, made_of.files[0].paths[0]])
+    models = model_file.identify([base, made_of.files[0].paths[0]])
     heard.clear()
     how = QualitySettings(until="chunks", chunks=4, context=64, threads=1)
     text = texts.read(chat)

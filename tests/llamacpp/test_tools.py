@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from ggq.errors import ToolFailed
-from ggq.llamacpp import selftest, tools
+from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.setup import selftest
 
 pytestmark = pytest.mark.tool
 

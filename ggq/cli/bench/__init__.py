@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ggq.cli.bench.all import everything
 from ggq.cli.bench.compare import compare
-from ggq.cli.bench.everything import everything
 from ggq.cli.bench.memory import memory
 from ggq.cli.bench.quality import quality
 from ggq.cli.bench.speed import speed

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import click
 
-from ggq.bench import render
-from ggq.bench.compare import Difference, Figure, load, machines, unmatched
-from ggq.bench.compare import compare as compare_entries
-from ggq.bench.record import Entry
 from ggq.cli.options import output_options
 from ggq.cli.output import Output
 from ggq.errors import UsageProblem
-from ggq.files import human_bytes
 from ggq.llamacpp.perplexity import Estimate
+from ggq.measurement import tables
+from ggq.measurement.compare import Difference, Figure, load, machines, unmatched
+from ggq.measurement.compare import compare as compare_entries
+from ggq.measurement.record import Entry
+from ggq.system.files import human_bytes
 
 _NAMES: dict[Figure, str] = {
     "file_bytes": "file size",
@@ -27,7 +27,7 @@ _NAMES: dict[Figure, str] = {
     "ram_bytes": "RAM",
     "vram_bytes": "VRAM",
 }
-_BEYOND_NOISE = {True: "yes", False: "no", None: render.MISSING}
+_BEYOND_NOISE = {True: "yes", False: "no", None: tables.MISSING}
 
 
 @click.command("compare", short_help="Two records side by side.")
@@ -94,7 +94,7 @@ def _show(
     shown = [it for it in differences if it.figure != "file_bytes" or it.beyond_noise]
     rows = [
         [
-            render.printable(it.name) if index == 0 or it.name != shown[index - 1].name else "",
+            tables.printable(it.name) if index == 0 or it.name != shown[index - 1].name else "",
             _NAMES[it.figure],
             _value(it.figure, it.one),
             _value(it.figure, it.other),
@@ -110,7 +110,7 @@ def _show(
         figures = ", ".join(dict.fromkeys(_NAMES[it.figure] for it in noted))
         noted_names = [it.name for it in noted]
         whose = "all" if set(noted_names) == {it.name for it in shown} else _names(noted_names)
-        out.paragraph(f"{figures} of {whose}: {render.printable(note)}.")
+        out.paragraph(f"{figures} of {whose}: {tables.printable(note)}.")
     by_name = [it.name for it in differences if it.matched_by != "sha256"]
     if by_name:
         out.paragraph(f"Matched by name, for these files differ: {_names(by_name)}.")
@@ -123,7 +123,7 @@ def _described(path: Path, entry: Entry) -> str:
     machine = entry.environment
     commit = f"llama.cpp {machine.get('llama_cpp_commit')}"
     words = (machine.get("cpu"), f"{machine.get('usable_cores')} cores", commit, entry.environment_id)
-    return render.printable(f"{path}: {', '.join(map(str, words))}")
+    return tables.printable(f"{path}: {', '.join(map(str, words))}")
 
 
 def _listed(entries: Sequence[Entry]) -> str:
@@ -131,24 +131,24 @@ def _listed(entries: Sequence[Entry]) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    return ", ".join(render.printable(name) for name in dict.fromkeys(names))
+    return ", ".join(tables.printable(name) for name in dict.fromkeys(names))
 
 
 def _value(figure: Figure, value: Estimate | None) -> str:
     if value is None:
-        return render.MISSING
+        return tables.MISSING
     if figure == "perplexity":
-        return render.perplexity(value)
+        return tables.perplexity(value)
     if figure == "mean_kld":
-        return render.relative(value)
+        return tables.relative(value)
     if figure == "same_top":
-        return render.percent(value)
+        return tables.percent(value)
     if figure.endswith("_bytes"):
         return human_bytes(value.value)
-    return render.plus_minus(value, 2)
+    return tables.plus_minus(value, 2)
 
 
 def _ratio(ratio: float | None) -> str:
     if ratio is None:
-        return render.MISSING
+        return tables.MISSING
     return f"×{ratio:.3f}" if ratio < 9.9995 else f"×{ratio:.1f}"

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import click
 
-from ggq import files
-from ggq.bench.memory import LOAD_MODES, MemoryCell, MemorySettings
-from ggq.bench.settings import BenchSettings, offload_for
 from ggq.cli.bench.options import layers_option, record_option, rpc_option
 from ggq.cli.options import Listed, output_options, threads_option
 from ggq.cli.output import Output
@@ -17,8 +14,11 @@ from ggq.errors import UsageProblem
 from ggq.llamacpp import bench as llama_bench
 from ggq.llamacpp import toolchain
 from ggq.llamacpp.memory import BreakdownRow
-from ggq.measure import bench
-from ggq.memory_sampler import MemoryPeaks
+from ggq.measurement.memory import LOAD_MODES, MemoryCell, MemorySettings
+from ggq.measurement.settings import BenchSettings, offload_for
+from ggq.operations.bench import bench
+from ggq.system import files
+from ggq.system.memory_sampler import MemoryPeaks
 
 _WORTH_A_WORD_BYTES = 16 << 20
 

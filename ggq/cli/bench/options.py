@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 import click
 
-from ggq.bench.corpus import CORPORA
-from ggq.bench.record import Entry
-from ggq.bench.workload import ALL_LAYERS
 from ggq.cli.options import Listed, parse_special_option
 from ggq.cli.output import Output
+from ggq.corpora import CORPORA
 from ggq.errors import GgqError
+from ggq.measurement.record import Entry
+from ggq.measurement.speed_tests import ALL_LAYERS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,7 +47,7 @@ def text_options(function: F) -> F:
         offline: bool,
         **kwargs: Any,
     ) -> Any:
-        from ggq.bench.settings import TextChoice
+        from ggq.measurement.settings import TextChoice
 
         choice = TextChoice(text_file, corpus, corpus_path, offline, parse_special)
         return function(*args, text=choice, **kwargs)
@@ -81,7 +81,7 @@ plot_option = click.option(
 
 def draw(out: Output, entries: Sequence[Entry], target: Path) -> bool:
     """Draw what was measured; False, with a warning, where there is nothing to draw."""
-    from ggq import plot
+    from ggq.measurement import plot
 
     try:
         plot.plot(entries, target)

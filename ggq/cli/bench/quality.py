@@ -6,18 +6,18 @@ from pathlib import Path
 
 import click
 
-from ggq import files
-from ggq.bench import render
-from ggq.bench.quality import QualityResult, QualitySettings
-from ggq.bench.sequential import Comparison
-from ggq.bench.settings import BenchSettings, TextChoice, offload_for
 from ggq.cli.bench.options import layers_option, record_option, rpc_option, text_options
 from ggq.cli.options import output_options, threads_option
 from ggq.cli.output import Output, human_seconds
 from ggq.errors import UsageProblem
 from ggq.llamacpp import toolchain
 from ggq.llamacpp.perplexity import Estimate
-from ggq.measure import bench
+from ggq.measurement import tables
+from ggq.measurement.quality import QualityResult, QualitySettings
+from ggq.measurement.ranking import Comparison
+from ggq.measurement.settings import BenchSettings, TextChoice, offload_for
+from ggq.operations.bench import bench
+from ggq.system import files
 
 _MARKS = {"ordered": "<", "indifferent": "≈", "unsettled": "?"}
 _MEANING = {"<": "settled at 95 %", "≈": "too close to matter", "?": "not settled by so many chunks"}
@@ -107,7 +107,7 @@ def quality(
 def show(out: Output, found: QualityResult) -> None:
     """The table of quality, and what is settled about the order."""
     out.paragraph(
-        f"{found.base}: perplexity {render.perplexity(found.base_perplexity)} on {found.text.name},"
+        f"{found.base}: perplexity {tables.perplexity(found.base_perplexity)} on {found.text.name},"
         f" {found.chunks} chunks of {found.context} tokens, in {human_seconds(found.seconds)}"
     )
     out.table(
@@ -115,13 +115,13 @@ def show(out: Output, found: QualityResult) -> None:
         [
             [
                 model.name,
-                render.perplexity(model.perplexity),
-                render.relative(model.mean_kld),
+                tables.perplexity(model.perplexity),
+                tables.relative(model.mean_kld),
                 f"{model.median_kld.value:.3g}",
                 f"{model.p99_kld.value:.3g}",
                 f"{model.max_kld:.3g}",
-                render.plus_minus(_percent(model.same_top), 1),
-                render.plus_minus(_percent(model.rms_dp), 2),
+                tables.plus_minus(_percent(model.same_top), 1),
+                tables.plus_minus(_percent(model.rms_dp), 2),
             ]
             for model in found.models
         ],
@@ -141,7 +141,7 @@ def show(out: Output, found: QualityResult) -> None:
     if known is not None and difference is not None:
         own = Estimate(known.value, known.standard_error)
         out.paragraph(
-            f"transformers {known.transformers_version} makes it {render.perplexity(own)} of the checkpoint,"
+            f"transformers {known.transformers_version} makes it {tables.perplexity(own)} of the checkpoint,"
             f" on the same tokens: the base GGUF differs by {100 * difference:+.3f} %."
         )
 

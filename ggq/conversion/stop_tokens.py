@@ -1,0 +1,52 @@
+"""The tokens at which a checkpoint ends a turn, by all the files that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ggq.conversion.tokenizer_checks import SETTINGS
+from ggq.conversion.tokenizer_file import read_json, text_of
+from ggq.llamacpp.inference import Witness
+
+_KEY = "eos_token_id"
+_CONFIGS = ("generation_config.json", "config.json")
+_NAMING = (SETTINGS, "special_tokens_map.json")
+
+
+def find(folder: Path, id_of: Callable[[str], int | None]) -> dict[int, str]:
+    """Id -> the first file that names it. ``id_of``: a token's id by its text."""
+    found: dict[int, str] = {}
+    for name in _CONFIGS:
+        for identity in _ids(read_json(folder / name)):
+            found.setdefault(identity, name)
+    for name in _NAMING:
+        text = text_of(read_json(folder / name).get("eos_token"))
+        named = id_of(text) if text else None
+        if named is not None:
+            found.setdefault(named, name)
+    return found
+
+
+def _ids(config: Mapping[str, Any]) -> Iterable[int]:
+    """A number or a list of them, also in the parts of a config for text (``text_config`` and its like)."""
+    value = config.get(_KEY)
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, int) and not isinstance(one, bool) and one >= 0:
+            yield one
+    for key in ("text_config", "language_config", "llm_config"):
+        part = config.get(key)
+        if isinstance(part, Mapping):
+            yield from _ids(part)
+
+
+def compare(folder: Path, id_of: Callable[[str], int | None], witness: Witness) -> dict[str, Any]:
+    """The ids at which the checkpoint ends a turn, and those at which llama.cpp does not (``lost``)."""
+    found = find(folder, id_of)
+    lost = [
+        {"id": identity, "name": witness.name(identity), "file": file}
+        for identity, file in found.items()
+        if not witness.ends_generation(identity)
+    ]
+    return {"ids": sorted(found), "lost": lost}

@@ -1,0 +1,95 @@
+"""How to run a model as it was planned: llama-server's command line, keyword arguments of ``Llama``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ggq.errors import ToolchainProblem
+from ggq.gguf import tensor_types
+from ggq.llamacpp.bench import BenchOptions
+from ggq.llamacpp.binding_bench import default_options, impossible
+from ggq.llamacpp.fit_params import SERVER
+from ggq.llamacpp.memory import Load
+from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.toolchain import Toolchain
+
+
+@dataclass(frozen=True)
+class Serving:
+    """``load``: context, cache and placement; ``load_mode``: a word of bench.LOAD_MODES; ``threads`` of
+    generation, ``prompt_threads`` of prompts (None: llama.cpp chooses them). ``draft``, ``projector``: files
+    beside the model, the former placed by ``draft_offload``; ``rpc``: servers that have devices for them;
+    ``embeddings``: of an encoder, which answers with vectors."""
+
+    load: Load
+    load_mode: str
+    threads: int | None
+    prompt_threads: int | None
+    draft: Path | None = None
+    draft_offload: Offload = field(default_factory=Offload)
+    rpc: tuple[str, ...] = ()
+    projector: Path | None = None
+    projector_on_cpu: bool = False
+    embeddings: bool = False
+
+    def server_command(self, model: Path, toolchain: Toolchain | None = None) -> list[str]:
+        """A command line for a shell, with the server of ``toolchain`` (None, or it has none: one on PATH),
+        which listens on 127.0.0.1, its own default."""
+        server = SERVER
+        if toolchain is not None:
+            with contextlib.suppress(ToolchainProblem):
+                server = str(toolchain.tool(SERVER))
+        load = self.load
+        beside, placement = self.draft_offload, load.offload.arguments()
+        return [
+            server, "-m", str(model), "-c", str(load.context_tokens), *placement,
+            *(["--rpc", ",".join(self.rpc)] if self.rpc and "--rpc" not in placement else []),
+            *(["-t", str(self.threads)] if self.threads else []),
+            *(["-tb", str(self.prompt_threads)] if self.prompt_threads else []),
+            "-fa", load.flash_attention, "-ctk", load.type_k, "-ctv", load.type_v, "-lm", self.load_mode,
+            "-fit", "off", "-np", "1",
+            # By default it keeps 8 GiB of former prompts, and copies of the cache: no plan knows of these.
+            "-cram", "0", "-ctxcp", "0",
+            *(["--spec-type", "draft-simple", "-md", str(self.draft)] if self.draft else []),
+            *(["-ngld", str(beside.n_gpu_layers)] if self.draft else []),
+            # Without these it goes where the model goes.
+            *(["-devd", ",".join(where)] if self.draft and (where := self._draft_devices) else []),
+            *(["-ncmoed", str(beside.n_cpu_moe)] if self.draft and beside.n_cpu_moe else []),
+            *(["-mm", str(self.projector)] if self.projector else []),
+            *(["--no-mmproj-offload"] if self.projector_on_cpu else []),
+            *(["--embeddings"] if self.embeddings else []),
+        ]  # fmt: skip
+
+    @property
+    def _draft_devices(self) -> tuple[str, ...]:
+        return self.draft_offload.devices if self.draft_offload.n_gpu_layers else ("none",)
+
+    def binding_options(self) -> Mapping[str, Any] | None:
+        """Keyword arguments of ``llama_cpp.Llama`` but for the path; None: it has none for this."""
+        load = self.load
+        if self.draft or self.projector:
+            return None
+        options = BenchOptions(
+            offload=load.offload,
+            type_k=load.type_k,
+            type_v=load.type_v,
+            flash_attention=load.flash_attention,
+            load_mode=self.load_mode,
+        )
+        if impossible(options):
+            return None
+        known = tensor_types.by_name()
+        return {
+            "n_ctx": load.context_tokens,
+            **default_options(options, self.threads, self.prompt_threads),
+            # The binding's own defaults would take more than llama.cpp's tools, and than was foretold.
+            "flash_attn": load.flash_attention != "off",
+            "swa_full": False,
+            **({"embedding": True} if self.embeddings else {}),
+            "type_k": known[load.type_k.upper()].number,
+            "type_v": known[load.type_v.upper()].number,
+        }
