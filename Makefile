@@ -17,8 +17,8 @@ setup: $(INSTALLED) ## Python environment, then llama.cpp's tools: minutes the f
 
 # Written last: an installation that was broken off begins again.
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "ggq needs Python 3.10 or later; make setup PYTHON=python3.12 names another one." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "ggq needs Python 3.11 or later; make setup PYTHON=python3.12 names another one." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
@@ -29,6 +29,7 @@ test: setup lint types tests ## Everything that a change must pass
 lint: $(INSTALLED) ## Style and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
 
 types: $(INSTALLED) ## Static types
 	$(BIN)/mypy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ggq import __version__
+from ggq._version import __version__
 from ggq.cli.error_messages import GgqGroup, in_words
 
 VERBS = (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ggq import __version__
+from ggq._version import __version__
 from ggq.checkpoint import model_card, transformers_model
 from ggq.checkpoint.checkpoint import Checkpoint
 from ggq.conversion import (

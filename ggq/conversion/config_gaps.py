@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ _ABSENT = object()
 
 @functools.cache
 def _table() -> Mapping[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    import tomllib
+
     table: dict[str, Any] = tomllib.loads(_FILE.read_text(encoding="utf-8"))
     return table
 

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ggq import __version__, hub
+from ggq import hub
+from ggq._version import __version__
 from ggq.checkpoint import checkpoint
 from ggq.conversion import SourceInfo, convert_hollow
 from ggq.conversion.source import model_name as folder_name

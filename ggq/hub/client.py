@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from ggq import __version__
+from ggq._version import __version__
 from ggq.errors import GgqError, HubProblem, UsageProblem
 from ggq.hub import answers
 from ggq.progress import Listener, Notice

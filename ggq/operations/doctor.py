@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ggq import __version__, hub
+from ggq import hub
+from ggq._version import __version__
 from ggq.errors import GgqError, ToolchainProblem, ToolFailed
 from ggq.hub.client import is_offline
 from ggq.llamacpp import binding, devices, toolchain

@@ -6,7 +6,6 @@ import difflib
 import math
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -254,10 +253,8 @@ class _File:
     """A presets file, parsed as TOML."""
 
     def __init__(self, path: Path) -> None:
-        if sys.version_info >= (3, 11):
-            import tomllib
-        else:
-            import tomli as tomllib
+        import tomllib
+
         self.path = path
         try:
             self.text = path.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ggq import __version__
+from ggq._version import __version__
 from ggq.errors import CannotServe, GgufProblem, OutputProblem, SourceChanged, UsageProblem
 from ggq.gguf import file as gguf_file
 from ggq.gguf import names as gguf_names

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggq import __version__
+from ggq._version import __version__
 from ggq.errors import GgufProblem, ToolchainProblem, UsageProblem
 from ggq.gguf import file as gguf_file
 from ggq.gguf.file import GgufFile

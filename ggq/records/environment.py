@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from ggq import __version__
+from ggq._version import __version__
 from ggq.errors import ToolFailed
 from ggq.llamacpp import devices
 from ggq.llamacpp.toolchain import Toolchain

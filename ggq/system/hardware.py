@@ -73,8 +73,8 @@ def describe(
 ) -> Machine:
     """This machine now.
 
-    ``folders``: the places whose free disk is wanted, by role; ``gpus``: from ggq.llamacpp.devices, since this
-    room does not know llama.cpp; ``limits``: for tests.
+    ``folders``: the places whose free disk is wanted, by role; ``gpus``: from ggq.llamacpp.devices, since
+    llama.cpp is not known here; ``limits``: for tests.
     """
     import psutil
 

@@ -83,7 +83,8 @@ def test_an_adapter_in_the_folder_changes_nothing(folder: Path, tmp_path: Path) 
     checkpoints.write_json(folder / "adapter_config.json", {"peft_type": "LORA", "r": 4})
     (folder / "adapter_model.safetensors").write_bytes(b"")
     script = (
-        "import sys; from pathlib import Path; from ggq.checkpoint import transformers_model as it; it.import_lightly();"
+        "import sys; from pathlib import Path; from ggq.checkpoint import transformers_model as it;"
+        "it.import_lightly();"
         "print('loaded', type(it.load_model(Path(sys.argv[1]), 'Qwen2ForCausalLM')).__name__)"
     )
     done = subprocess.run(
