@@ -70,7 +70,7 @@ docs: $(INSTALLED) ## Write the generated part of docs/ again
 	$(BIN)/python scripts/generate_cli_docs.py
 
 architectures: setup ## Try every architecture, and write docs/supported-models.md again (minutes)
-	PYTHONPATH=tests $(BIN)/python tests/helpers/architectures.py > docs/architectures.new.md
+	PYTHONPATH=tests/helpers $(BIN)/python tests/helpers/architectures.py > docs/architectures.new.md
 	mv docs/architectures.new.md docs/supported-models.md
 
 clean: ## Remove what the other targets made, but keep the environment and the build

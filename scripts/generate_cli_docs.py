@@ -8,7 +8,7 @@ import click
 
 from ggq.cli.main import CONTEXT, cli
 
-TARGET = Path(__file__).with_name("cli.md")
+TARGET = Path(__file__).parents[1] / "docs" / "cli.md"
 
 
 def render() -> str:

@@ -52,7 +52,7 @@ def test_help_has_a_sentence_an_example_and_words_for_every_option(words: tuple[
 
 
 def test_the_written_reference_is_current() -> None:
-    generated = runpy.run_path(str(ROOT / "docs" / "generate_cli.py"))["render"]()
+    generated = runpy.run_path(str(ROOT / "scripts" / "generate_cli_docs.py"))["render"]()
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == generated, "run `make docs`"
 
 
