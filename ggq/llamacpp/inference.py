@@ -102,13 +102,6 @@ class Witness:
             return ""
         return str(self._lib.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
 
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        ids = (self._lib.llama_token * len(tokens))(*tokens)
-        room = 64 * len(tokens) + 64
-        buffer = ctypes.create_string_buffer(room)
-        count = self._lib.llama_detokenize(self._vocab, ids, len(tokens), buffer, room, False, False)
-        return buffer.raw[: max(0, count)].decode("utf-8", "replace")
-
     def logits(self, tokens: Sequence[int], *, exact_cache: bool = True) -> Any:
         """Logits at every position of ``tokens``: a float32 array, positions × vocabulary.
 

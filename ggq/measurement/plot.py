@@ -77,19 +77,6 @@ def plot(entries: Sequence[Entry], target: Path) -> None:
     _save(draw(entries), target)
 
 
-def plot_quality(entries: Sequence[Entry], target: Path) -> None:
-    """Draw file size against mean KLD, with the Pareto front. Raises as ``plot``."""
-    require(target)
-    _save(_draw([_quality(entries)]), target)
-
-
-def plot_offload(entries: Sequence[Entry], target: Path) -> None:
-    """Draw tokens per second against layers on GPUs, where several numbers of them were measured. Raises as
-    ``plot``."""
-    require(target)
-    _save(_draw([_offload(entries)]), target)
-
-
 def draw(entries: Sequence[Entry]) -> Figure:
     """The figure that ``plot`` saves. Raises UsageProblem when there is nothing to draw."""
     return _draw([_quality(entries), _offload(entries)])

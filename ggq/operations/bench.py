@@ -129,7 +129,8 @@ def find_files(
             else:
                 made = convert_and_quantize.convert_and_quantize(
                     str(target), preset_names, settings=convert_and_quantize.Settings(keep_base=True),
-                    offline=offline, catalogue=presets.load(presets_file), toolchain=toolchain, listener=listener,
+                    offline=offline, catalogue=presets.load(presets_file), toolchain=toolchain,
+                    listener=listener,
                 )  # fmt: skip
                 ready = [path for path in (made.base, *(file.paths[0] for file in made.files)) if path]
         found.update(dict.fromkeys(ready))

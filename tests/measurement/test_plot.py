@@ -188,11 +188,10 @@ def test_what_has_no_place_is_left_out_and_said(entries: tuple[Entry, ...], tmp_
 
 
 @needs_matplotlib
-@pytest.mark.parametrize("draw", [plot.plot, plot.plot_quality, plot.plot_offload])
 @pytest.mark.parametrize("suffix", ["png", "SVG", "pdf"])
-def test_the_suffix_is_the_format(draw: Any, suffix: str, entries: tuple[Entry, ...], tmp_path: Path) -> None:
+def test_the_suffix_is_the_format(suffix: str, entries: tuple[Entry, ...], tmp_path: Path) -> None:
     target = tmp_path / f"out.{suffix}"
-    draw(entries, target)
+    plot.plot(entries, target)
     content = target.read_bytes()
     if suffix == "SVG":
         assert ElementTree.fromstring(content).tag.endswith("svg")
@@ -222,14 +221,9 @@ def test_where_it_cannot_be_written(entries: tuple[Entry, ...], tmp_path: Path) 
 @needs_matplotlib
 def test_nothing_to_draw(entries: tuple[Entry, ...], tmp_path: Path) -> None:
     neither = without(without(entries, "quality"), "speed")
-    for draw, content in (
-        (plot.plot, neither),
-        (plot.plot_quality, without(entries, "quality")),
-        (plot.plot_offload, without(entries, "speed")),
-        (plot.plot, []),
-    ):
+    for content in (neither, []):
         with pytest.raises(UsageProblem, match="nothing to draw"):
-            draw(content, tmp_path / "out.png")
+            plot.plot(content, tmp_path / "out.png")
 
 
 def test_without_matplotlib_there_are_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
