@@ -6,7 +6,7 @@ INSTALLED := .venv/.ggq-installed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test lint types tests demo bench bench-pipeline bench-quality bench-memory bench-foresight \
+.PHONY: help setup test test-all lint types tests demo bench bench-pipeline bench-quality bench-memory bench-foresight \
 	bench-sweep fuzz gpu-check docs architectures clean distclean
 
 help: ## This list
@@ -35,7 +35,11 @@ types: $(INSTALLED) ## Static types
 	$(BIN)/mypy
 
 tests: $(INSTALLED) ## The tests alone
-	$(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile --durations=10
+
+test-all: setup ## All tests: every architecture, long kill loops, more models, and `make fuzz`
+	GGQ_TEST_ALL=1 $(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile --durations=10
+	$(BIN)/python tests/fuzzing
 
 demo: setup ## Convert and quantize the small model that comes with ggq, and hear one of the results
 	$(BIN)/ggq convert-and-quantize examples/tiny-llama --preset k-quants --outdir demo

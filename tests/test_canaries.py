@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from canaries import plant
 from hubserver import HubServer
-from test_python_child import plant
 
 from ggq.conversion import chat_templates
 from ggq.llamacpp.toolchain import Toolchain

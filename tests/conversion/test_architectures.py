@@ -6,16 +6,17 @@ from collections.abc import Mapping
 
 import pytest
 from architectures import CASES, Case, Row, run_all
+from tiers import EVERYTHING
 
 from ggq.conversion import LEAST_COSINE
 from ggq.llamacpp.toolchain import Toolchain
 
 pytestmark = pytest.mark.tool
 
-TESTED = [case for case in CASES if case.tested]
+TESTED = [case for case in CASES if case.tested or EVERYTHING]
 # Random weights have no redundancy: a layer's error is the next one's input. Where experts are chosen by a
 # narrow margin, another machine's rounding takes another expert. A wrong tensor leaves a cosine near zero.
-LEAST_QUANTIZED = {"Q8_0": 0.95, "Q4_K_M": 0.7}
+LEAST_QUANTIZED = {"Q8_0": 0.95, "Q4_K_M": 0.6}
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +34,16 @@ def test_converted_right_or_refused(rows: Mapping[str, Row], case: Case) -> None
         return
     assert row.verification is not None, row.outcome
     found = row.verification
-    cosine = found.vectors_cosine if row.case.tokenizer in ("wordpiece", "unigram") else found.logits_cosine
+    if not case.computed:
+        assert found.why_not
+        return
+    cosine = found.vectors_cosine if case.model.endswith("Model") else found.logits_cosine
     assert cosine is not None, found.why_not
     assert cosine >= LEAST_COSINE["bf16"]
     assert found.tokenizer_strings > 300
     assert found.checkpoint_parameters is not None
-    for preset, least in LEAST_QUANTIZED.items():
+    assert case.warned in " ".join(row.remarks)
+    for preset, least in LEAST_QUANTIZED.items() if case.quantized else ():
         assert row.quantized[preset] >= least, preset
 
 

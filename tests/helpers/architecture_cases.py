@@ -47,8 +47,9 @@ SCALE_1_8 = {"query_pre_attn_scalar": 64, "head_dim": 64}
 @dataclass(frozen=True)
 class Case:
     """A checkpoint to make. ``refused``: words of the problem that it must end with; ``warned``: words of a
-    warning that must be given; ``change``: what is done to the finished folder; ``tested``: by `make test`,
-    not only for the table."""
+    warning that must be given; ``change``: what is done to the finished folder; ``computed``: False where
+    transformers has no such class; ``quantized``: False where no preset is made; ``tested``: by `make test`,
+    not only by `make test-all`."""
 
     name: str
     model: str
@@ -63,6 +64,8 @@ class Case:
     change: Callable[[Path], None] | None = None
     refused: str = ""
     warned: str = ""
+    computed: bool = True
+    quantized: bool = True
     tested: bool = True
 
 
@@ -122,9 +125,14 @@ CASES: Sequence[Case] = (
     _case("Llama", "sentencepiece"),
     _case("Llama", "sentencepiece", name="Llama, 2 shards", dtype="bfloat16", shards=True),
     _case(
-        "Llama", "sentencepiece", {**SMALL, "tie_word_embeddings": True}, name="Llama, tied", dtype="float16"
+        "Llama",
+        "sentencepiece",
+        {**SMALL, "tie_word_embeddings": True},
+        name="Llama, tied",
+        dtype="float16",
+        tested=False,
     ),
-    _case("Llama", "sentencepiece", name="Llama, .bin", dtype="bfloat16", as_bin=True),
+    _case("Llama", "sentencepiece", name="Llama, .bin", dtype="bfloat16", as_bin=True, tested=False),
     _case("Llama", "sentencepiece", name="Llama, tokenizer.json only", tokenizer_files="json"),
     _case("Llama", "llama-3", {**SMALL, "rope_parameters": LLAMA3_ROPE}, name="Llama, Llama 3 rope"),
     _case("Llama", "gpt2", {**SMALL, "rope_parameters": YARN_ROPE}, name="Llama, YaRN", tested=False),
@@ -150,6 +158,7 @@ CASES: Sequence[Case] = (
         {**SMALL, "sliding_window": None},
         dtype="bfloat16",
         tokenizer_files="both",
+        tested=False,
     ),
     _case(
         "Mistral",
@@ -170,10 +179,11 @@ CASES: Sequence[Case] = (
         "Mixtral",
         "sentencepiece",
         {**SMALL, "num_local_experts": 4, "sliding_window": None},
+        tested=False,
     ),
     _case("Qwen2", "qwen2", dtype="bfloat16"),
     _case("Qwen2", "sentencepiece", name="Qwen2, SentencePiece", tokenizer_files="both", tested=False),
-    _case("Qwen3", "qwen2", {**SMALL, "head_dim": 64}, dtype="bfloat16", shards=True),
+    _case("Qwen3", "qwen2", {**SMALL, "head_dim": 64}, dtype="bfloat16", shards=True, tested=False),
     _case("Qwen3Moe", "gpt2", {**SMALL, **EXPERTS, "head_dim": 64, "norm_topk_prob": True}, dtype="bfloat16"),
     _case(
         "Qwen3Moe",
@@ -205,6 +215,7 @@ CASES: Sequence[Case] = (
         {**SMALL, **SCALE_1_8, "num_hidden_layers": 6, "sliding_window": 16},
         config="Gemma3TextConfig",
         dtype="bfloat16",
+        tested=False,
     ),
     _case(
         "Gemma3",
@@ -245,6 +256,7 @@ CASES: Sequence[Case] = (
         "sentencepiece",
         {**SMALL, "pad_token_id": 0, "original_max_position_embeddings": 256},
         tokenizer_files="both",
+        tested=False,
     ),
     _case(
         "Phi3",
@@ -265,6 +277,7 @@ CASES: Sequence[Case] = (
             "rope_parameters": LONG_ROPE,
         },
         name="Phi3, LongRoPE",
+        quantized=False,
         tested=False,
     ),
     _case(
@@ -276,13 +289,13 @@ CASES: Sequence[Case] = (
     ),
     _case("GPTNeoX", "gpt2", MHA),
     _case("GPTBigCode", "gpt2", {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 256}, tested=False),
-    _case("StableLm", "gpt2", dtype="bfloat16"),
-    _case("Olmo2", "gpt2"),
+    _case("StableLm", "gpt2", dtype="bfloat16", tested=False),
+    _case("Olmo2", "gpt2", tested=False),
     _case("Olmoe", "gpt2", {**MHA, "num_experts": 4, "num_experts_per_tok": 2}, tested=False),
-    _case("Granite", "gpt2", dtype="bfloat16"),
+    _case("Granite", "gpt2", dtype="bfloat16", tested=False),
     _case("GraniteMoe", "gpt2", {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}, tested=False),
-    _case("Starcoder2", "gpt2", {**SMALL, "sliding_window": None}),
-    _case("Cohere", "gpt2", dtype="bfloat16"),
+    _case("Starcoder2", "gpt2", {**SMALL, "sliding_window": None}, tested=False),
+    _case("Cohere", "gpt2", dtype="bfloat16", tested=False),
     _case("Cohere2", "gpt2", {**SMALL, "num_hidden_layers": 4, "sliding_window": 16}),
     _case("Mamba", "gpt2", {"hidden_size": 256, "num_hidden_layers": 2, "state_size": 16}, dtype="bfloat16"),
     _case(
@@ -423,7 +436,16 @@ CASES: Sequence[Case] = (
         },
         tested=False,
     ),
-    _case("Llama", "gpt2", MHA, name="LLaDA, with its code", change=_as_llada, tested=False),
+    _case(
+        "Llama",
+        "gpt2",
+        MHA,
+        name="LLaDA, with its code",
+        change=_as_llada,
+        computed=False,
+        quantized=False,
+        tested=False,
+    ),
     _case("Bert", "wordpiece", ENCODER, model="BertModel"),
     _case("XLMRoberta", "unigram", {**ENCODER, "type_vocab_size": 1}, model="XLMRobertaModel"),
     _case(

@@ -8,8 +8,8 @@ import struct
 from pathlib import Path
 
 import pytest
+from builds import put_tools
 from click.testing import CliRunner
-from test_toolchain import put_tools
 
 from ggq.cli.main import cli
 from ggq.errors import ToolFailed

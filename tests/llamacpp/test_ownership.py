@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from builds import info, put_tools
 from click.testing import CliRunner
-from test_toolchain import info, put_tools
 
 from ggq.cli.main import cli
 from ggq.errors import ToolchainProblem

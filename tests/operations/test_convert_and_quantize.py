@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hubserver import HubServer
 from outputs import digests
+from tiers import tier
 
 from ggq.errors import DiskFull, HubProblem, OutputProblem, UsageProblem
 from ggq.llamacpp import tools
@@ -32,7 +33,7 @@ from ggq.system.texts import Text
 
 pytestmark = pytest.mark.tool
 
-KILLS = 20
+KILLS = tier(6, 20)
 K_QUANTS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
 UNVERIFIED = Settings(verify="off")
 
@@ -330,7 +331,7 @@ def test_what_can_be_refused_is_refused_before_the_download(
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(example: Path, tmp_path: Path) -> None:
-    """kill -9, 20 times, each followed by the same command in the same folder."""
+    """kill -9, KILLS times, each followed by the same command in the same folder."""
     command = [
         sys.executable, "-m", "ggq", "convert-and-quantize", str(example),
         "--preset", "q2_k,q4_k_m,q8_0", "--keep-base", "-q", "--outdir",

@@ -275,7 +275,7 @@ def test_a_draft_is_served_where_it_was_planned(
         def hear(line: str) -> None:
             said.append(line)
             if "listening" in line:
-                os.kill(child[0], signal.SIGTERM)
+                os.kill(child[0], signal.SIGKILL)
 
         process.run(
             [*words, "--port", "0", "-lv", "4"], on_stderr=hear, on_stdout=hear, on_start=child.append,

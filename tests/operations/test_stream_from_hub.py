@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from ctrl_c import heed_ctrl_c
 from hubserver import HubServer
 from outputs import converters, digests, finished, watched
-from quantize.tiny import mixtral
+from tiny import mixtral
 
 from ggq.checkpoint import checkpoint
 from ggq.cli.main import cli
