@@ -27,7 +27,7 @@ from ggq.operations.base_estimate import ConvertPlan, plan_convert
 from ggq.system import files
 
 
-@click.command(short_help="Convert a checkpoint to a GGUF, and prove it.")
+@click.command()
 @click.argument("src", metavar="SRC")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: ./NAME-TYPE.gguf."

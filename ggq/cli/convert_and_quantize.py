@@ -35,7 +35,7 @@ from ggq.system import files
 from ggq.system.texts import Text
 
 
-@click.command("convert-and-quantize", short_help="Download, convert, check and quantize a model.")
+@click.command("convert-and-quantize")
 @click.argument("model")
 @preset_options
 @click.option(

@@ -8,7 +8,7 @@ from ggq.cli.options import output_options
 from ggq.cli.output import Output
 
 
-@click.command(short_help="Say what this machine has, and what is missing.")
+@click.command()
 @output_options
 def doctor(out: Output) -> None:
     """Look at the machine, llama.cpp, the Python packages and the Hub's settings.

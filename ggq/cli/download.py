@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ggq.hub import Preview
 
 
-@click.command(short_help="Download what a conversion needs of a model.")
+@click.command()
 @click.argument("model", metavar="MODEL")
 @hub_options
 @click.option("--include", multiple=True, metavar="PATTERN", help="Download also what matches; repeatable.")

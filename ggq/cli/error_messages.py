@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import click
-
 from ggq.cli import streams
 from ggq.cli.explain import explain
-from ggq.cli.output import Output, as_json, clean
-from ggq.errors import UsageProblem
+from ggq.cli.output import Output
 from ggq.system import places
 
 EXIT_INTERRUPTED = 130
@@ -33,74 +28,11 @@ def _terminate(*_: Any) -> None:
     raise Terminated
 
 
-class GgqGroup(click.Group):
-    """The top-level group: verbs that are imported when called, "did you mean", and one place where
-    exceptions become messages.
-
-    ``verbs``: the main job first. The verb ``a-b`` is the function ``a_b`` of the module ``ggq.cli.a_b``.
-    """
-
-    def __init__(self, *arguments: Any, verbs: Sequence[str], **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._verbs = verbs
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self._verbs)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self._verbs:
-            return None
-        name = cmd_name.replace("-", "_")
-        command: click.Command = getattr(importlib.import_module(f"ggq.cli.{name}"), name)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            hint = f" Did you mean `ggq {near[0]}`?" if near else " `ggq --help` lists them."
-            raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except click.UsageError as error:
-            if "--json" in sys.argv:
-                problem = UsageProblem(error.format_message(), "", "See --help.")
-                Output(json=True).result(as_json(problem))
-            error.message = clean(error.message)  # type: ignore[misc]  # click prints it
-            raise
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
-            raise
-        except KeyboardInterrupt as stop:
-            if _failed_threads and isinstance(failure := _failed_threads[0], Exception):
-                explained = explain(failure)
-                current_output().error(explained)
-                ctx.exit(explained.exit_code)
-            how, code = (
-                ("Ended by SIGTERM", EXIT_TERMINATED)
-                if isinstance(stop, Terminated)
-                else ("Stopped", EXIT_INTERRUPTED)
-            )
-            current_output().echo(f"\n{how}. What was finished is kept; the same command resumes.")
-            ctx.exit(code)
-        except BrokenPipeError:
-            ctx.exit(1)  # the reader has seen enough (`ggq … | head`)
-        except BaseException as error:
-            if _debugging() or not isinstance(error, Exception):
-                raise
-            explained = explain(error)
-            current_output().error(explained)
-            ctx.exit(explained.exit_code)
-
-
 @contextmanager
 def in_words() -> Iterator[None]:
     """The whole life of the command, with what comes before a verb runs and after it: nothing of it ends with
     a traceback, on whatever streams. GGQ_DEBUG=1 leaves Python as it is."""
-    if _debugging():
+    if debugging():
         yield
         return
     if os.name == "posix":
@@ -129,17 +61,17 @@ def in_words() -> Iterator[None]:
         sys.exit(explained.exit_code)
 
 
-def _debugging() -> bool:
+def debugging() -> bool:
     return os.environ.get("GGQ_DEBUG") == "1"
 
 
-_failed_threads: list[BaseException] = []
+failed_threads: list[BaseException] = []
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
     """A thread that dies ends the command: the main thread would wait for it, or go on without its work."""
     if failure.exc_value is not None:
-        _failed_threads.append(failure.exc_value)
+        failed_threads.append(failure.exc_value)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # it may be in a system call
 
 

@@ -16,7 +16,7 @@ from ggq.quantization.imatrix import imatrix as make_imatrix
 from ggq.system import files
 
 
-@click.command(short_help="Make the importance matrix of a 16-bit GGUF.")
+@click.command()
 @click.argument("base", type=click.Path(path_type=Path))
 @click.option(
     "--text", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ggq.hub import RemoteModel
 
 
-@click.command(short_help="Say what a model is, without loading it.")
+@click.command()
 @click.argument("model", metavar="MODEL")
 @hub_options
 @output_options

@@ -5,12 +5,24 @@ from __future__ import annotations
 import click
 
 from ggq._version import __version__
-from ggq.cli.error_messages import GgqGroup, in_words
+from ggq.cli.error_messages import in_words
+from ggq.cli.group import GgqGroup
 
-VERBS = (
-    "convert-and-quantize", "plan", "recommend", "bench", "download", "convert", "imatrix", "quantize", "run",
-    "inspect", "presets", "setup", "doctor",
-)  # fmt: skip
+VERBS = {
+    "convert-and-quantize": "Download, convert, check and quantize a model.",
+    "plan": "What presets weigh, need and do, before a download.",
+    "recommend": "The best preset for this machine, and why.",
+    "bench": "Measure quality, speed and memory.",
+    "download": "Download what a conversion needs of a model.",
+    "convert": "Convert a checkpoint to a GGUF, and prove it.",
+    "imatrix": "Make the importance matrix of a 16-bit GGUF.",
+    "quantize": "Quantize a 16-bit GGUF over presets.",
+    "run": "Continue a prompt with a GGUF.",
+    "inspect": "Say what a model is, without loading it.",
+    "presets": "List the presets.",
+    "setup": "Build llama.cpp's tools, once.",
+    "doctor": "Say what this machine has, and what is missing.",
+}
 CONTEXT = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "GGQ", "max_content_width": 100}
 
 

@@ -113,7 +113,7 @@ def plan_options(function: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
-@click.command(short_help="What presets weigh, need and do, before a download.")
+@click.command()
 @click.argument("model")
 @preset_options
 @plan_options

@@ -14,7 +14,7 @@ from ggq.presets.catalogue import Catalogue, Preset
 from ggq.presets.published_losses import LossPrior, PublishedLoss
 
 
-@click.command(short_help="List the presets.")
+@click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option(
     "--presets", "presets_file", type=click.Path(path_type=Path, dir_okay=False),

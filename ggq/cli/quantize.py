@@ -27,7 +27,7 @@ from ggq.system import files
 from ggq.system.texts import Text
 
 
-@click.command(short_help="Quantize a 16-bit GGUF over presets.")
+@click.command()
 @click.argument("base", type=click.Path(path_type=Path))
 @preset_options
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), help="Default: beside the base.")

@@ -19,7 +19,7 @@ from ggq.operations.recommend import recommend as choose
 from ggq.presets import catalogue as presets
 
 
-@click.command(short_help="The best preset for this machine, and why.")
+@click.command()
 @click.argument("model")
 @preset_options
 @plan_options

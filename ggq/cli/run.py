@@ -14,7 +14,7 @@ from ggq.llamacpp import toolchain, tools
 from ggq.system import hardware
 
 
-@click.command(short_help="Continue a prompt with a GGUF.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("prompt")
 @click.option("-n", "--tokens", type=click.IntRange(min=1), default=64, show_default=True, help="How many.")

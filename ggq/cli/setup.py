@@ -12,7 +12,7 @@ from ggq.cli.options import output_options
 from ggq.cli.output import Output, human_seconds
 
 
-@click.command(short_help="Build llama.cpp's tools, once.")
+@click.command()
 @click.option(
     "--backend", type=click.Choice(["auto", "cpu", "cuda", "metal", "vulkan"], case_sensitive=False),
     default="auto", show_default=True,

@@ -42,6 +42,11 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert loaded & HEAVY == set()
 
 
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    loaded = process.run([sys.executable, "-c", ASK, "--help"]).stderr[-1].split()
+    assert len([name for name in loaded if name.split(".")[0] == "ggq"]) < 20
+
+
 def test_a_verb_imports_no_other() -> None:
     loaded = set(process.run([sys.executable, "-c", ASK, "doctor", "-h"]).stderr[-1].split())
     assert "ggq.cli.doctor" in loaded
@@ -61,4 +66,4 @@ def test_public_names_stay_functions_whatever_was_imported_before() -> None:
 
 
 def test_every_public_name_has_a_home() -> None:
-    assert sorted(ggq.__all__) == sorted(ggq._HOMES)
+    assert sorted(ggq.__all__) == sorted([*ggq._HOMES, "__version__"]) == dir(ggq)

@@ -120,7 +120,7 @@ def reached(verb: str) -> frozenset[str]:
     words = verb.replace("-", "_").split()
     known: set[str] = set()
     start = ".".join(["ggq.cli", *words])
-    waiting = [start, *(["ggq.cli.bench.all"] if verb in ("bench", "bench all") else [])]
+    waiting = [start, "ggq.cli.group", *(["ggq.cli.bench.all"] if verb in ("bench", "bench all") else [])]
     while waiting:
         module = waiting.pop()
         if module in known or (module.startswith("ggq.cli.main")):

@@ -92,13 +92,13 @@ def test_a_thread_that_dies_ends_the_command_with_words() -> None:
     code = """
 import threading, time
 import click
-from ggq.cli import error_messages as errors
+from ggq.cli import error_messages, group
 def fail(): raise MemoryError("of a thread")
-group = errors.GgqGroup(verbs=("slow",))
+verbs = group.GgqGroup(verbs={"slow": "A slow one."})
 command = click.Command("slow", callback=lambda: (threading.Thread(target=fail).start(), time.sleep(60)))
-group.get_command = lambda ctx, name: command
-with errors.in_words():
-    group(["slow"])
+verbs.get_command = lambda ctx, name: command
+with error_messages.in_words():
+    verbs(["slow"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.returncode == 1 and "Memory ran out" in done.stderr and "Traceback" not in done.stderr

@@ -104,7 +104,7 @@ def warm() -> None:
 
 
 def _verbs() -> tuple[str, ...]:
-    return importlib.import_module("ggq.cli.main").VERBS  # type: ignore[no-any-return]
+    return tuple(importlib.import_module("ggq.cli.main").VERBS)
 
 
 def _work(

@@ -23,7 +23,7 @@ class _BenchGroup(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=_BenchGroup, short_help="Measure quality, speed and memory.")
+@click.group(cls=_BenchGroup)
 def bench() -> None:
     """Measure what presets cost and what they save: quality, speed and memory, each with its error.
 
