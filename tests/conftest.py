@@ -1,4 +1,4 @@
-"""What every test stands on: an environment of its own, and the shared models and data where they exist."""
+"""What every test stands on: an environment of its own, models and data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hubserver import HubServer
 
-from benchmarks.common import convert_by_hand
+from benchmarks.common import convert_by_hand, random_llama
 from ggq.errors import ToolchainProblem
 from ggq.llamacpp import rpc
 from ggq.llamacpp import toolchain as toolchains
@@ -49,25 +49,24 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     return home
 
 
-@pytest.fixture
-def shared() -> Path:
-    """The folder ``shared`` beside the checkout (models, tokenizers, texts); skips where it is absent."""
-    folder = Path(__file__).parents[1].parent / "shared"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent: it holds the shared models and data")
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Small real models, tokenizers and texts: see its README.md."""
+    return Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def stories(data: Path) -> Path:
+    """A trained checkpoint whose rows do not divide by 256: most tensors fall back."""
+    return data / "models" / "stories260K"
+
+
+@pytest.fixture(scope="session")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 M random weights in rows of 256 and more: every preset applies in full, and takes a moment."""
+    folder = tmp_path_factory.mktemp("larger") / "larger-llama"
+    random_llama(folder, width=256, ffn=768, layers=8, heads=4, context=1024)
     return folder
-
-
-@pytest.fixture
-def stories(shared: Path) -> Path:
-    """A real checkpoint whose rows do not divide by 256: most tensors fall back."""
-    return shared / "models" / "stories260K"
-
-
-@pytest.fixture
-def prose(shared: Path) -> Path:
-    """A real checkpoint to which every preset applies in full."""
-    return shared / "models" / "prose-llama-8m"
 
 
 @pytest.fixture(scope="session")

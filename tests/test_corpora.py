@@ -235,9 +235,9 @@ def test_a_local_copy_of_something_else(small: Corpus, tmp_path: Path) -> None:
 
 
 @pytest.mark.hub
-def test_the_real_text(hub: HubServer, shared: Path) -> None:
+def test_the_real_text(hub: HubServer, data: Path) -> None:
     """WikiText-2's own test set, packed here as the dataset has it."""
-    real = shared / "data" / "wikitext-2" / "wiki.test.raw"
+    real = data / "wikitext-2" / "wiki.test.raw"
     serve(hub, archive({corpus.WIKITEXT_2.member: real.read_bytes()}))
     found = resolve([], corpus="wikitext-2")
     assert found == dataclasses.replace(resolve([], text=real), path=found.path)

@@ -140,11 +140,11 @@ def test_safetensors_win_over_bin(folder: Path) -> None:
     assert checkpoint.read(folder).weight_format == "safetensors"
 
 
-@pytest.mark.parametrize("model", ["stories260K", "prose-llama-8m"])
-def test_real_checkpoints(shared: Path, model: str) -> None:
+@pytest.mark.parametrize("model", ["stories", "example"])
+def test_real_checkpoints(model: str, request: pytest.FixtureRequest) -> None:
     from safetensors import safe_open
 
-    found = checkpoint.read(shared / "models" / model)
+    found = checkpoint.read(request.getfixturevalue(model))
     checkpoint.require_convertible(found)
     with safe_open(found.weight_files[0], framework="np") as theirs:
         assert {tensor.name: (tensor.dtype, tensor.shape) for tensor in found.tensors} == {

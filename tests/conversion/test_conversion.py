@@ -154,7 +154,7 @@ def test_a_name_that_llama_cpp_reads_as_phi3(model: Path, toolchain: Toolchain, 
     assert name is not None and "phi3" not in name.lower() and "phi-3" not in name.lower()
 
 
-def test_an_unknown_tokenizer_is_refused(shared: Path, toolchain: Toolchain, tmp_path: Path) -> None:
+def test_an_unknown_tokenizer_is_refused(toolchain: Toolchain, tmp_path: Path) -> None:
     folder = tmp_path / "gpt2"
     case = Case("", "GPT2LMHeadModel", "GPT2Config", "gpt2", {"n_embd": 64, "n_layer": 1, "n_head": 2})
     make(case, folder)
@@ -168,9 +168,7 @@ def test_an_unknown_tokenizer_is_refused(shared: Path, toolchain: Toolchain, tmp
         convert(folder, tmp_path / "out.gguf", toolchain=toolchain)
 
 
-def test_a_model_that_sees_has_a_text_part_and_a_projector(
-    shared: Path, toolchain: Toolchain, tmp_path: Path
-) -> None:
+def test_a_model_that_sees_has_a_text_part_and_a_projector(toolchain: Toolchain, tmp_path: Path) -> None:
     folder = tmp_path / "seeing"
     vision = {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,

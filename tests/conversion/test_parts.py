@@ -336,13 +336,13 @@ def test_a_license_that_only_the_hub_knows(example: Path, tmp_path: Path) -> Non
     assert 'license: "mit"' in (made / "README.md").read_text()
 
 
-def test_a_tokenizer_model_made_of_a_tokenizer_json(shared: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_model_made_of_a_tokenizer_json(example: Path, tmp_path: Path) -> None:
     import shutil
 
     from sentencepiece import SentencePieceProcessor
     from transformers import LlamaTokenizer
 
-    shutil.copy(shared / "models" / "prose-llama-8m" / "tokenizer.model", tmp_path)
+    shutil.copy(example / "tokenizer.model", tmp_path)
     LlamaTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
     real = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     assert not tokenizer_model.complete(tmp_path)

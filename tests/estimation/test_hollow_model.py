@@ -235,9 +235,9 @@ def _shares(toolchain: Toolchain, model: Path, example: Path, work: Path) -> np.
 
 @pytest.mark.hub
 def test_eight_billion_parameters_in_a_few_megabytes(
-    hub: HubServer, shared: Path, toolchain: Toolchain, tmp_path: Path, isolated_environment: Path
+    hub: HubServer, data: Path, toolchain: Toolchain, tmp_path: Path, isolated_environment: Path
 ) -> None:
-    folder = write(tmp_path / "Llama-8B", LLAMA_8B, shared / "data" / "tokenizers" / "mistral-v3", shards=4)
+    folder = write(tmp_path / "Llama-8B", LLAMA_8B, data / "tokenizers" / "mistral-v3", shards=4)
     repo = hub.add_repo("org/Llama-8B", {file.name: file for file in folder.glob("*.json")})
     model = {
         # Its digest is announced and never looked at: nobody receives the whole of it.

@@ -429,10 +429,10 @@ def test_predicted_bytes_are_llama_quantizes_own(
 
 @pytest.mark.tool
 def test_predicted_bytes_where_most_tensors_fall_back(
-    toolchain: Toolchain, shared: Path, tmp_path: Path
+    toolchain: Toolchain, stories: Path, tmp_path: Path
 ) -> None:
     base = tmp_path / "base.gguf"
-    convert_by_hand(toolchain, shared / "models" / "stories260K", base, "f16")
+    convert_by_hand(toolchain, stories, base, "f16")
     check_predictions(toolchain, read(base), tmp_path / "out.gguf")
 
 

@@ -146,8 +146,8 @@ def test_the_cache_is_the_one_of_huggingface_hub(hub: HubServer) -> None:
     assert done.commit == repo.refs["main"]
 
 
-def test_a_folder_is_served_and_comes_back_equal(hub: HubServer, shared: Path) -> None:
-    source = shared / "models" / "stories260K"
+def test_a_folder_is_served_and_comes_back_equal(hub: HubServer, stories: Path) -> None:
+    source = stories
     hub.add_repo("karpathy/stories260K", source)
     done = library.download(parse_reference("karpathy/stories260K"), retry=QUICK)
     assert len(done.files) > 2

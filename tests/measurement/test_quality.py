@@ -217,16 +217,16 @@ def test_models_of_two_families_are_not_compared(
         measure((family[0], *other), heldout, toolchain, tmp_path)
 
 
-def test_every_k_quant_of_a_real_model(prose: Path, toolchain: Toolchain, tmp_path: Path) -> None:
+def test_every_k_quant_of_a_real_model(example: Path, toolchain: Toolchain, tmp_path: Path) -> None:
     """From Q2_K to Q8_0 the divergence falls with the bits; the last one mostly agrees with the base."""
     made = ggq.convert_and_quantize(
-        str(prose), ["k-quants"], tmp_path / "out", Settings(keep_base=True, threads=2, verify="off")
+        str(example), ["k-quants"], tmp_path / "out", Settings(keep_base=True, threads=2, verify="off")
     )
     assert made.base is not None
     base, *models = model_file.identify([made.base, *(file.paths[0] for file in made.files)])
     settings = QualitySettings(until="chunks", chunks=8, threads=2)
     found = quality.measure(
-        base, models, text_of(prose / "heldout.txt"), settings, toolchain=toolchain, work=tmp_path
+        base, models, text_of(example / "heldout.txt"), settings, toolchain=toolchain, work=tmp_path
     )
     by_bits = sorted(zip(models, found.models, strict=True), key=lambda pair: pair[0].bits_per_weight)
     klds = [model.mean_kld for _, model in by_bits]

@@ -120,13 +120,13 @@ def test_the_example_in_16_bits(toolchain: Toolchain, example: Path, base_gguf: 
 
 @pytest.mark.tool
 def test_a_real_checkpoint_in_32_bits(
-    toolchain: Toolchain, stories: Path, prose: Path, tmp_path: Path
+    toolchain: Toolchain, stories: Path, example: Path, tmp_path: Path
 ) -> None:
     """Here nothing is rounded between the two, and they agree to the last digit that is printed."""
     gguf = tmp_path / "stories260K-F32.gguf"
     done = convert_by_hand(toolchain, stories, gguf, "f32")
     assert done.returncode == 0, done.tail
-    found, value, error = both(toolchain, stories, gguf, prose / "heldout.txt", tmp_path)
+    found, value, error = both(toolchain, stories, gguf, example / "heldout.txt", tmp_path)
     assert found.value == pytest.approx(value, rel=1e-5)
     assert found.standard_error == pytest.approx(error, rel=1e-4)
 

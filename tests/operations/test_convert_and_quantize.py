@@ -38,9 +38,11 @@ K_QUANTS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", 
 UNVERIFIED = Settings(verify="off")
 
 
-def test_ten_presets_are_llama_quantizes_own_bytes(prose: Path, toolchain: Toolchain, tmp_path: Path) -> None:
+def test_ten_presets_are_llama_quantizes_own_bytes(
+    larger: Path, toolchain: Toolchain, tmp_path: Path
+) -> None:
     settings = Settings(keep_base=True)
-    result = convert_and_quantize.convert_and_quantize(str(prose), ["k-quants"], tmp_path / "ggq", settings)
+    result = convert_and_quantize.convert_and_quantize(str(larger), ["k-quants"], tmp_path / "ggq", settings)
     assert [file.preset for file in result.files] == list(K_QUANTS)
     assert result.base is not None
     by_hand = tmp_path / "hand.gguf"

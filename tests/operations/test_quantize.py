@@ -49,13 +49,10 @@ def finished(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def larger_base(toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def larger_base(toolchain: Toolchain, larger: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose presets take a second or more."""
-    prose = Path(__file__).parents[2].parent / "shared" / "models" / "prose-llama-8m"
-    if not prose.is_dir():
-        pytest.skip(f"{prose} is absent")
-    base = tmp_path_factory.mktemp("larger") / "prose-BF16.gguf"
-    done = convert_by_hand(toolchain, prose, base, "bf16")
+    base = tmp_path_factory.mktemp("larger") / "larger-BF16.gguf"
+    done = convert_by_hand(toolchain, larger, base, "bf16")
     assert done.returncode == 0, done.stderr
     return base
 
@@ -111,7 +108,7 @@ def test_killed_in_the_middle_it_goes_on_with_the_next_tensor(larger_base: Path,
     subprocess.run(command(larger_base, folder, "-q"), check=True)
     assert digests(folder) == expected
     assert sorted(path.suffix for path in folder.iterdir()) == sorted([".gguf"] * len(expected) + [".json"])
-    step = Manifest(folder / "prose.ggq.json").steps["quantize Q4_K_M"]
+    step = Manifest(folder / "larger.ggq.json").steps["quantize Q4_K_M"]
     assert step.findings["kept_pairs"] >= len(before)
 
 

@@ -237,14 +237,14 @@ def test_the_loss_of_a_record_takes_the_published_ones_place(
 
 
 @pytest.mark.tool
-def test_when_nothing_fits_a_shorter_context_is_named(prose: Path, toolchain: Toolchain) -> None:
+def test_when_nothing_fits_a_shorter_context_is_named(larger: Path, toolchain: Toolchain) -> None:
     small = replace(QUIET, contexts=(512, 1024), cache_types=(("q8_0", "q8_0"),))
-    shorter, whole = plan(prose, ["Q8_0"], small, toolchain=toolchain).presets[0].loads
+    shorter, whole = plan(larger, ["Q8_0"], small, toolchain=toolchain).presets[0].loads
     room = whole.memory.ram_bytes - 1
     assert shorter.memory.ram_bytes < room
     settings = replace(QUIET, contexts=(1024,), ram_bytes=room, reserve_ram_bytes=0)
     with pytest.raises(DoesNotFit, match="fits with --ctx 512 --kv q8_0"):
-        recommend(prose, ["Q8_0"], settings=settings, toolchain=toolchain)
+        recommend(larger, ["Q8_0"], settings=settings, toolchain=toolchain)
 
 
 @pytest.mark.tool

@@ -56,22 +56,19 @@ def without_stream(model: Path, folder: Path, presets: list[str]) -> dict[str, s
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    prose = Path(__file__).parents[2].parent / "shared" / "models" / "prose-llama-8m"
-    if not prose.is_dir():
-        pytest.skip(f"{prose} is absent")
-    return without_stream(prose, tmp_path_factory.mktemp("without-stream"), PRESETS)
+def expected(larger: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return without_stream(larger, tmp_path_factory.mktemp("without-stream"), PRESETS)
 
 
 def test_on_a_bad_line_the_files_are_the_same_and_the_disk_holds_nothing_else(
     hub: HubServer,
-    prose: Path,
+    larger: Path,
     expected: dict[str, str],
     tmp_path: Path,
     isolated_environment: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hub.add_repo("org/prose-llama-8m", prose)
+    hub.add_repo("org/larger-llama", larger)
     dice = random.Random(5)
     for _ in range(3):
         hub.fault(FILE, cut_after_bytes=dice.randrange(40_000, 4_000_000))
@@ -83,30 +80,30 @@ def test_on_a_bad_line_the_files_are_the_same_and_the_disk_holds_nothing_else(
     outdir, heard = tmp_path / "out", list[Event]()
     with watched(outdir, scratch, isolated_environment) as seen:
         made = convert_and_quantize.convert_and_quantize(
-            "org/prose-llama-8m", PRESETS, outdir, STREAM, listener=heard.append
+            "org/larger-llama", PRESETS, outdir, STREAM, listener=heard.append
         )
     assert digests(outdir) == expected
     # Beside the files: config and tokenizer in the Hub cache, headers, and what the converter makes of them.
     assert max(seen) <= sum(file.file_bytes for file in made.files) + (1 << 20)
     first = 32 << 10  # that much is read of a file to learn its header
-    data = (prose / FILE).stat().st_size - weight_start(prose)
+    data = (larger / FILE).stat().st_size - weight_start(larger)
     assert hub.bytes_sent(FILE) <= first + data + (1 << 16), "something was fetched twice"
     said = [event.text for event in heard if isinstance(event, Notice)]
     assert any("that the Hub announces" in text for text in said)
     assert sum("trying again" in text for text in said) >= 6
     # A later run finds that the checkpoint is the same, by whatever way it comes.
     again = convert_and_quantize.convert_and_quantize(
-        "org/prose-llama-8m", PRESETS, outdir, Settings(verify="off")
+        "org/larger-llama", PRESETS, outdir, Settings(verify="off")
     )
     assert all(file.reused for file in again.files)
 
 
 def test_broken_off_it_goes_on_with_the_first_tensor_that_is_not_finished(
-    hub: HubServer, prose: Path, expected: dict[str, str], tmp_path: Path
+    hub: HubServer, larger: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    hub.add_repo("org/prose-llama-8m", prose)
-    names = {tensor.name: tensor for tensor in checkpoint.read(prose).tensors}
-    words = ["convert-and-quantize", "org/prose-llama-8m", "--preset", ",".join(PRESETS), "--stream"]
+    hub.add_repo("org/larger-llama", larger)
+    names = {tensor.name: tensor for tensor in checkpoint.read(larger).tensors}
+    words = ["convert-and-quantize", "org/larger-llama", "--preset", ",".join(PRESETS), "--stream"]
     command = [sys.executable, "-m", "ggq", *words, "--verify", "off", "--outdir", str(tmp_path)]
     before: list[str] = []
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
@@ -116,7 +113,7 @@ def test_broken_off_it_goes_on_with_the_first_tensor_that_is_not_finished(
             command, stderr=subprocess.DEVNULL, preexec_fn=heed_ctrl_c, env=os.environ
         ) as child:
             deadline = time.monotonic() + 120
-            while len(finished(tmp_path, "prose-llama-8m")) < len(before) + 3:
+            while len(finished(tmp_path, "larger-llama")) < len(before) + 3:
                 assert time.monotonic() < deadline and child.poll() is None
                 time.sleep(0.005)
             below = psutil.Process(child.pid).children(recursive=True)
@@ -125,14 +122,14 @@ def test_broken_off_it_goes_on_with_the_first_tensor_that_is_not_finished(
         slow.times = 0
         assert below and not psutil.wait_procs(below, timeout=10)[1], "the converter lives on"
         assert not digests(tmp_path)
-        after = finished(tmp_path, "prose-llama-8m")
+        after = finished(tmp_path, "larger-llama")
         assert after[: len(before)] == before and len(after) == len(set(after)), "a tensor was made twice"
         if before:
-            assert _first_byte_asked_for(hub) >= _end_of_first(prose, len(before))
+            assert _first_byte_asked_for(hub) >= _end_of_first(larger, len(before))
         before = after
     hub.log.clear()
-    made = convert_and_quantize.convert_and_quantize("org/prose-llama-8m", PRESETS, tmp_path, STREAM)
-    assert _first_byte_asked_for(hub) >= _end_of_first(prose, len(before))
+    made = convert_and_quantize.convert_and_quantize("org/larger-llama", PRESETS, tmp_path, STREAM)
+    assert _first_byte_asked_for(hub) >= _end_of_first(larger, len(before))
     assert len(names) > len(before)
     assert Manifest(made.manifest).steps["quantize Q4_K_M"].findings["kept_pairs"] >= len(before)
     assert digests(tmp_path) == expected

@@ -47,22 +47,19 @@ def at_first_step(act: Callable[[], None]) -> Callable[[Event], None]:
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The files of ``prose`` by the converter and llama-quantize, one step after the other."""
-    prose = Path(__file__).parents[2].parent / "shared" / "models" / "prose-llama-8m"
-    if not prose.is_dir():
-        pytest.skip(f"{prose} is absent")
+def expected(larger: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files of ``larger`` by the converter and llama-quantize, one step after the other."""
     folder = tmp_path_factory.mktemp("two-steps")
     by_tool = replace(STREAMED, engine="llama-quantize")
-    convert_and_quantize.convert_and_quantize(str(prose), LONG, folder, by_tool)
+    convert_and_quantize.convert_and_quantize(str(larger), LONG, folder, by_tool)
     return digests(folder)
 
 
 def test_the_files_are_those_of_two_steps_and_the_disk_holds_nothing_else(
-    prose: Path, expected: dict[str, str], tmp_path: Path
+    larger: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     with watched(tmp_path) as seen:
-        made = convert_and_quantize.convert_and_quantize(str(prose), LONG, tmp_path, STREAMED)
+        made = convert_and_quantize.convert_and_quantize(str(larger), LONG, tmp_path, STREAMED)
     assert digests(tmp_path) == expected
     assert len(made.files) == 11 and made.base is None
     step = Manifest(made.manifest).steps["convert"]
@@ -131,15 +128,15 @@ def command(model: Path, outdir: Path) -> list[str]:
 
 
 def test_broken_off_in_the_middle_it_goes_on_and_leaves_no_orphan(
-    prose: Path, expected: dict[str, str], tmp_path: Path
+    larger: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     before: list[str] = []
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
         with subprocess.Popen(
-            command(prose, tmp_path), stderr=subprocess.DEVNULL, preexec_fn=heed_ctrl_c, env=os.environ
+            command(larger, tmp_path), stderr=subprocess.DEVNULL, preexec_fn=heed_ctrl_c, env=os.environ
         ) as child:
             deadline = time.monotonic() + 120
-            while len(finished(tmp_path, "prose-llama-8m")) < len(before) + 2:
+            while len(finished(tmp_path, "larger-llama")) < len(before) + 2:
                 assert time.monotonic() < deadline and child.poll() is None
                 time.sleep(0.005)
             below = psutil.Process(child.pid).children(recursive=True)
@@ -147,29 +144,29 @@ def test_broken_off_in_the_middle_it_goes_on_and_leaves_no_orphan(
             child.wait(timeout=30)
         assert below and not psutil.wait_procs(below, timeout=10)[1], "the converter lives on"
         assert not digests(tmp_path)
-        after = finished(tmp_path, "prose-llama-8m")
+        after = finished(tmp_path, "larger-llama")
         assert after[: len(before)] == before and len(after) == len(set(after)), "a tensor was made twice"
         before = after
-    made = convert_and_quantize.convert_and_quantize(str(prose), LONG, tmp_path, STREAMED)
+    made = convert_and_quantize.convert_and_quantize(str(larger), LONG, tmp_path, STREAMED)
     assert Manifest(made.manifest).steps["quantize Q4_K_M"].findings["kept_pairs"] >= len(before)
     assert digests(tmp_path) == expected
 
 
-def test_a_conversion_that_dies_is_told_in_its_own_words(prose: Path, tmp_path: Path) -> None:
+def test_a_conversion_that_dies_is_told_in_its_own_words(larger: Path, tmp_path: Path) -> None:
     listen = at_first_step(lambda: [child.kill() for child in converters()] and None)
     with pytest.raises(ConversionProblem, match="was killed while it was converting"):
-        convert_and_quantize.convert_and_quantize(str(prose), LONG, tmp_path, SLOWLY, listener=listen)
+        convert_and_quantize.convert_and_quantize(str(larger), LONG, tmp_path, SLOWLY, listener=listen)
     assert not converters() and not digests(tmp_path)
 
 
-def test_a_sweep_that_fails_ends_the_conversion(prose: Path, tmp_path: Path) -> None:
+def test_a_sweep_that_fails_ends_the_conversion(larger: Path, tmp_path: Path) -> None:
     def fail() -> None:
         assert converters(), "the test came too late"
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         convert_and_quantize.convert_and_quantize(
-            str(prose), LONG, tmp_path, SLOWLY, listener=at_first_step(fail)
+            str(larger), LONG, tmp_path, SLOWLY, listener=at_first_step(fail)
         )
     assert not converters()
 

@@ -55,16 +55,19 @@ def offered() -> list[Preset]:
 
 @pytest.fixture(scope="module")
 def bases(
-    toolchain: Toolchain, base_gguf: Path, example: Path, tmp_path_factory: pytest.TempPathFactory
+    toolchain: Toolchain,
+    base_gguf: Path,
+    example: Path,
+    stories: Path,
+    larger: Path,
+    data: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[str], Path]]:
     """A base GGUF by its name. Conversions go two at a time, and nobody waits for one that is not wanted."""
-    shared = Path(__file__).parents[2].parent / "shared"
-    if not shared.is_dir():
-        pytest.skip(f"{shared} is absent: it holds the shared models and tokenizers")
     work = tmp_path_factory.mktemp("bases")
     tiny.mixtral(work / "mixtral", example)
     tiny.gemma(work / "gemma", example)
-    tiny.gpt2(work / "gpt2", shared / "data" / "tokenizers" / "gpt2")
+    tiny.gpt2(work / "gpt2", data / "tokenizers" / "gpt2")
 
     def made(name: str, folder: Path, outtype: str) -> Path:
         target = files.make_folder(work / f"{name}-base") / f"{name}.gguf"
@@ -73,10 +76,10 @@ def bases(
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         known: Mapping[str, Future[Path]] = {
-            "stories": pool.submit(made, "stories", shared / "models" / "stories260K", "f32"),
+            "stories": pool.submit(made, "stories", stories, "f32"),
             "mixtral": pool.submit(made, "mixtral", work / "mixtral", "bf16"),
             "gemma": pool.submit(made, "gemma", work / "gemma", "bf16"),
-            "prose": pool.submit(made, "prose", shared / "models" / "prose-llama-8m", "bf16"),
+            "larger": pool.submit(made, "larger", larger, "bf16"),
             "gpt2": pool.submit(made, "gpt2", work / "gpt2", "bf16"),
             "f16": pool.submit(made, "f16", work / "gemma", "f16"),
         }
@@ -159,7 +162,7 @@ def made_by(hand: ByHand, base: GgufFile, recipes: Sequence[Recipe], folder: Pat
 @pytest.mark.parametrize(
     "name",
     [
-        *tier([], ["prose", "stories"]),  # all that example shows, and more of it
+        *tier([], ["larger", "stories"]),  # all that example shows, and more of it
         *("example", "mixtral", "gemma", "gpt2", "f16", "split", "split, kept"),
     ],
 )
@@ -250,7 +253,7 @@ def test_how_rows_are_cut_into_blocks_does_not_matter(
 def test_memory_stays_below_what_was_said(
     bases: Callable[[str], Path], toolchain: Toolchain, tmp_path: Path
 ) -> None:
-    base = gguf_file.read_all(bases("prose"))
+    base = gguf_file.read_all(bases("larger"))
     recipes = ask(toolchain, base, catalogue.load().resolve(["Q4_0", "Q8_0", "F32"]))
     peaks = {}
     for limit_bytes in (400_000, 4_000_000):
@@ -310,7 +313,7 @@ def journaled(folder: Path) -> list[str]:
 def test_killed_at_random_moments_no_finished_tensor_is_made_again(
     bases: Callable[[str], Path], toolchain: Toolchain, tmp_path: Path
 ) -> None:
-    base = gguf_file.read_all(bases("prose"))
+    base = gguf_file.read_all(bases("larger"))
     recipes = ask(toolchain, base, catalogue.load().resolve(NAMES))
     started = time.monotonic()
     undisturbed = swept(toolchain, base, recipes, tmp_path / "undisturbed")

@@ -38,16 +38,16 @@ def repository(hub: HubServer, example: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in example.iterdir()}
 
 
-def test_a_gpu_with_200_mb_free(prose: Path) -> None:
+def test_a_gpu_with_200_mb_free(larger: Path) -> None:
     """More than this model's layers: all are there; a tenth stays free."""
-    told = json.loads(ggq("recommend", prose, "--vram", "200M", "--ram", "8G", "--json").stdout)
+    told = json.loads(ggq("recommend", larger, "--vram", "200M", "--ram", "8G", "--json").stdout)
     (device,) = told["chosen"]["load"]["memory"]["devices"]
     assert 0 < device["needed_bytes"] <= device["free_bytes"] == 180 * MB
     assert told["chosen"]["load"]["offload"]["n_gpu_layers"] == 9
     assert device["name"] == "GPU0" and "on GPU0, 9 of 9 layers on GPU0" in told["reasons"][0]
     # How many threads are best there is not known here.
     assert "-t" not in told["commands"]["serve"] and "n_threads" not in told["llama"]
-    asked = json.loads(ggq("recommend", prose, "--vram", "200M", "--ram", "8G", "-t", "6", "--json").stdout)
+    asked = json.loads(ggq("recommend", larger, "--vram", "200M", "--ram", "8G", "-t", "6", "--json").stdout)
     assert asked["llama"]["n_threads"] == asked["llama"]["n_threads_batch"] == 6
 
 
