@@ -44,7 +44,7 @@ from ggq.convert import (
 )
 from ggq.convert.pipe import Feed, Pipe
 from ggq.errors import GgqError
-from ggq.llamacpp import converter, converter_unigram
+from ggq.llamacpp import converter, converter_stops, converter_unigram
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.witness import Witness
 from ggq.progress import Event, Step
@@ -249,10 +249,7 @@ def _convert(job: Job, completed: Mapping[str, Any], token_rows: rows.Rows) -> N
     if (folder / tokenizer_sound.FILE).is_file():
         converter.take_tokenizers_from(folder, functools.partial(_own_tokenizer, token_rows))
         adds_bos = tokenizer_file.begins_with_a_token(folder)
-    texts = rows.added_texts(folder)
-    ids = {text: identity for identity, text in texts.items()}
-    ends = {identity: texts.get(identity, "") for identity in stops.find(folder, ids.get)}
-    converter.say_of_tokens(ends, adds_bos)
+    converter_stops.say_of_tokens(functools.partial(stops.find, folder), adds_bos)
     converter.add_text(verification.KEY, job.verdict)
     if not job.mmproj:
         converter.look_at_rows(rows.require_equal)
