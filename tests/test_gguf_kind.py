@@ -80,6 +80,23 @@ def test_inspect_shows_every_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.tool
+def test_no_text_is_fetched_for_what_has_no_perplexity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ggq.bench import corpus
+
+    monkeypatch.setattr(corpus, "resolve", lambda *_args, **_options: pytest.fail("a text was looked for"))
+    base = write(tmp_path / "e.gguf", "bert", lambda it: it.add_causal_attention(False))
+    other = write(
+        tmp_path / "e-Q8_0.gguf", "bert", lambda it: (it.add_causal_attention(False), it.add_name("other"))
+    )
+    done = CliRunner().invoke(cli, ["bench", "quality", str(base), str(other)])
+    assert done.exit_code == 1 and "encoder (bert)" in done.stderr
+    alone = CliRunner().invoke(cli, ["bench", "quality", str(base), str(base)])
+    assert alone.exit_code == 2 and "nothing to compare" in alone.stderr
+
+
+@pytest.mark.tool
 def test_an_encoder_is_not_asked_to_continue(tmp_path: Path) -> None:
     encoder = write(tmp_path / "e.gguf", "bert", lambda it: it.add_causal_attention(False))
     done = CliRunner().invoke(cli, ["run", str(encoder), "Once upon"])
