@@ -176,7 +176,7 @@ class _Session:
         folder = self._target.absolute().parent
         with ExitStack() as stack:
             files.make_folder(folder)
-            stack.enter_context(files.lock(folder))
+            stack.enter_context(files.lock(folder, listener=self._listener))
             self._work = stack.enter_context(files.staging(folder))
             self._record = Record(self._target)
             self._subjects = subject.distinct(self._identified())
