@@ -52,6 +52,7 @@ def inspect(model: str, revision: str | None, offline: bool, out: Output) -> Non
 
 def _show_gguf(gguf: gguf_file.GgufFile, out: Output) -> None:
     groups = _groups((tensor.group, tensor.type, tensor.data_bytes) for tensor in gguf.tensors)
+    other = gguf.other_kind
     facts: dict[str, Any] = {
         "kind": "gguf",
         "files": gguf.paths,
@@ -60,6 +61,7 @@ def _show_gguf(gguf: gguf_file.GgufFile, out: Output) -> None:
         "gguf_version": gguf.version,
         "name": gguf.name,
         "architecture": gguf.architecture,
+        "other_kind": other.what if other else None,
         "file_type": gguf.file_type,
         "bits_per_weight": gguf.bits_per_weight,
         "parameter_count": gguf.parameter_count,
@@ -86,6 +88,7 @@ def _show_gguf(gguf: gguf_file.GgufFile, out: Output) -> None:
         ("size", f"{human_bytes(gguf.file_bytes)} ({gguf.file_bytes:,} bytes)"),
         ("at its end", f"{gguf.trailing_bytes:,} bytes that belong to no tensor" * (gguf.trailing_bytes > 0)),
         ("format", f"GGUF {gguf.version}"),
+        ("remark", f"It is {other.what}. {other.instead}" if other else None),
         ("name", gguf.name),
         ("architecture", ", ".join(filter(None, (gguf.architecture, blocks, experts)))),
         ("parameters", _count(gguf.parameter_count)),

@@ -123,7 +123,7 @@ def compare(folder: Path, in_gguf: str | None, tools_in_gguf: str | None, lib_di
         theirs = right.get(TOOL_USE if tools and TOOL_USE in right else DEFAULT) or next(
             iter(right.values()), ours
         )
-        if tools and not ("tools" in theirs or "tool" in theirs):
+        if tools and TOOL_USE not in right and not ("tools" in theirs or "tool" in theirs):
             continue
 
         def both(ours: str = ours, theirs: str = theirs, one: Any = messages, with_: Any = tools) -> Any:

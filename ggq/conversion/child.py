@@ -46,7 +46,7 @@ from ggq.conversion.pipes import Feed, Pipe
 from ggq.errors import GgqError
 from ggq.gguf import file as gguf_file
 from ggq.gguf import values as gguf_values
-from ggq.llamacpp import converter, converter_unigram
+from ggq.llamacpp import converter, converter_stops, converter_unigram
 from ggq.llamacpp.inference import Witness
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Event, Step
@@ -252,10 +252,7 @@ def _convert(job: Job, completed: Mapping[str, Any], token_rows: vocabulary_rows
     if (folder / tokenizer_checks.FILE).is_file():
         converter.take_tokenizers_from(folder, functools.partial(_own_tokenizer, token_rows))
         adds_bos = tokenizer_file.begins_with_a_token(folder)
-    texts = vocabulary_rows.added_texts(folder)
-    ids = {text: identity for identity, text in texts.items()}
-    ends = {identity: texts.get(identity, "") for identity in stop_tokens.find(folder, ids.get)}
-    converter.say_of_tokens(ends, adds_bos)
+    converter_stops.say_of_tokens(functools.partial(stop_tokens.find, folder), adds_bos)
     converter.add_text(verification.KEY, job.verdict)
     if not job.mmproj:
         converter.look_at_rows(vocabulary_rows.require_equal)

@@ -110,7 +110,7 @@ def convert(
     tools = toolchain or toolchains.find()
     folder = files.make_folder(output.absolute().parent)
     with ExitStack() as stack:
-        stack.enter_context(files.lock(folder))
+        stack.enter_context(files.lock(folder, listener=listener))
         staged = stack.enter_context(files.staging(folder)) / output.name
         files.require_space(folder, needed_bytes(given, kind), f"the {kind.upper()} GGUF")
         child = Child(given, staged, kind, tools, mmproj=mmproj, source=source, listener=listener)

@@ -260,6 +260,7 @@ def _too_deep(checkpoint: Checkpoint, _: re.Match[str]) -> GgqError:
 _OF_SETTINGS = (
     r"TypeError|ValueError|AttributeError|IndexError|AssertionError|ZeroDivisionError|OverflowError"
     r"|Unicode\w+Error|JSONDecodeError|StrictDataclass\w*Error|ValidationError|UnboundLocalError"
+    r"|error"  # struct's, of a value that does not fit its place in the GGUF
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ggq.conversion import compare_vectors, scaled_context, sliding_window
+from ggq.conversion import compare_vectors, scaled_context, sliding_window, stop_tokens
 from ggq.conversion.compare_packed import Unpacked
 from ggq.conversion.parameter_count import Account
 from ggq.errors import ConversionProblem
@@ -158,13 +158,7 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
     warnings += found.template.get("remarks", ())
     if found.template.get("why_not"):
         warnings.append(f"the chat template was not compared: {found.template['why_not']}")
-    lost = found.stops.get("lost", ())
-    if lost:
-        names = ", ".join(
-            f"{one['name'] or 'a token that the vocabulary lacks'} ({one['id']}, by {one['file']})"
-            for one in lost[:5]
-        )
-        warnings.append(f"the checkpoint ends a turn at {names}, and llama.cpp does not stop there")
+    warnings += stop_tokens.remarks(found.stops)
     account = found.account
     return Verification(
         level=level,
@@ -177,7 +171,7 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
         tokenizer_reference=found.tokenizer.get("reference", ""),
         tokenizer_why_not=found.tokenizer.get("why_not", ""),
         stop_tokens=tuple(found.stops.get("ids", ())),
-        stop_tokens_lost=tuple(one["id"] for one in lost),
+        stop_tokens_lost=tuple(one["id"] for one in found.stops.get("lost", ())),
         template_conversations=found.template.get("agree", 0),
         template_compared=found.template.get("tried", 0),
         positions=computed.get("positions", 0),

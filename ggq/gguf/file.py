@@ -130,9 +130,14 @@ class GgufFile:
         """Whether it makes vectors of texts, and no next token (BERT and its kin)."""
         return not self.generates_text and self.architecture not in _DIFFUSION
 
+    @property
+    def other_kind(self) -> gguf_kind.OtherKind | None:
+        """What it is, where it is no model."""
+        return gguf_kind.other_kind(self.metadata, self.architecture, len(self.tensors))
+
     def require_model(self) -> None:
         """Raises GgufProblem for a file of another kind, with what it is and what to give instead."""
-        found = gguf_kind.other_kind(self.metadata, self.architecture, len(self.tensors))
+        found = self.other_kind
         if found is not None:
             raise GgufProblem(f"{self.path} is not a model.", f"It is {found.what}.", found.instead)
 

@@ -29,12 +29,6 @@ _TABLE_BYTES = 1 << 20  # rotary factors take some hundred bytes
 Completer = Callable[[dict[str, Any]], None]
 PreTokenizers = Callable[[Mapping[str, Any]], "str | None"]
 
-# Names by which llama.cpp finds the token that ends a turn (llama-vocab.cpp, "find EOT token").
-_KNOWN_TURN_ENDS = frozenset(
-    ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>",
-     "_<EOT>", "[EOT]", "<end_of_utterance>")
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Refusal:
@@ -176,36 +170,6 @@ def take_tokenizers_from(folder: Path, make: Callable[[Path], Any]) -> None:
         return as_ever(name, *positional, **named)
 
     AutoTokenizer.from_pretrained = from_pretrained
-
-
-def say_of_tokens(stops: Mapping[int, str], adds_bos: bool | None) -> None:
-    """From now on have the header name tokens at which a turn ends, as far as it has room: beside the end of
-    the text one that ends a turn and one that ends a message. ``stops``: their ids and texts; ``adds_bos``:
-    whether a text begins with a token of its own, for a header that does not say so (None: not known)."""
-    from gguf.constants import Keys
-    from gguf.gguf_writer import GGUFWriter
-
-    write = GGUFWriter.write_header_to_file  # it counts the keys
-
-    def write_header_to_file(self: Any, path: Path | None = None) -> None:
-        keys = self.kv_data[0]
-        names = getattr(keys.get(Keys.Tokenizer.LIST), "value", None)
-        if names:
-            own = (Keys.Tokenizer.EOS_ID, Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
-            named = {keys[key].value for key in own if key in keys}
-            if adds_bos is not None and Keys.Tokenizer.ADD_BOS not in keys:
-                self.add_bool(Keys.Tokenizer.ADD_BOS, adds_bos)
-            wanted = [token for token in stops if token < len(names) and token not in named]
-            # Those that llama.cpp knows by their names come last: they need no key.
-            wanted.sort(key=lambda token: stops[token] in _KNOWN_TURN_ENDS)
-            free = [key for key in own if key not in keys]
-            if any(name in _KNOWN_TURN_ENDS for name in stops.values()):
-                free.sort(key=lambda key: key == Keys.Tokenizer.EOT_ID)  # llama.cpp fills that one by itself
-            for key, token in zip(free, wanted, strict=False):
-                self.add_uint32(key, token)
-        write(self, path)
-
-    GGUFWriter.write_header_to_file = write_header_to_file
 
 
 def look_at_rows(look: Callable[[int, Mapping[str, int], str], None]) -> None:

@@ -91,6 +91,14 @@ class Witness:
             return False
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
+    def ordinary_ends(self) -> list[int]:
+        """Tokens of ordinary text at which llama.cpp stops."""
+        lib, vocab = self._lib, self._vocab
+        ends = (token for token in range(self.token_count) if lib.llama_vocab_is_eog(vocab, token))
+        return [
+            token for token in ends if lib.llama_vocab_get_attr(vocab, token) & lib.LLAMA_TOKEN_ATTR_NORMAL
+        ]
+
     def chat_template(self, name: str | None = None) -> str | None:
         """The model's chat template, or its template of that name; None where it has none."""
         found = self._lib.llama_model_chat_template(self._model, name.encode() if name else None)

@@ -163,6 +163,9 @@ def breakdown(toolchain: Toolchain, model: Path, load: Load) -> Breakdown:
         reason = refusal(process.run(command, env=bench.ENVIRONMENT, check=False).stdout)
         if reason is None:
             raise endings.failed(done)
+        if _NOT_LOADED in reason:
+            what = "llama.cpp does not load this model."
+            raise GgufProblem(what, reason, "Get it again from its source, or make the file again.")
         raise GgufProblem(
             f"llama.cpp does not take {model.name} with these settings.",
             reason,
@@ -190,6 +193,10 @@ def parse_breakdown(lines: Iterable[str]) -> Breakdown:
     if sum(row.kind == "host" for row in rows) != 1:
         raise tool_output.unknown(FIT_TOOL, "a memory breakdown without the host's row")
     return Breakdown(rows)
+
+
+# What llama.cpp logs when a file's own content keeps it from loading: tensors that are missing or misshapen.
+_NOT_LOADED = "check_tensor_dims"
 
 
 def refusal(lines: Iterable[str]) -> str | None:

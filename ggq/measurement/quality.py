@@ -129,13 +129,7 @@ def measure(
     Raises UsageProblem, GgufProblem, DiskFull, ToolFailed, ToolchainProblem.
     """
     settings, journal = settings or QualitySettings(), journal or Journal()
-    if not models:
-        raise UsageProblem(
-            "There is nothing to compare with the base.",
-            f"Only {base.path.name} was given.",
-            "Name the base and one quantized model or more.",
-        )
-    _require_kinship(base, models, settings.context)
+    require_comparable(base, models, settings.context)
     if settings.parse_special:
         special_logits.require(settings.offload)
     if settings.checkpoint is not None:
@@ -231,8 +225,17 @@ def _announce(plan: Excerpts, ground: Base, settings: QualitySettings, listener:
         )
 
 
-def _require_kinship(base: Subject, models: Sequence[Subject], context: int) -> None:
-    """Refuse what cannot be compared, before an hour is spent on it."""
+def require_comparable(base: Subject, models: Sequence[Subject], context: int) -> None:
+    """Refuse what cannot be compared, before a text is fetched or an hour is spent on it.
+
+    Raises UsageProblem, GgufProblem.
+    """
+    if not models:
+        raise UsageProblem(
+            "There is nothing to compare with the base.",
+            f"Only {base.path.name} was given.",
+            "Name the base and one quantized model or more.",
+        )
     ours = gguf_file.read(base.path)
     ours.require_next_tokens("a perplexity", "`ggq bench speed` measures how fast it reads.")
     for subject, gguf in ((base, ours), *((model, gguf_file.read(model.path)) for model in models)):

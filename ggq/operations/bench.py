@@ -183,7 +183,7 @@ class _Session:
         folder = self._target.absolute().parent
         with ExitStack() as stack:
             files.make_folder(folder)
-            stack.enter_context(files.lock(folder))
+            stack.enter_context(files.lock(folder, listener=self._listener))
             self._work = stack.enter_context(files.staging(folder))
             self._record = Record(self._target)
             self._subjects = model_file.distinct(self._identified())
@@ -270,12 +270,13 @@ class _Session:
             return
         models = [it for it in self._subjects if it is not base and self._is_kin(it, base)]
         choice = self._settings.text
+        how = replace(self._settings.for_model(base).quality, parse_special=choice.parse_special)
+        quality.require_comparable(base, models, how.context)
         text = corpus.resolve(
             self._near(), text=choice.text, corpus=choice.corpus, corpus_path=choice.corpus_path,
             offline=choice.offline, listener=self._listener,
         )  # fmt: skip
         with texts.unchanged(text).guard():
-            how = replace(self._settings.for_model(base).quality, parse_special=choice.parse_special)
             found = quality.measure(
                 base, models, text, how, toolchain=self._toolchain,
                 work=self._work, journal=self._journal, listener=self._listener,

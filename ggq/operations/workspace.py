@@ -48,7 +48,7 @@ class Job(AbstractContextManager["Job"]):
 
     def __enter__(self) -> Job:
         with ExitStack() as stack:
-            stack.enter_context(files.lock(files.make_folder(self.outdir)))
+            stack.enter_context(files.lock(files.make_folder(self.outdir), listener=self.listener))
             self.staging = stack.enter_context(files.staging(self.outdir))
             self.manifest = Manifest.of(self.name, self.outdir)
             # For what only the record needs: digests, and the machine, which takes a second to describe.

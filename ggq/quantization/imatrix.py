@@ -110,7 +110,7 @@ def imatrix(
     if target.resolve() in [path.resolve() for path in whole.paths]:
         raise UsageProblem(f"{target} would be overwritten by its matrix.", "", "Give another name with -o.")
     folder = files.make_folder(target.parent)
-    with files.lock(folder), files.staging(folder) as work:
+    with files.lock(folder, listener=listener), files.staging(folder) as work:
         manifest = Manifest.of(name, folder)
         manifest.model = manifest.model or base_model(whole.path)
 

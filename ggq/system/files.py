@@ -246,11 +246,11 @@ _PATIENCE_S = 1.0
 
 
 @contextlib.contextmanager
-def lock(folder: Path, waiting: Listener | None = None) -> Iterator[None]:
+def lock(folder: Path, waiting: Listener | None = None, *, listener: Listener = silent) -> Iterator[None]:
     """Hold a folder for one ggq at a time. Raises OutputProblem when another one holds it.
 
     With ``waiting`` it waits instead, and tells this listener where that takes long. A staging folder is held
-    with the folder that it stands in.
+    with the folder that it stands in. ``listener`` is told where the file system has no locks.
     """
     if STAGING in folder.parts:
         yield
@@ -276,6 +276,8 @@ def lock(folder: Path, waiting: Listener | None = None) -> Iterator[None]:
                 ) from error
             waiting(Notice(f"Another ggq is at work in {folder}: this one waits for it."))
             guard.acquire()
+    if locks.is_file(guard):
+        listener(Notice(f"The file system of {held} has no locks; a file there stands for one."))
     try:
         yield
     finally:

@@ -54,6 +54,17 @@ def test_a_broken_template_is_told(compared: Any) -> None:
 
 
 @pytest.mark.tool
+def test_a_broken_template_for_tools_is_told(compared: Any, toolchain: Toolchain, tmp_path: Path) -> None:
+    """Also one that names no tools: a template of that name is taken for them whatever it holds."""
+    compared(ROLES)
+    broken = "{% if %}"
+    named = [{"name": "default", "template": ROLES}, {"name": "tool_use", "template": broken}]
+    checkpoints.write_json(tmp_path / "tokenizer_config.json", {"chat_template": named})
+    found = templates.compare(tmp_path, ROLES, broken, toolchain.lib_dir)
+    assert len(found["remarks"]) == 1 and "cannot read the chat template" in found["remarks"][0]
+
+
+@pytest.mark.tool
 def test_another_prompt_is_told_with_its_place(compared: Any) -> None:
     found = compared(ROLES, ROLES.replace("<|assistant|>", "<|model|>"))
     (first, _) = found["remarks"]

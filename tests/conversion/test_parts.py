@@ -258,6 +258,7 @@ def test_an_activation_that_transformers_does_not_have() -> None:
         ),
         ("ZeroDivisionError", "division by zero", CheckpointProblem, "division by zero"),
         ("TypeError", "'hidden_size' is no int", CheckpointProblem, "about hidden_size in config.json"),
+        ("error", "required argument is not an integer", CheckpointProblem, "cannot use what config.json"),
         ("RecursionError", "maximum recursion depth exceeded", CheckpointProblem, "nested too deeply"),
         ("Odd", "x" * 100_000, ConversionProblem, "Odd"),
     ],

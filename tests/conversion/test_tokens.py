@@ -92,6 +92,26 @@ def test_tokens_without_rows_are_left_out_by_name(toolchain: Toolchain, tmp_path
     assert len(tokens(made, "<|plugin|>")) > 1
 
 
+@pytest.mark.tool
+@pytest.mark.parametrize("named", [True, False])
+def test_no_ordinary_token_ends_a_turn_unsaid(named: bool, toolchain: Toolchain, tmp_path: Path) -> None:
+    """A vocabulary of GPT-2's kind whose end is no added token: llama.cpp would take token 11, a comma."""
+    folder = checkpoints.llama(tmp_path / "model", checkpoints.tokenizer())
+    checkpoints.edit(folder / "tokenizer.json", added_tokens=[])
+    for name in ("config.json", "generation_config.json"):
+        checkpoints.edit(folder / name, eos_token_id=..., bos_token_id=...)
+    if not named:
+        checkpoints.edit(folder / "tokenizer_config.json", eos_token=...)
+    made = convert(folder, tmp_path / "out.gguf", toolchain=toolchain)
+    with Witness(toolchain, made.output, 1, weights=False) as witness:
+        ends = [token for token in range(witness.token_count) if witness.ends_generation(token)]
+    told = [warning for warning in made.verification.warnings if "ordinary token" in warning]
+    if named:
+        assert ends == [0] and not told
+    else:
+        assert 11 in ends and len(told) == 1 and "(11)" in told[0]
+
+
 def test_stop_ids_of_all_files(tmp_path: Path) -> None:
     write = checkpoints.write_json
     write(tmp_path / "generation_config.json", {"eos_token_id": [3, 4]})

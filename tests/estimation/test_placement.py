@@ -446,3 +446,12 @@ def test_what_llama_cpp_refuses_is_told(
         most_layers(toolchain, base_gguf, load, Room(PLENTY, {"RPC0": PLENTY}))
     with pytest.raises(GgufProblem):
         most_layers(toolchain, tmp_path / "none.gguf", Load(512), Room(PLENTY))
+
+
+def test_a_tensor_that_is_missing_is_not_blamed_on_the_settings(
+    base_gguf: Path, toolchain: Toolchain, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(base_gguf.read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight", 1))
+    with pytest.raises(GgufProblem, match=r"does not load this model.*blk\.0\.attn_q"):
+        most_layers(toolchain, broken, Load(512), Room(PLENTY))

@@ -74,8 +74,26 @@ def test_every_verb_says_what_the_file_is(
 
 
 def test_inspect_shows_every_kind(tmp_path: Path) -> None:
-    for file in kinds(tmp_path).values():
-        assert CliRunner().invoke(cli, ["inspect", str(file)]).exit_code == 0
+    for what, file in kinds(tmp_path).items():
+        done = CliRunner().invoke(cli, ["inspect", str(file)])
+        assert done.exit_code == 0 and what in done.stdout, (what, done.stdout)
+
+
+@pytest.mark.tool
+def test_no_text_is_fetched_for_what_has_no_perplexity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ggq import corpora as corpus
+
+    monkeypatch.setattr(corpus, "resolve", lambda *_args, **_options: pytest.fail("a text was looked for"))
+    base = write(tmp_path / "e.gguf", "bert", lambda it: it.add_causal_attention(False))
+    other = write(
+        tmp_path / "e-Q8_0.gguf", "bert", lambda it: (it.add_causal_attention(False), it.add_name("other"))
+    )
+    done = CliRunner().invoke(cli, ["bench", "quality", str(base), str(other)])
+    assert done.exit_code == 1 and "encoder (bert)" in done.stderr
+    alone = CliRunner().invoke(cli, ["bench", "quality", str(base), str(base)])
+    assert alone.exit_code == 2 and "nothing to compare" in alone.stderr
 
 
 @pytest.mark.tool

@@ -36,12 +36,16 @@ def test_a_file_system_without_flock(without_flock: None, tmp_path: Path) -> Non
         files.lock(tmp_path),
     ):
         pass
-    with files.lock(tmp_path):
+    told: list[object] = []
+    with files.lock(tmp_path, listener=told.append):
         assert not locks.has_locks(tmp_path)
+    assert len(told) == 1 and "has no locks" in str(told[0])
 
 
 def test_the_system_s_lock_where_there_is_one(tmp_path: Path) -> None:
     assert locks.has_locks(tmp_path)
+    with files.lock(tmp_path, listener=lambda event: pytest.fail(str(event))):
+        pass
     with files.lock(tmp_path), pytest.raises(OutputProblem, match="Wait until"), files.lock(tmp_path):
         pass
 
