@@ -54,7 +54,7 @@ bench-quality: setup ## `--until ranked` against the whole text: the same order,
 bench-memory: setup ## Measured memory against the sum of llama.cpp's buffers
 	$(BIN)/python -m benchmarks.memory
 
-bench-foresight: setup ## Sizes, memory and speed foretold, against what is made and measured
+bench-foresight: setup ## Sizes, memory and speed predicted, against what is made and measured
 	$(BIN)/python -m benchmarks.foresight
 
 bench-sweep: setup ## All presets in one pass against llama-quantize once per preset (half an hour)

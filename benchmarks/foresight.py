@@ -1,10 +1,10 @@
-"""Foretold against measured, in one run: bytes of files, memory and speed.
+"""Predicted against measured, in one run: bytes of files, memory and speed.
 
 Models of random weights are made on the spot (dense, a mixture of experts, a sliding window, tied embeddings
 with a vocabulary of 128 K), the two trained ones beside the project are taken where they are there. Of each
 the plan is asked first, from its header alone; then the presets are made, loaded with a filled context, and
-run. Of one of them every choice is run, and the recommended one held against the best of all. Last, a hollow
-8 B is foretold from a few of its layers and run whole.
+run. Of one of them every choice is run, and the recommended one compared with the best of all. Last, a hollow
+8 B is predicted from a few of its layers and run whole.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.common import EXAMPLE, RESULTS, ROOT, Bar, finish, random_llama
 from ggq.errors import GgufProblem
 from ggq.estimation.estimator import Account
 from ggq.estimation.hollow_model import HollowModel, hollow_model
-from ggq.estimation.speed import SpeedMeter, forecast
+from ggq.estimation.speed import SpeedMeter, estimate
 from ggq.estimation.timings import Calibration
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp import bench, rpc, toolchain
@@ -68,19 +68,19 @@ class Cell:
     model: str
     preset: str
     setting: str
-    foretold: float
+    predicted: float
     measured: float
     relative_error: float | None = None
 
     @property
     def error(self) -> float:
-        return self.foretold / self.measured - 1
+        return self.predicted / self.measured - 1
 
     def __str__(self) -> str:
         unit = _MIB if self.what in ("size", "memory") else 1
         return (
             f"{self.model:<14} {self.preset:<7} {self.what:<10} {self.setting:<28}"
-            f" {self.foretold / unit:>10.2f} {self.measured / unit:>10.2f} {100 * self.error:>+7.1f} %"
+            f" {self.predicted / unit:>10.2f} {self.measured / unit:>10.2f} {100 * self.error:>+7.1f} %"
         )
 
 
@@ -135,7 +135,7 @@ MODELS: Mapping[str, Callable[[Path], None]] = {
 
 
 class Foresight:
-    """One model: first all that is foretold, then all that is measured."""
+    """One model: first all that is predicted, then all that is measured."""
 
     def __init__(
         self, name: str, checkpoint: Path, work: Path, tools: Toolchain, server: str, contexts: Sequence[int]
@@ -173,10 +173,10 @@ class Foresight:
         self.files = {file.preset: file.paths[0] for file in made.files}
         for preset, file in zip(self._presets, made.files, strict=True):
             yield Cell("size", self._name, preset.name, "", sizes[preset.name], file.file_bytes)
-            for (load, mode), foretold in zip(loads[preset.name], memory[preset.name], strict=True):
+            for (load, mode), predicted in zip(loads[preset.name], memory[preset.name], strict=True):
                 measured = self._resident(file.paths[0], load, mode)
                 words = f"{load.context_tokens} {load.type_k} {mode} ngl {load.offload.n_gpu_layers}"
-                yield Cell("memory", self._name, preset.name, words, foretold.resident_bytes(mode), measured)
+                yield Cell("memory", self._name, preset.name, words, predicted.resident_bytes(mode), measured)
             turns = _TURNS if file.file_bytes < 2 * _SECOND_BYTES else 1
             tried = [self._speeds(preset, file.paths[0], sizes, number) for number in range(turns)]
             for cells in zip(*tried, strict=True):
@@ -190,7 +190,7 @@ class Foresight:
         rates = run(self._tools, file, self._contexts[-1])
         costs = meter.measure([preset], ["cpu"], _BUDGET_S)[preset.name]
         rates += run(self._tools, file, self._contexts[-1])
-        found = forecast(costs, Offload(), self._facts.block_count, 512, meter.threads)
+        found = estimate(costs, Offload(), self._facts.block_count, 512, meter.threads)
         return tuple(_speeds(self._name, preset, found, rates))
 
     def _loads(self, preset: Preset) -> Iterator[tuple[Load, str]]:
@@ -243,12 +243,12 @@ def run(tools: Toolchain, file: Path, room: int) -> Rates:
     return Rates(prompt.samples_tokens_per_s, generation.samples_tokens_per_s)
 
 
-def _speeds(name: str, preset: Preset, foretold: Any, measured: Rates) -> Iterator[Cell]:
-    assert foretold is not None, "the CPU's speed was measured"
-    setting = f"layers {','.join(map(str, foretold.layers))}"
+def _speeds(name: str, preset: Preset, predicted: Any, measured: Rates) -> Iterator[Cell]:
+    assert predicted is not None, "the CPU's speed was measured"
+    setting = f"layers {','.join(map(str, predicted.layers))}"
     for what, rate, samples in (
-        ("prompt", foretold.prompt, measured.prompt),
-        ("generation", foretold.generation, measured.generation),
+        ("prompt", predicted.prompt, measured.prompt),
+        ("generation", predicted.generation, measured.generation),
     ):
         value = statistics.median(samples)
         yield Cell(what, name, preset.name, setting, rate.tokens_per_s, value, rate.relative_error)
@@ -290,7 +290,7 @@ def hollow_8b(work: Path, tools: Toolchain) -> Iterator[Cell]:
     costs = meter.measure([preset], ["cpu"], _BUDGET_S)[preset.name]
     whole = hollow.quantized(preset)
     blocks = gguf_file.read(whole).block_count or 0
-    found = forecast(costs, Offload(), blocks, 512, meter.threads)
+    found = estimate(costs, Offload(), blocks, 512, meter.threads)
     yield from _speeds("hollow-8b", preset, found, run(tools, whole, 128))
 
 
@@ -299,14 +299,14 @@ def hollow_8b(work: Path, tools: Toolchain) -> Iterator[Cell]:
 
 def bars(cells: Sequence[Cell]) -> Iterator[Bar]:
     """The promises: bytes exact; memory never below what was measured and little above; speed near."""
-    size = [abs(cell.foretold - cell.measured) for cell in cells if cell.what == "size"]
+    size = [abs(cell.predicted - cell.measured) for cell in cells if cell.what == "size"]
     yield Bar("size-bytes-off", max(size), 0)
     memory = [cell for cell in cells if cell.what == "memory"]
-    yield Bar("memory-below-measured", sum(cell.foretold < cell.measured for cell in memory), 0)
+    yield Bar("memory-below-measured", sum(cell.predicted < cell.measured for cell in memory), 0)
     # An error counts as a share of what is allowed: of the measured bytes, or a fixed number where more.
-    median = [abs(it.foretold - it.measured) / max(0.03 * it.measured, 24 * _MIB) for it in memory]
+    median = [abs(it.predicted - it.measured) / max(0.03 * it.measured, 24 * _MIB) for it in memory]
     yield Bar("memory-median-of-allowed", statistics.median(median), 1)
-    worst = [abs(it.foretold - it.measured) / max(0.08 * it.measured, 48 * _MIB) for it in memory]
+    worst = [abs(it.predicted - it.measured) / max(0.08 * it.measured, 48 * _MIB) for it in memory]
     yield Bar("memory-worst-of-allowed", max(worst), 1)
     speed = sorted(abs(cell.error) for cell in cells if cell.what in ("prompt", "generation"))
     yield Bar("speed-median-error", statistics.median(speed), 0.10)
@@ -334,7 +334,7 @@ def main() -> None:
     tools = toolchain.find()
     RESULTS.mkdir(exist_ok=True)
     cells: list[Cell] = []
-    print(f"{'':<62} {'foretold':>10} {'measured':>10}   (MiB, tokens/s)")
+    print(f"{'':<62} {'predicted':>10} {'measured':>10}   (MiB, tokens/s)")
     regrets: dict[str, float] = {}
     with ExitStack() as stack:
         server = stack.enter_context(rpc.loopback_device(tools))

@@ -1,4 +1,4 @@
-"""What only a GPU can tell: speed by layers on it, and memory and speed against what is foretold of them.
+"""What only a GPU can tell: speed by layers on it, and memory and speed against what is predicted of them.
 
 On a machine with an NVIDIA GPU and a CUDA build (`make gpu-check` makes it) this is its check; elsewhere
 llama.cpp's RPC server on loopback stands in as the device, which proves the script and not the GPU: then
@@ -37,7 +37,7 @@ from ggq.presets import catalogue
 
 _PRESET, _CONTEXT, _REPETITIONS = "Q4_K_M", 512, 3
 _LLAMA_70B = headers.Shape(8192, 28672, 80, 64, 8, 2048)
-# Of the memory that llama.cpp foretells for a device, or where that is more.
+# Of the memory that llama.cpp predicts for a device, or where that is more.
 _GAP_SHARE, _GAP_BYTES = 0.05, 64 << 20
 
 
@@ -83,29 +83,29 @@ def memory_cells(
 
 @dataclass(frozen=True)
 class SpeedCell:
-    """Tokens per second of a prompt or of generation, foretold and measured in the same minute."""
+    """Tokens per second of a prompt or of generation, predicted and measured in the same minute."""
 
     model: str
     n_gpu_layers: int
     what: str
-    foretold: float
+    predicted: float
     measured: float
 
     @property
     def error(self) -> float:
-        return abs(self.foretold / self.measured - 1)
+        return abs(self.predicted / self.measured - 1)
 
 
 def speed_cells(
     source: Path, model: Path, tools: Toolchain, servers: tuple[str, ...], counts: Sequence[int]
 ) -> Iterator[SpeedCell]:
-    """``source``: the checkpoint of ``model``, of whose headers the speed is foretold."""
+    """``source``: the checkpoint of ``model``, of whose headers the speed is predicted."""
     for count in counts:
         settings = PlanSettings(contexts=(_CONTEXT,), n_gpu_layers=count, rpc=servers)
         found = plan.plan(source, [_PRESET], settings, toolchain=tools)
         [load] = found.presets[0].loads
         if load.speed is None or found.threads is None:
-            print(f"{model.stem:<24} ngl {count:>3} no speed was foretold")
+            print(f"{model.stem:<24} ngl {count:>3} no speed was predicted")
             continue
         size = found.presets[0].size.file_bytes
         taken = timed(tools, model, Load(_CONTEXT, offload=load.offload), found.threads, size, _REPETITIONS)
@@ -115,7 +115,7 @@ def speed_cells(
         ):
             cell = SpeedCell(model.stem, count, what, rate.tokens_per_s, 1 / statistics.median(seconds))
             print(
-                f"{cell.model:<24} ngl {count:>3} {what:<11} foretold {cell.foretold:>10.1f} "
+                f"{cell.model:<24} ngl {count:>3} {what:<11} predicted {cell.predicted:>10.1f} "
                 f"measured {cell.measured:>10.1f} t/s, off by {cell.error:.1%}"
             )
             yield cell
@@ -141,7 +141,7 @@ def worst_gap(cells: list[MemoryCell]) -> float | None:
     context_bytes = min(gap for gap, _ in gaps)
     print(f"a CUDA context takes {context_bytes / 2**20:.0f} MiB")
     if context_bytes < 0:
-        return float("inf")  # less is in use than was foretold
+        return float("inf")  # less is in use than was predicted
     return max((gap - context_bytes) / max(_GAP_SHARE * size, _GAP_BYTES) for gap, size in gaps)
 
 

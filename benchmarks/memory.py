@@ -76,7 +76,7 @@ def run(models: list[str], settings: MemorySettings) -> list[MemoryResult]:
     for millions in models:
         with tempfile.TemporaryDirectory(dir=RESULTS) as work:
             model = make(Path(work), millions)
-            names = ("resident", "file", "own", "buffers", "foretold")
+            names = ("resident", "file", "own", "buffers", "predicted")
             print(
                 "context cache load " + "".join(f"{name:>10}" for name in names) + "   share   share       s"
             )
@@ -97,15 +97,15 @@ def main() -> None:
         cache_types=tuple((word, word) for word in options.caches),
         load_modes=tuple(options.load_modes),
     )
-    print("MiB; share: what buffers (then: foretold) leave unexplained, of max(5 %, 24 MiB)")
+    print("MiB; share: what buffers (then: predicted) leave unexplained, of max(5 %, 24 MiB)")
     results = run(options.models, settings)
     cells = [cell for result in results for cell in result.cells]
     made = [share(cell, cell.explained_bytes or 0) for cell in cells]
-    foretold = [share(cell, cell.predicted_bytes) for cell in cells]
+    predicted = [share(cell, cell.predicted_bytes) for cell in cells]
     finish(
         "memory",
         {"results": [asdict(result) for result in results]},
-        [Bar("unexplained", max(made), 1.0), Bar("unexplained-by-the-forecast", max(foretold), 1.0)],
+        [Bar("unexplained", max(made), 1.0), Bar("unexplained-by-the-estimate", max(predicted), 1.0)],
     )
 
 

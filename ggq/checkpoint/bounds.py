@@ -1,4 +1,4 @@
-"""The numbers of a config, held against the tensors that the weights have, before anything is made of them.
+"""The numbers of a config, compared with the tensors that the weights have, before anything is made of them.
 
 transformers and the converter count to what a config says: layers, experts, tokens. A config of 600 bytes
 that says 50 million layers would take gigabytes. Exact agreement is not asked for here; only what is out of

@@ -47,7 +47,7 @@ class Card:
     remarks: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """The card anew, so that any reader of YAML reads it. (JSON is YAML.)"""
+        """The card again, so that any reader of YAML reads it. (JSON is YAML.)"""
         lines = (f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in self.entries.items())
         return "\n".join(("---", *lines, "---", ""))
 

@@ -62,7 +62,7 @@ class CheckpointTensor:
 
 
 def read(file: Path) -> Iterator[CheckpointTensor]:
-    """The tensors of a safetensors file. No length is believed before it is held against the file.
+    """The tensors of a safetensors file. No length is believed before it is compared with the file.
 
     Raises CheckpointProblem, OSError.
     """

@@ -1,5 +1,5 @@
 """How a checkpoint's weights are stored: plain floats, or packed by a method. Read from the tensors' names,
-types and shapes; the config is only held against that.
+types and shapes; the config is only compared with that.
 
 The layouts are those that each method's own library writes. What packs integers in a way that is not known
 here is said to be unknown, and never counted as if it were plain.
@@ -113,7 +113,7 @@ def said_bits(config: Mapping[str, Any]) -> int:
 
 
 def read(tensors: Sequence[Tensor], config: Mapping[str, Any]) -> Storage:
-    """What the tensors show, held against the config."""
+    """What the tensors show, compared with the config."""
     found = _Unpacking(tensors, settings(config))
     for tensor in tensors:
         found.see(tensor)

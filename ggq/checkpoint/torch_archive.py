@@ -1,4 +1,4 @@
-"""The frame of a ``.bin`` file of weights, a zip archive with a pickle in it, held against bounds.
+"""The frame of a ``.bin`` file of weights, a zip archive with a pickle in it, checked against bounds.
 
 Nothing is unpacked, and the pickle is not looked into. torch.save stores its members as they are, so that
 they can be mapped: together they fit into the file. An archive that says otherwise, or has packed members,

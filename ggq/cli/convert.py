@@ -53,7 +53,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint to a GGUF, and prove that it is the same model.
 
-    SRC is a checkpoint folder, or org/name[@revision] on the Hub. The result is held against the checkpoint:
+    SRC is a checkpoint folder, or org/name[@revision] on the Hub. The result is compared with the checkpoint:
     its parameters, its values, its tokenizer, and its logits against those of transformers.
 
     \b

@@ -79,9 +79,9 @@ def convert_and_quantize(
     """Download MODEL, convert it, check the conversion, and quantize it.
 
     MODEL is org/name[@revision] on the Hub, a checkpoint folder, or a 16-bit GGUF file. Without --preset
-    (or with `auto`) the one that `ggq recommend` names is made, and what was foretold of it is measured; with
-    options for llama-quantize, of which a recommendation does not know, it is Q4_K_M. Stop it at any moment:
-    the same command goes on where it was, with the preset chosen then.
+    (or with `auto`) the one that `ggq recommend` names is made, and what was predicted of it is measured.
+    With options for llama-quantize, of which a recommendation does not know, it is Q4_K_M. Stop it at any
+    moment: the same command goes on where it was, with the preset chosen then.
 
     With --stream the disk needs room for the files alone; a run that breaks off goes on with the first
     tensor that is not finished, and the conversion is not checked.
@@ -107,16 +107,16 @@ def convert_and_quantize(
         before = None if force else auto_preset.chosen_before(model, outdir, revision=revision)
         try:
             with out.progress() as listener:
-                chosen = auto_preset.foretell(
+                chosen = auto_preset.predict(
                     model, before, revision=revision, offline=offline, download=not (dry_run or stream),
                     catalogue=catalogue, listener=listener,
                 )  # fmt: skip
         except (DoesNotFit, NeedsWeights) as problem:
             if before is None:
                 raise
-            out.warning(f"Nothing is foretold of {before}: {problem.why}")
+            out.warning(f"Nothing is predicted of {before}: {problem.why}")
         if before is not None:
-            out.text(f"{before} was chosen here before (--force chooses anew).\n")
+            out.text(f"{before} was chosen here before (--force chooses again).\n")
             names = (before,)
         elif chosen is not None:
             show_choice(out, chosen)
@@ -157,17 +157,17 @@ def show_choice(out: Output, chosen: Recommendation) -> None:
 
 
 def show_outcomes(out: Output, outcomes: Sequence[Outcome]) -> None:
-    """What was foretold, and what it came to."""
+    """What was predicted, and what it came to."""
     if outcomes:
         out.text()
         out.table(
-            ["", "foretold", "measured", "off by", ""],
+            ["", "predicted", "measured", "off by", ""],
             [
                 [
                     it.what,
-                    _figure(it, it.foretold),
+                    _figure(it, it.predicted),
                     _figure(it, it.measured),
-                    "-" if it.foretold is None else f"{it.foretold / it.measured - 1:+.1%}",
+                    "-" if it.predicted is None else f"{it.predicted / it.measured - 1:+.1%}",
                     it.setting,
                 ]
                 for it in outcomes

@@ -15,7 +15,7 @@ from ggq.cli.bench.options import Layers, rpc_option
 from ggq.cli.options import Listed, Seconds, Size, hub_options, output_options, preset_options, threads_option
 from ggq.cli.output import Output, human_seconds
 from ggq.estimation.estimator import PresetSize
-from ggq.estimation.speed import RateForecast
+from ggq.estimation.speed import RateEstimate
 from ggq.llamacpp import bench as llama_bench
 from ggq.operations import plan as foresee
 from ggq.operations.plan import LoadPlan, Plan, PlanSettings, PresetPlan
@@ -49,7 +49,7 @@ def plan_options(function: F) -> F:
     @threads_option
     @click.option(
         "--budget", "budget_s", type=Seconds(), default=f"{foresee.DEFAULT_BUDGET_S:.0f}s",
-        show_default=True, help="How long hollow models may run to foretell the speed.",
+        show_default=True, help="How long hollow models may run to predict the speed.",
     )  # fmt: skip
     @click.option("--no-speed", is_flag=True, help="Foretell no speed.")
     @click.option(
@@ -294,11 +294,11 @@ def layers(cell: LoadPlan) -> str:
     return f"{count}{experts}"
 
 
-def rate(forecast: RateForecast) -> str:
+def rate(estimate: RateEstimate) -> str:
     """``5.3 ±0.2``: as many digits as the error is worth."""
-    error = forecast.tokens_per_s * forecast.relative_error
+    error = estimate.tokens_per_s * estimate.relative_error
     digits = max(0, -math.floor(math.log10(error)))
-    return f"{forecast.tokens_per_s:.{digits}f} ±{error:.{digits}f}"
+    return f"{estimate.tokens_per_s:.{digits}f} ±{error:.{digits}f}"
 
 
 def _usual(found: Plan) -> str:

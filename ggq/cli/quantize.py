@@ -107,7 +107,7 @@ def show_plan(out: Output, plan: PipelinePlan) -> None:
         out.warning(f"the disk is {files.human_bytes(plan.missing_bytes)} too small for this{beside}.")
     if not exact:
         out.warning(
-            "these sizes are reckoned from nominal bits: only the weights can tell more of this model."
+            "these sizes are estimated from nominal bits: only the weights can tell more of this model."
         )
     if plan.makes_imatrix:
         out.info(

@@ -2,7 +2,7 @@
 
 transformers chooses by the length of the sequence, llama.cpp by the size of its context, of which the least
 is 256. So that both use the same factors, the length at which each switches is put out of reach, once beyond
-and once before every prompt; the GGUF's own value of it is held against the config by itself.
+and once before every prompt; the GGUF's own value of it is compared with the config by itself.
 """
 
 from __future__ import annotations

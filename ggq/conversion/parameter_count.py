@@ -2,7 +2,7 @@
 
 The rule: elements of the checkpoint's tensors = elements of the GGUF's, with these exceptions. Buffers, and
 weights of parts that a text model does not have, count for nothing in the checkpoint; tables that the
-converter reckons from the config count for nothing in the GGUF. An output head may be on one side only, when
+converter computes from the config count for nothing in the GGUF. An output head may be on one side only, when
 the other one uses the embedding for it; and rows of the embedding that belong to no token may be left out or
 added.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ggq.gguf.file import EMBEDDINGS, OUTPUT, GgufFile
 
-# Not parameters: masks, positions and frequencies that transformers can reckon again.
+# Not parameters: masks, positions and frequencies that transformers can compute again.
 _BUFFERS = re.compile(
     r"(\.attn\.(masked_)?bias|\.attention\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$"
 )
@@ -57,7 +57,7 @@ def account(checkpoint: Mapping[str, int], gguf: GgufFile) -> Account:
             del given[name]
     generated = [name for name in made if _GENERATED.search(name)]
     if generated:
-        notes.append(f"{len(generated)} tables in the GGUF are reckoned from the config")
+        notes.append(f"{len(generated)} tables in the GGUF are computed from the config")
     difference = sum(made.values()) - sum(made[name] for name in generated) - sum(given.values())
     if difference:
         difference -= _positions(given, made, notes)

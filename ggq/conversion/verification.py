@@ -18,7 +18,7 @@ LEAST_COSINE: Mapping[str, float] = {"f32": 0.999, "f16": 0.999, "bf16": 0.999, 
 
 
 # The key of a GGUF that says whether it was compared. Its text has one length, whatever it says: so the file
-# can be given its verdict in place, and its size is known beforehand.
+# can be given its verdict in place, and its size is known in advance.
 KEY = "ggq.verification"
 COMPARED = "compared with transformers"
 _KEY_WIDTH = 112

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ggq.estimation.hollow_model import HollowModel
-from ggq.estimation.memory import MemoryForecast, forecast, touched
+from ggq.estimation.memory import MemoryEstimate, estimate, touched
 from ggq.estimation.placement import Placement, Room, most_layers
 from ggq.estimation.timings import build_and_cpu
 from ggq.gguf import file as gguf_file
@@ -70,13 +70,13 @@ class Account:
         """Raises as ``quantize.recipe.ask`` does."""
         return PresetSize(**self._memo.get(f"{self._hollow.key(preset)} size", lambda: self._size(preset)))
 
-    def memory(self, preset: Preset, load: Load) -> MemoryForecast:
-        """With what is free now. Raises as ``plan.memory.forecast`` does."""
+    def memory(self, preset: Preset, load: Load) -> MemoryEstimate:
+        """With what is free now. Raises as ``plan.memory.estimate`` does."""
         if load.offload.n_gpu_layers:
             # Devices come and go, and what is free on them changes.
             return self._settled(preset, load, self._memory(preset, load))
         question = f"{self._hollow.key(preset)} {load}"
-        kept = MemoryForecast(**self._memo.get(question, lambda: asdict(self._memory(preset, load))))
+        kept = MemoryEstimate(**self._memo.get(question, lambda: asdict(self._memory(preset, load))))
         now = replace(kept, devices=(), ram_free_bytes=hardware.available_ram_bytes())
         return self._settled(preset, load, now)
 
@@ -90,7 +90,7 @@ class Account:
         """Raises OutputProblem, DiskFull."""
         self._memo.save()
 
-    def _settled(self, preset: Preset, load: Load, memory: MemoryForecast) -> MemoryForecast:
+    def _settled(self, preset: Preset, load: Load, memory: MemoryEstimate) -> MemoryEstimate:
         """What is the same for all presets, as it was first seen: the process itself, with or without
         devices; and the room for computing that is touched, where that for logits is a good part of it."""
         kind = "devices" if memory.devices else "CPU"
@@ -103,7 +103,7 @@ class Account:
 
         def compute_bytes() -> int:
             file = self._hollow.quantized(preset, narrow=True)
-            return forecast(self._hollow.toolchain, file, load).compute_bytes
+            return estimate(self._hollow.toolchain, file, load).compute_bytes
 
         return touched(memory, self._memo.get(f"computing without logits, {load}", compute_bytes), tokens)
 
@@ -138,5 +138,5 @@ class Account:
             )
         )
 
-    def _memory(self, preset: Preset, load: Load) -> MemoryForecast:
-        return forecast(self._hollow.toolchain, self._hollow.quantized(preset), load)
+    def _memory(self, preset: Preset, load: Load) -> MemoryEstimate:
+        return estimate(self._hollow.toolchain, self._hollow.quantized(preset), load)

@@ -13,7 +13,7 @@ from ggq.llamacpp.memory import ROUNDING_BYTES, Load
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.system import hardware
 
-# What a process that computes holds beside one that only foretells: stacks, logits, its own code. Seen: 3 MiB
+# What a process that computes holds beside one that only predicts: stacks, logits, its own code. Seen: 3 MiB
 # of llama-bench (make bench-foresight).
 _RUNNING_BYTES = 6 << 20
 
@@ -30,7 +30,7 @@ class DeviceForecast:
 
 
 @dataclass(frozen=True)
-class MemoryForecast:
+class MemoryEstimate:
     """Memory at one context and type of cache, with that context filled.
 
     ``weights_bytes``, ``cache_bytes`` and ``compute_bytes``: buffers of the CPU, each from above (a MiB or
@@ -86,7 +86,7 @@ class MemoryForecast:
                 yield device.name, device.needed_bytes + ROUNDING_BYTES, device.free_bytes
 
 
-def forecast(toolchain: Toolchain, model: Path, load: Load) -> MemoryForecast:
+def estimate(toolchain: Toolchain, model: Path, load: Load) -> MemoryEstimate:
     """Ask llama.cpp what ``model``, hollow or not, would take.
 
     Raises GgufProblem when it refuses (a context or cache that the model cannot have), ToolchainProblem.
@@ -98,7 +98,7 @@ def forecast(toolchain: Toolchain, model: Path, load: Load) -> MemoryForecast:
 
     repacked_bytes = sum(row.model_bytes for row in found.host if row.kind == "buffer_type")
     elsewhere = repacked_bytes or any(row.model_bytes for row in found.devices)
-    return MemoryForecast(
+    return MemoryEstimate(
         context_tokens=load.context_tokens,
         type_k=load.type_k,
         type_v=load.type_v,
@@ -126,7 +126,7 @@ def _largest_bytes(model: Path, on_devices: bool) -> int:
     return max(sizes.values(), default=0)
 
 
-def touched(memory: MemoryForecast, narrow_bytes: int, vocabulary_tokens: int) -> MemoryForecast:
+def touched(memory: MemoryEstimate, narrow_bytes: int, vocabulary_tokens: int) -> MemoryEstimate:
     """``memory`` without what is reserved and not used: room for the logits of a whole batch, of which
     llama.cpp, asked for the next token, computes the last row only.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from ggq.estimation.memory import MemoryForecast, forecast
+from ggq.estimation.memory import MemoryEstimate, estimate
 from ggq.gguf import file as gguf_file
 from ggq.gguf.file import EMBEDDINGS, OUTPUT, GgufFile
 from ggq.llamacpp import fit_params
@@ -16,7 +16,7 @@ from ggq.llamacpp.memory import ROUNDING_BYTES, Load
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 
-# So often layers are spread anew over several devices before a number of them is given up.
+# So often layers are spread again over several devices before a number of them is given up.
 _SPLITS = 3
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
@@ -50,7 +50,7 @@ class Placement:
     """
 
     offload: Offload
-    memory: MemoryForecast
+    memory: MemoryEstimate
     layer_count: int
     missing_ram_bytes: int
 
@@ -111,7 +111,7 @@ def projector_room(toolchain: Toolchain, projector: Path, room: Room, rpc: Seque
     return Room(ram_bytes, taken)
 
 
-def _taken(offload: Offload, memory: MemoryForecast) -> dict[str, int]:
+def _taken(offload: Offload, memory: MemoryEstimate) -> dict[str, int]:
     """Bytes by device, rounded up. Where a split puts no layers, there is nothing to be rounded."""
     shares = (*(offload.tensor_split or (1.0,)), *(0.0 for _ in memory.devices))
     return {
@@ -133,7 +133,7 @@ class _Search:
         self._model = model
         self._load = load
         self._room = room
-        self._told: dict[Offload, MemoryForecast] = {}
+        self._told: dict[Offload, MemoryEstimate] = {}
         self.layers = _Layers(gguf_file.read_all(model))
         blocks, asked = self.layers.count - 1, load.offload
         kept = range(blocks + 1) if self.layers.have_experts and not asked.n_cpu_moe else (asked.n_cpu_moe,)
@@ -142,9 +142,9 @@ class _Search:
         self._elbow = len(self._ladder) - 1
         self._ladder += [(layers, kept[-1]) for layers in range(blocks, 0, -1)]
 
-    def memory(self, offload: Offload) -> MemoryForecast:
+    def memory(self, offload: Offload) -> MemoryEstimate:
         if offload not in self._told:
-            self._told[offload] = forecast(self._toolchain, self._model, replace(self._load, offload=offload))
+            self._told[offload] = estimate(self._toolchain, self._model, replace(self._load, offload=offload))
         return self._told[offload]
 
     def best(self) -> Offload:
@@ -159,7 +159,7 @@ class _Search:
         whole, heavy_over = self._place(0, _Spread(room))
         if heavy_over <= 0:
             return whole
-        spread = _Spread(room)  # anew: with fewer layers there are other buffers beside them
+        spread = _Spread(room)  # again: with fewer layers there are other buffers beside them
         heavy, light, light_over = 0, len(self._ladder), -sum(room)
         rung = self._proposal(everything) or self._elbow
         fits: bool | None = None
@@ -179,7 +179,7 @@ class _Search:
             rung = (heavy + light) // 2 if same_again else 0
         return best
 
-    def _proposal(self, everything: MemoryForecast) -> int:
+    def _proposal(self, everything: MemoryEstimate) -> int:
         """The rung that llama.cpp's fit would take; 0 when it cannot be asked, or has no such answer."""
         margins = [
             (device.free_bytes or 0) - self._room.vram_bytes.get(device.name, 0) + ROUNDING_BYTES

@@ -30,7 +30,7 @@ from ggq.presets.catalogue import Preset
 from ggq.progress import Listener, Notice, Step, silent
 from ggq.system import hardware
 
-STEP = "foresee speed"
+STEP = "predict speed"
 # Of large models, and of small ones, as llama-bench's own defaults have it.
 PROMPT_TOKENS, _MORE_PROMPT_TOKENS = 128, 512
 GENERATED_TOKENS, _MORE_GENERATED_TOKENS = 24, 64
@@ -59,21 +59,21 @@ Kind = Literal["cpu", "beside", "device", "experts"]
 
 
 @dataclass(frozen=True)
-class RateForecast:
-    """``relative_error``: one standard error of the forecast, as a share of it."""
+class RateEstimate:
+    """``relative_error``: one standard error of the estimate, as a share of it."""
 
     tokens_per_s: float
     relative_error: float
 
 
 @dataclass(frozen=True)
-class SpeedForecast:
+class SpeedEstimate:
     """Of a prompt and of generation in an empty context, and of generation at the end of a full one
     (``context_tokens``). ``layers``: the blocks of the hollow models that were run for it."""
 
-    prompt: RateForecast
-    generation: RateForecast
-    full_context: RateForecast
+    prompt: RateEstimate
+    generation: RateEstimate
+    full_context: RateEstimate
     context_tokens: int
     threads: ThreadChoice
     layers: tuple[int, ...]
@@ -119,13 +119,13 @@ class Costs:
     depth_s: float
 
 
-def forecast(
+def estimate(
     costs: Mapping[Kind, Costs],
     placement: Offload,
     block_count: int,
     context_tokens: int,
     threads: ThreadChoice,
-) -> SpeedForecast | None:
+) -> SpeedEstimate | None:
     """The speed of a model of ``block_count`` blocks, placed so; None where a place was not measured.
 
     The output layer goes to the devices first, as llama.cpp has it, so that of n layers n - 1 are blocks.
@@ -135,15 +135,15 @@ def forecast(
         return None
     depth_s = sum(count * costs[kind].depth_s for kind, count in placed.items())
 
-    def rate(lines: Mapping[Kind, Line], more_s: float = 0) -> RateForecast:
+    def rate(lines: Mapping[Kind, Line], more_s: float = 0) -> RateEstimate:
         # What is spent once per token is spent where the output layer is.
         (home, count), *others = placed.items()
         parts = [lines[home].at(count), *(lines[kind].of_layers(number) for kind, number in others)]
         seconds = sum(part for part, _ in parts) + more_s
-        return RateForecast(1 / seconds, math.hypot(*(error for _, error in parts)) / seconds)
+        return RateEstimate(1 / seconds, math.hypot(*(error for _, error in parts)) / seconds)
 
     generation = {kind: costs[kind].generation for kind in placed}
-    return SpeedForecast(
+    return SpeedEstimate(
         prompt=rate({kind: costs[kind].prompt for kind in placed}),
         generation=rate(generation),
         full_context=rate(generation, depth_s * context_tokens),

@@ -2,7 +2,7 @@
 
 The timings belong to a CPU, its cores, a toolchain, a state of power; and to a probe, a few milliseconds of
 work that is done again before they are used. A laptop that went on battery, or shares its cores with
-something else now, measures anew.
+something else now, measures again.
 """
 
 from __future__ import annotations

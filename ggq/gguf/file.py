@@ -266,7 +266,7 @@ def read_all(path: Path) -> GgufFile:
             f"{twice[0]!r} is in two of them."
             if twice
             else f"The first one announces {announced} tensors; all together hold {len(tensors)}.",
-            "Get all shards anew from one source.",
+            "Get all shards again from one source.",
         )
     return replace(
         first,

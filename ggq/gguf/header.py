@@ -148,7 +148,7 @@ def tensor_group(name: str) -> str:
 
 
 class _Reader:
-    """Reads a header from front to back. No length is believed before it is held against the file."""
+    """Reads a header from front to back. No length is believed before it is compared with the file."""
 
     def __init__(self, path: Path, stream: IO[bytes]) -> None:
         self._path = path
@@ -197,13 +197,13 @@ class _Reader:
             raise GgufProblem(
                 f"{self._path} is not a GGUF file.",
                 "It is empty." if not magic else f"It begins with {magic!r} instead of {MAGIC!r}.",
-                "Convert a checkpoint with `ggq convert`, or download the file anew.",
+                "Convert a checkpoint with `ggq convert`, or download the file again.",
             )
         version = int(self._number("I"))
         if version & 0xFFFF == 0 and version:
             self._unsupported("It was written for big-endian machines", "Get it in little-endian form.")
         if version < 2:
-            self._unsupported(f"It is of GGUF version {version}, from 2023", "Convert the model anew.")
+            self._unsupported(f"It is of GGUF version {version}, from 2023", "Convert the model again.")
         if version > 3:
             self._unsupported(f"It is of GGUF version {version}; 3 is the newest known", "Update ggq.")
         return version
@@ -264,7 +264,7 @@ class _Reader:
             raise GgufProblem(
                 f"{self._path} has a tensor of a type that ggq does not know.",
                 f"{name!r} is of type {number}.",
-                "If a newer llama.cpp wrote it, update ggq; otherwise download the file anew.",
+                "If a newer llama.cpp wrote it, update ggq; otherwise download the file again.",
             )
         elements = math.prod(max(size, 1) for size in shape)  # a zero must not hide an overflow
         if min(shape) < 0 or elements >= 1 << 63 or shape[0] % kind.block_weights:
@@ -277,7 +277,7 @@ class _Reader:
         data_offset: int,
         alignment: int,
     ) -> Iterator[TensorInfo]:
-        """The tensors, each held against the one before it and against the end of the file."""
+        """The tensors, each compared with the one before it and with the end of the file."""
         seen = set()
         expected = 0
         for name, shape, kind, offset in infos:
@@ -292,7 +292,7 @@ class _Reader:
                 raise GgufProblem(
                     f"{self._path} is cut short.",
                     f"The tensor {name!r} ends at byte {end:,}; the file has {self._file_bytes:,}.",
-                    "Download or make it anew.",
+                    "Download or make it again.",
                 )
             expected += padded(data_bytes, alignment)
             yield TensorInfo(name, shape, kind.name, data_offset + offset, data_bytes, self._path)
@@ -343,11 +343,11 @@ class _Reader:
                 f"The header of {self._path} is cut short, or lies.",
                 f"At byte {self._position:,} it announces {what} in {size:,} bytes; "
                 f"{self._file_bytes - self._position:,} are left in the file.",
-                "Download or make it anew.",
+                "Download or make it again.",
             )
 
     def _lie(self, why: str) -> NoReturn:
-        raise GgufProblem(f"The header of {self._path} is damaged.", why, "Download or make it anew.")
+        raise GgufProblem(f"The header of {self._path} is damaged.", why, "Download or make it again.")
 
     def _unsupported(self, why: str, next_step: str) -> NoReturn:
         raise GgufProblem(f"{self._path} is a GGUF file that llama.cpp does not read.", f"{why}.", next_step)

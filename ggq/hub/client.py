@@ -37,7 +37,7 @@ class Retry:
 
     ``attempts``: failures in a row, without a byte of progress, before giving up. The wait doubles from
     ``first_wait_s``, up to 30 s; the Hub may ask for more by Retry-After, up to ``longest_wait_s`` (its rate
-    limits are reckoned over windows of 300 s). ``timeout_s``: silence after which a connection counts as
+    limits are counted over windows of 300 s). ``timeout_s``: silence after which a connection counts as
     lost; None takes huggingface_hub's (HF_HUB_DOWNLOAD_TIMEOUT, 10 s).
     """
 

@@ -24,7 +24,7 @@ class RemoteWeights:
     headers. ``received_bytes`` were read.
 
     As long as a file is read from front to back, one answer of the server serves many tensors, and a file
-    that was read whole is held against the digest that the Hub announces. One thread may read at a time.
+    that was read whole is compared with the digest that the Hub announces. One thread may read at a time.
     """
 
     def __init__(

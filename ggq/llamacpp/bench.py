@@ -301,7 +301,7 @@ def _refusal(command: list[str], model: Path, options: BenchOptions, done: proce
         )
     if found := re.search(r"error loading model: (.*)", text):
         return GgufProblem(
-            f"llama.cpp does not load {model.name}.", f"{found[1].rstrip('.')}.", "Make it anew."
+            f"llama.cpp does not load {model.name}.", f"{found[1].rstrip('.')}.", "Make it again."
         )
     if found := re.search(r"llama_init_from_model: (.*)", text):
         return UsageProblem(

@@ -223,7 +223,7 @@ def _tidily(method: Callable[..., Any]) -> Callable[..., Any]:
 def leave_holes(*, without_values: bool) -> None:
     """From now on have the converter write headers as ever, and holes instead of weights.
 
-    Of the data only what is no weight is written: tables that it reckoned from the config.
+    Of the data only what is no weight is written: tables that it computed from the config.
     ``without_values``: the checkpoint's weights are holes, too; NeedsValues is then raised where the
     converter looks into them.
     """

@@ -95,7 +95,7 @@ def read(path: Path) -> Sums:
     found = gguf_file.read(path)
     chunks, context, texts = found.integer(_COUNT), found.integer(_SIZE), found.metadata.get(_TEXT)
     if chunks is None or context is None or not isinstance(texts, Array) or not len(texts):
-        raise GgufProblem(f"{path} is not an importance matrix.", "", "Make it anew.")
+        raise GgufProblem(f"{path} is not an importance matrix.", "", "Make it again.")
     return Sums(found, chunks, context, len(found.tensors) // 2, str(texts[0]))
 
 

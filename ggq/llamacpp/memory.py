@@ -1,6 +1,6 @@
 """What llama.cpp says that a model takes, and a run that fills its context while the system's word is taken.
 
-llama-fit-params foretells the buffers without reading a weight (common_memory_breakdown_print in
+llama-fit-params predicts the buffers without reading a weight (common_memory_breakdown_print in
 common/fit.cpp). The run is llama-bench's: its context is exactly the prompt and the tokens it generates, it
 needs no text and no tokenizer, and with ``-v`` llama.cpp logs every buffer as it is made. A tool rather than
 the binding in a child of ours: what is measured is what people run, without a Python around it.
@@ -58,7 +58,7 @@ class Load:
 
 @dataclass(frozen=True)
 class BreakdownRow:
-    """The buffers in one place, each foretold in whole MiB, rounded down.
+    """The buffers in one place, each predicted in whole MiB, rounded down.
 
     ``kind``: ``device`` (``CUDA0``, ``RPC0``), ``host`` (all plain memory of the CPU) or ``buffer_type`` (of
     the CPU as well, as ``CPU_REPACK``: weights in another order). ``context_bytes``: the cache; the two last
@@ -85,7 +85,7 @@ class BreakdownRow:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """What llama.cpp foretells. ``process_bytes``: RAM that the foretelling process took, which had
+    """What llama.cpp predicts. ``process_bytes``: RAM that the predicting process took, which had
     everything but the buffers: program, vocabulary, graph. None where the system does not tell."""
 
     rows: tuple[BreakdownRow, ...]
@@ -140,9 +140,9 @@ class FilledContext:
 
 
 def breakdown(toolchain: Toolchain, model: Path, load: Load) -> Breakdown:
-    """What ``model`` would take, foretold without reading its weights: they may even be holes.
+    """What ``model`` would take, predicted without reading its weights: they may even be holes.
 
-    The tool foretells a load without mmap, whatever it is told. Raises GgufProblem with llama.cpp's words
+    The tool predicts a load without mmap, whatever it is told. Raises GgufProblem with llama.cpp's words
     when it refuses, ToolchainProblem when an RPC server cannot be reached or the output is not known.
     """
     if load.offload.n_gpu_layers and load.offload.rpc:
@@ -169,7 +169,7 @@ def breakdown(toolchain: Toolchain, model: Path, load: Load) -> Breakdown:
         raise GgufProblem(
             f"llama.cpp does not take {model.name} with these settings.",
             reason,
-            "Change the setting that it names, or make the file anew.",
+            "Change the setting that it names, or make the file again.",
         )
     # The kernel's own high-water mark misses nothing between two samples.
     process_bytes = max(memory.peaks.resident_bytes, done.peak_rss_bytes or 0)
@@ -206,7 +206,7 @@ def refusal(lines: Iterable[str]) -> str | None:
 
 
 def fill_context(
-    toolchain: Toolchain, model: Path, load: Load, load_mode: str, foretold: Breakdown, threads: int
+    toolchain: Toolchain, model: Path, load: Load, load_mode: str, predicted: Breakdown, threads: int
 ) -> FilledContext:
     """Load ``model``, evaluate a prompt that leaves room for GENERATED_TOKENS, and generate those.
 
@@ -231,7 +231,7 @@ def fill_context(
         toolchain.tool(bench.TOOL), "-m", model, *options.arguments(),
         "-pg", f"{prompt_tokens},{GENERATED_TOKENS}", "-v",
     ]  # fmt: skip
-    on_nvidia = any(row.name.startswith("CUDA") for row in foretold.devices)
+    on_nvidia = any(row.name.startswith("CUDA") for row in predicted.devices)
     with ProcessSampler() as memory, GpuSampler() if on_nvidia else nullcontext() as gpus:
         done = process.run(
             command, env=bench.ENVIRONMENT, on_start=memory.watch, on_stdout=memory.look, check=False
@@ -244,7 +244,7 @@ def fill_context(
         raise tool_output.unknown(bench.TOOL, f"{tests} where a test of {prompt_tokens} tokens was asked for")
     peaks = memory.peaks
     return FilledContext(
-        buffers=parse_buffers(done.stderr, [row.name for row in foretold.devices]),
+        buffers=parse_buffers(done.stderr, [row.name for row in predicted.devices]),
         # The kernel's own high-water mark misses nothing between two samples.
         peaks=replace(peaks, resident_bytes=max(peaks.resident_bytes, done.peak_rss_bytes or 0)),
         gpus=(gpus.peaks or None) if gpus else None,
@@ -268,7 +268,7 @@ def parse_buffers(lines: Iterable[str], devices: Sequence[str]) -> tuple[Buffer,
         if match is None or not _USES.fullmatch(match["use"]):
             raise tool_output.unknown(bench.TOOL, f"{line.strip()!r} is not a buffer that it knows")
         key = match["name"], match["use"]
-        # Room for computing may be reserved anew; of everything else there can be several.
+        # Room for computing may be reserved again; of everything else there can be several.
         before = 0.0 if match["use"] == "compute" else found.get(key, 0.0)
         found[key] = before + float(match["mib"])
     if not {"model", "compute"} <= {use for _, use in found}:

@@ -86,7 +86,7 @@ class Serving:
         return {
             "n_ctx": load.context_tokens,
             **default_options(options, self.threads, self.prompt_threads),
-            # The binding's own defaults would take more than llama.cpp's tools, and than was foretold.
+            # The binding's own defaults would take more than llama.cpp's tools, and than was predicted.
             "flash_attn": load.flash_attention != "off",
             "swa_full": False,
             **({"embedding": True} if self.embeddings else {}),

@@ -131,7 +131,7 @@ def quantize_reason(lines: Sequence[str]) -> str:
 
 
 def unknown(tool: str, detail: str) -> ToolchainProblem:
-    """The error for output that was not foreseen. ``detail``: what was missed."""
+    """The error for output that was not expected. ``detail``: what was missed."""
     return ToolchainProblem(
         f"{tool} printed something that ggq does not know.",
         f"{detail}.",

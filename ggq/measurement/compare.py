@@ -1,4 +1,4 @@
-"""Two records held against each other: every figure's ratio, and whether the difference is more than noise.
+"""Two records compared with each other: every figure's ratio, and whether the difference is more than noise.
 
 A difference is beyond noise when it is more than t times its standard error, where t is Student's two-sided
 95 % quantile at the error's degrees of freedom (12.7 at one, 2.4 at seven, 1.96 at very many): of figures
@@ -207,7 +207,7 @@ def _other_ground(one: Mapping[str, Any], other: Mapping[str, Any], *, with_base
     if one["text_tokens"] != other["text_tokens"]:
         return f"the text is {one['text_tokens']} tokens to one and {other['text_tokens']} to the other"
     if with_base and one["base"]["sha256"] != other["base"]["sha256"]:
-        return f"held against different bases, {one['base']['name']} and {other['base']['name']}"
+        return f"compared with different bases, {one['base']['name']} and {other['base']['name']}"
     return ""
 
 

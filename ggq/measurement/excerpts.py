@@ -38,7 +38,7 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Base:
-    """The model that others are held against, the text, and how both are evaluated.
+    """The model that others are compared with, the text, and how both are evaluated.
 
     ``token_count``: of the whole text; ``folder``: where logits may lie for a while; ``parse_special``: the
     names of special tokens in the text stand for them.

@@ -1,7 +1,7 @@
 """The record beside the models: what was measured of each file, on which machine, with every sample.
 
-One JSON file per folder. An entry is of one file (its sha256) on one machine and build; what is measured anew
-takes the place of the old, and what was not measured this time stays.
+One JSON file per folder. An entry is of one file (its sha256) on one machine and build; what is measured
+again takes the place of the old, and what was not measured this time stays.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ _ALIKE = {
 
 
 def _merged(kind: Kind, old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A new measurement over an old one: figures that were not measured anew stay where all else was alike,
+    """A new measurement over an old one: figures that were not measured again stay where all else was alike,
     and a quality that was measured on more tokens stays as it is."""
     if any(old.get(name) != new.get(name) for name in _ALIKE[kind]):
         return new
@@ -123,7 +123,7 @@ def _merged(kind: Kind, old: Mapping[str, Any], new: Mapping[str, Any]) -> Mappi
 
 
 def _is_empty(part: Mapping[str, Any]) -> bool:
-    """A cell of memory that was only foretold."""
+    """A cell of memory that was only predicted."""
     return "measured" in part and part["measured"] is None
 
 
@@ -183,7 +183,7 @@ def quality_measurements(
 
 @dataclass(frozen=True)
 class Row:
-    """An entry's main figures; None: not measured. ``is_base``: others were held against it. Speeds are at
+    """An entry's main figures; None: not measured. ``is_base``: others were compared with it. Speeds are at
     the greatest number of layers on GPUs that was measured, without depth; ``ram_bytes``: peak resident of
     the shortest context that was measured, ``vram_bytes``: of all GPUs then."""
 

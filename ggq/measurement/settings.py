@@ -37,7 +37,7 @@ class TextChoice:
 class BenchSettings:
     """What to measure, and how.
 
-    ``base``: the file that others are held against; None: the widest one. ``within_context``: leave out
+    ``base``: the file that others are compared with; None: the widest one. ``within_context``: leave out
     contexts and depths that a model does not have, rather than refuse them.
     """
 

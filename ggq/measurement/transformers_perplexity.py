@@ -84,7 +84,7 @@ def perplexity(
 
 
 def require(checkpoint: Path, context: int) -> None:
-    """Refuse beforehand what ``perplexity`` would refuse. Raises CheckpointProblem, DoesNotFit."""
+    """Refuse in advance what ``perplexity`` would refuse. Raises CheckpointProblem, DoesNotFit."""
     _require_memory(checkpoints.read(checkpoint), context)
 
 

@@ -1,4 +1,4 @@
-"""The main job with the preset left to ggq: recommended beforehand, made, and measured afterwards."""
+"""The main job with the preset left to ggq: recommended in advance, made, and measured afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ggq import hub, model_ref
 from ggq.errors import DoesNotFit, GgqError, NeedsWeights
 from ggq.estimation.estimator import Account
 from ggq.estimation.hollow_model import HollowModel, hollow_model
-from ggq.estimation.speed import RateForecast, timed
+from ggq.estimation.speed import RateEstimate, timed
 from ggq.gguf import names as gguf_names
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.server import Serving
@@ -40,19 +40,19 @@ _CONTEXT, _REPETITIONS = 512, 2
 
 @dataclass(frozen=True)
 class Outcome:
-    """A figure foretold and measured: bytes of the file or of RAM, or tokens/s of a prompt or of generation
-    (None: not foretold). ``setting``: under which it holds."""
+    """A figure predicted and measured: bytes of the file or of RAM, or tokens/s of a prompt or of generation
+    (None: not predicted). ``setting``: under which it holds."""
 
     what: str
     setting: str
-    foretold: float | None
+    predicted: float | None
     measured: float
     relative_error: float | None = None
 
 
 @dataclass(frozen=True)
 class Automatic:
-    """``outcomes``: what became of the forecasts; fewer where measuring failed, which is told and no more."""
+    """``outcomes``: what became of the estimates; fewer where measuring failed, which is told and no more."""
 
     recommendation: Recommendation
     result: PipelineResult
@@ -69,7 +69,7 @@ def chosen_before(model: str, outdir: Path | None = None, *, revision: str | Non
     return Manifest.of(name, folder).chosen_presets.get(_identity(ref))
 
 
-def foretell(
+def predict(
     model: str,
     preset: str | None = None,
     *,
@@ -182,12 +182,12 @@ def _remember(ref: ModelRef, outdir: Path | None, preset: Preset, *, force: bool
 def _memory(
     serving: Serving, opened: Callable[[], HollowModel], preset: Preset, file: Path, toolchain: Toolchain
 ) -> list[Outcome]:
-    """A load with a short context, filled; foretold of the hollow model, as the choice was."""
+    """A load with a short context, filled; predicted of the hollow model, as the choice was."""
     hollow = opened()
     load = serving.load
     load = replace(load, context_tokens=min(_CONTEXT, load.context_tokens))
     try:
-        foretold = Account(hollow).memory(preset, load)
+        predicted = Account(hollow).memory(preset, load)
     finally:
         hollow.release(preset)
     settings = MemorySettings(
@@ -200,27 +200,27 @@ def _memory(
     if cell.measured is None:
         return []
     where = f"context {load.context_tokens:,}, load mode {serving.load_mode}"
-    resident = foretold.resident_bytes(serving.load_mode)
+    resident = predicted.resident_bytes(serving.load_mode)
     return [Outcome("RAM", where, resident, cell.measured.peaks.resident_bytes)]
 
 
 def _speed(chosen: Recommendation, file: Path, toolchain: Toolchain) -> list[Outcome]:
-    serving, forecast, threads = chosen.serving, chosen.chosen.load.speed, chosen.plan.threads
+    serving, estimate, threads = chosen.serving, chosen.chosen.load.speed, chosen.plan.threads
     assert threads is not None, "it is of this machine"
     taken = timed(toolchain, file, serving.load, threads, chosen.chosen.file_bytes, _REPETITIONS)
 
-    def outcome(what: str, count: int, foretold: RateForecast | None, seconds: tuple[float, ...]) -> Outcome:
+    def outcome(what: str, count: int, predicted: RateEstimate | None, seconds: tuple[float, ...]) -> Outcome:
         return Outcome(
             what,
             f"threads: {count}",
-            foretold.tokens_per_s if foretold else None,
+            predicted.tokens_per_s if predicted else None,
             1 / statistics.median(seconds),
-            foretold.relative_error if foretold else None,
+            predicted.relative_error if predicted else None,
         )
 
     return [
-        outcome("prompt", threads.prompt, forecast.prompt if forecast else None, taken.prompt_s),
+        outcome("prompt", threads.prompt, estimate.prompt if estimate else None, taken.prompt_s),
         outcome(
-            "generation", threads.generation, forecast.generation if forecast else None, taken.generation_s
+            "generation", threads.generation, estimate.generation if estimate else None, taken.generation_s
         ),
     ]

@@ -24,9 +24,9 @@ from ggq.system import files
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class BaseEstimate:
     """A base before its conversion. ``base``: hollow, and ``base_bytes`` exact (None: only the weights can
-    tell, and they are reckoned from the number of parameters); ``identity``: the manifest's; ``checkpoint``:
+    tell, and they are estimated from the number of parameters); ``identity``: the manifest's; ``checkpoint``:
     on the disk, or None, and then the Hub's ``digests`` of its files."""
 
     identity: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Foreseen:
     digests: Mapping[str, str] | None
 
 
-def foresee_base(
+def estimate_base(
     ref: ModelRef,
     outtype: str,
     *,
@@ -47,8 +47,8 @@ def foresee_base(
     toolchain: Toolchain,
     listener: Listener = silent,
     hollow: bool = True,
-) -> Foreseen:
-    """Ask the converter about the base, by a hollow one; or, without ``hollow``, reckon.
+) -> BaseEstimate:
+    """Ask the converter about the base, by a hollow one; or, without ``hollow``, estimate.
 
     Raises HubProblem, CheckpointProblem, ConversionProblem, UsageProblem, ToolchainProblem.
     """
@@ -65,7 +65,7 @@ def foresee_base(
     base = _hollow_base(ref, outtype, offline, toolchain, listener) if hollow else None
     if base is not None:
         resolved = (base.file_type or resolved).lower()
-    return Foreseen(
+    return BaseEstimate(
         identity=identity,
         outtype=resolved,
         base=base,
@@ -98,7 +98,7 @@ def _hollow_base(
 @dataclass(frozen=True)
 class ConvertPlan:
     """What ``convert`` would do: ``download_bytes`` first, then ``output`` of ``file_bytes`` (``exact``, or
-    reckoned from the number of parameters). ``free_bytes``: of the output's disk."""
+    estimated from the number of parameters). ``free_bytes``: of the output's disk."""
 
     output: Path
     outtype: str
@@ -125,7 +125,7 @@ def plan_convert(
     Not exact: a projector, a base in q8_0, and a model of which only the weights can tell.
     """
     hollow = not mmproj and outtype.lower() != "q8_0"
-    found = foresee_base(
+    found = estimate_base(
         ref,
         outtype.lower(),
         offline=offline,

@@ -367,7 +367,7 @@ class _Session:
         self._record.save()
 
     def _base(self) -> Subject | None:
-        """The model that others are held against: the widest type. None, with a word, where there is none."""
+        """The model that others are compared with: the widest type; None if there is none."""
         if self._settings.base is not None:
             wanted = gguf_file.shards(self._settings.base)[0].resolve()
             base = next(it for it in self._subjects if it.path.resolve() == wanted)

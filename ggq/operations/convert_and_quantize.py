@@ -47,7 +47,7 @@ DEFAULT_PRESETS = ("Q4_K_M",)
 OTHER_FOLDER = "Choose another folder with --outdir."
 KEEP_BASE = "Leave that preset out; --keep-base keeps the base itself."
 _BASE_BITS = 16.0
-# Of what is reckoned from nominal bits at 16 bits a weight: embeddings may be small, and weights may have 32
+# Of what is estimated from nominal bits at 16 bits a weight: embeddings may be small, and weights may have 32
 # bits. What is known exactly, later, is refused exactly.
 _LEAST = 0.85 / 2
 
@@ -200,10 +200,10 @@ def _require_room(ahead: _Ahead, outdir: Path, missing: Sequence[Preset]) -> Non
     if not found.needed_bytes or not files.same_disk(found.cache, outdir):
         return
     parameters = parameters_ahead(found)
-    reckoned = sum(nominal_bytes(preset, parameters, _BASE_BITS) for preset in missing)
+    estimated = sum(nominal_bytes(preset, parameters, _BASE_BITS) for preset in missing)
     files.require_space(
         outdir,
-        found.needed_bytes + int(_LEAST * reckoned),
+        found.needed_bytes + int(_LEAST * estimated),
         f"the download of {found.repo_id} and the files that are made of it",
         "put one of them on another disk (--outdir, HF_HOME), or give --stream, which keeps no weights",
     )

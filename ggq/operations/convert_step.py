@@ -165,7 +165,7 @@ def own_base(manifest: Manifest, given: GivenBase, *, force: bool) -> None:
 @dataclass(frozen=True)
 class Work:
     """What a conversion is made of and how, by which its records are told from others'. ``unproven``: what
-    was never held against its digest is good enough, too (for a stream, which does no better)."""
+    was never compared with its digest is good enough, too (for a stream, which does no better)."""
 
     inputs: Mapping[str, str]
     outtype: str

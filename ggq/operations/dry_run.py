@@ -16,7 +16,7 @@ from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.model_ref import ModelRef
-from ggq.operations.base_estimate import Foreseen, foresee_base
+from ggq.operations.base_estimate import BaseEstimate, estimate_base
 from ggq.operations.convert_and_quantize import DEFAULT_PRESETS, KEEP_BASE, OTHER_FOLDER, Settings, model_name
 from ggq.operations.convert_step import CONVERT, GivenBase, Work, own_base
 from ggq.operations.quantize import made_before, not_from_a_stream, with_made_matrix
@@ -40,7 +40,7 @@ from ggq.system import files, scratch
 class PlannedFile:
     """A preset's file before it is made, as QuantizedFile has it afterwards.
 
-    ``exact``: asked of llama-quantize; else reckoned from the preset's nominal bits, since only the weights
+    ``exact``: asked of llama-quantize; else estimated from the preset's nominal bits, since only the weights
     can tell more. ``engine`` is the one that makes it (None: it needs an importance matrix, which is not
     there), and ``why`` that is not the sweep. ``uncovered``: tensors that the importance matrix does not
     know, and what they get instead. ``made``: an earlier run made it by the same work, and it is
@@ -186,7 +186,7 @@ def plan_convert_and_quantize(
     outdir = outdir or Path(name)
     files.refuse_unwritable(outdir)
     toolchain = toolchain or toolchains.find()
-    found = foresee_base(
+    found = estimate_base(
         ref, settings.outtype.lower(), offline=offline, toolchain=toolchain, listener=listener
     )
     manifest = Manifest.of(name, outdir)
@@ -200,7 +200,7 @@ def plan_convert_and_quantize(
     settings = with_made_matrix(manifest, name, settings, toolchain, record.names)
     look = _Look(manifest, name, settings, toolchain, record.names)
     if found.base is None:
-        planned = look.reckoned(found, chosen, names)
+        planned = look.estimated(found, chosen, names)
     else:
         planned = look.asked(found.base, chosen, names)
     if is_streamed:
@@ -244,7 +244,7 @@ class _Record:
 
 
 def _record(
-    found: Foreseen, manifest: Manifest, tool: str, settings: Settings, *, is_streamed: bool
+    found: BaseEstimate, manifest: Manifest, tool: str, settings: Settings, *, is_streamed: bool
 ) -> _Record:
     """That of an earlier conversion of the same, as the run would find it."""
     digests = None
@@ -324,8 +324,8 @@ class _Look:
             )
         return tuple(planned)
 
-    def reckoned(
-        self, found: Foreseen, chosen: Sequence[Preset], names: Sequence[str]
+    def estimated(
+        self, found: BaseEstimate, chosen: Sequence[Preset], names: Sequence[str]
     ) -> tuple[PlannedFile, ...]:
         """What the presets' nominal bits say."""
         bits = BITS_PER_WEIGHT[found.outtype]

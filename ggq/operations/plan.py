@@ -15,9 +15,9 @@ from ggq.errors import CannotServe, UsageProblem
 from ggq.estimation import preset_content
 from ggq.estimation.estimator import Account, PresetSize
 from ggq.estimation.hollow_model import HollowModel, hollow_model
-from ggq.estimation.memory import MemoryForecast
+from ggq.estimation.memory import MemoryEstimate
 from ggq.estimation.placement import Room, most_layers, projector_room
-from ggq.estimation.speed import Costs, Kind, SpeedForecast, SpeedMeter, blocks, forecast
+from ggq.estimation.speed import Costs, Kind, SpeedEstimate, SpeedMeter, blocks, estimate
 from ggq.estimation.timings import Calibration
 from ggq.llamacpp import bench as llama_bench
 from ggq.llamacpp import devices as ggml
@@ -53,7 +53,7 @@ class PlanSettings:
 
     ``ram_bytes``, ``vram_bytes`` (of each of ``gpu_count`` GPUs): of another machine than this one, where all
     of it is free; None: what is free here. Its GPUs are played by llama.cpp's RPC devices, whose buffers for
-    computing can differ from a real GPU's by some percent. Its speed and its best threads are not foretold.
+    computing can differ from a real GPU's by some percent. Its speed and its best threads are not predicted.
     ``reserve_ram_bytes``, ``reserve_vram_bytes`` (of each device): what is left to others; None: a tenth of
     all, at most 1 GiB, which is the margin that llama.cpp's own fit leaves.
     """
@@ -89,12 +89,12 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """A preset loaded in one way: what that takes, and how fast it is (None: not foretold). What ``memory``
+    """A preset loaded in one way: what that takes, and how fast it is (None: not predicted). What ``memory``
     calls free is what may be used: what is left to others is taken off."""
 
     offload: Offload
-    memory: MemoryForecast
-    speed: SpeedForecast | None
+    memory: MemoryEstimate
+    speed: SpeedEstimate | None
 
     @property
     def fits(self) -> bool:
@@ -133,7 +133,7 @@ class Plan:
     """``network_bytes`` were received for it; ``commit``: of a Hub model, of which ``download_bytes`` are not
     on the disk, which has ``disk_free_bytes``; ``layer_count``: the output layer
     counted, as in n_gpu_layers; ``devices``: that may hold layers; ``room``: memory that may be used;
-    ``companions``: what is loaded beside it, taken off the room; ``threads``: that the speed was foretold
+    ``companions``: what is loaded beside it, taken off the room; ``threads``: that the speed was predicted
     with, or that were asked for (None: of another machine, which has its own); ``is_elsewhere``: it is of
     another machine, whose devices are called GPU0, GPU1 …; ``alike``: presets that make the same of it"""
 
@@ -231,7 +231,7 @@ def plan(
     if settings.speed_budget_s > 0 and not settings.is_elsewhere:
         speeds = _Speeds(hollow, account, chosen, planned, settings)
         names = [f"{device} {device.memory_total_bytes}" for device in devices]
-        planned, threads = speeds.foretold(loads, names, sum(room.vram_bytes.values()), listener)
+        planned, threads = speeds.predicted(loads, names, sum(room.vram_bytes.values()), listener)
     found = Plan(
         model=hollow.name,
         repo_id=hollow.repo_id,
@@ -369,7 +369,7 @@ class _Speeds:
         self._planned = planned
         self._settings = settings
 
-    def foretold(
+    def predicted(
         self, loads: Sequence[Load], devices: Sequence[str], vram_bytes: int, listener: Listener
     ) -> tuple[list[PresetPlan], ThreadChoice]:
         """The presets with the speed of each load, where what that needs was measured; and the threads."""
@@ -415,7 +415,7 @@ class _Speeds:
         for cell in planned.loads:
             memory = cell.memory
             of_preset = costs[memory.type_k, memory.type_v][planned.preset]
-            speed = forecast(of_preset, cell.offload, self._facts.block_count, memory.context_tokens, threads)
+            speed = estimate(of_preset, cell.offload, self._facts.block_count, memory.context_tokens, threads)
             loads.append(replace(cell, speed=speed))
         return replace(planned, loads=tuple(loads))
 

@@ -131,7 +131,7 @@ class Making:
             record = steps.get(_step_of(preset))
             if record is not None and all((outdir / output.name).exists() for output in record.outputs):
                 why = "from another base, with other options or by other tools"
-                self._job.listener(Notice(f"{preset.name} is made anew: the file here was made {why}."))
+                self._job.listener(Notice(f"{preset.name} is made again: the file here was made {why}."))
 
     def _with_matrix(self, base: Base) -> Settings:
         """The settings with the importance matrix of the base: as it was where nothing changed, else made."""
@@ -163,9 +163,11 @@ class Making:
         job, settings = self._job, self._settings
         if not isinstance(base, ConvertedBase) or base.is_there():
             return False
-        reckoned = sum(nominal_bytes(preset, base.parameter_count, base.bits_per_weight) for preset in wanted)
+        estimated = sum(
+            nominal_bytes(preset, base.parameter_count, base.bits_per_weight) for preset in wanted
+        )
         free = files.free_bytes(job.outdir) + self._kept_bytes()
-        if not base.is_remote and not without_base(settings, base.needed_bytes, reckoned, free):
+        if not base.is_remote and not without_base(settings, base.needed_bytes, estimated, free):
             return False
         try:
             files.require_holes(job.staging)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ggq import hub, model_ref
 from ggq.errors import CannotServe, DoesNotFit, GgufProblem
 from ggq.estimation import preset_content
-from ggq.estimation.speed import RateForecast
+from ggq.estimation.speed import RateEstimate
 from ggq.gguf import names as gguf_names
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.memory import Load
@@ -303,7 +303,7 @@ def _reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) ->
     yield f"It fits: {', '.join(parts)}, {context}."
     if chosen.load.speed is None:
         whole = " of those that fit whole on the GPU" if found.is_whole(chosen.load) else ""
-        yield f"No speed was foretold: what loses least{whole} is preferred."
+        yield f"No speed was predicted: what loses least{whole} is preferred."
     else:
         speed = chosen.load.speed
         yield (
@@ -327,8 +327,8 @@ def _reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) ->
         yield f"{text}, the least of all that fit."
 
 
-def _rate(forecast: RateForecast) -> str:
-    value = forecast.tokens_per_s
+def _rate(estimate: RateEstimate) -> str:
+    value = estimate.tokens_per_s
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
@@ -356,7 +356,7 @@ def _nothing_keeps(candidates: Sequence[Candidate], limits: Limits) -> DoesNotFi
         best = min(candidates, key=lambda it: it.loss)
         nearest.append(f"{best.preset} loses least: {best.loss:.4f}")
     if limits.min_tokens_per_s is not None and not speeds:
-        nearest.insert(0, "no speed was foretold")
+        nearest.insert(0, "no speed was predicted")
         advice = "Leave --min-tps out: it cannot be judged here."
     else:
         options = {"--min-tps": limits.min_tokens_per_s, "--max-loss": limits.max_loss}

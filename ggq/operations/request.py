@@ -110,7 +110,7 @@ def spare(base: Path, folder: Path, names: Sequence[str], instead: str) -> None:
 
 def without_base(settings: Settings, base_bytes: int, files_bytes: int, free_bytes: int) -> bool:
     """Whether a checkpoint's presets are made with no base GGUF on the disk: where nobody needs it, or there
-    is no room for it beside its presets (``files_bytes``: as reckoned beforehand)."""
+    is no room for it beside its presets (``files_bytes``: as estimated in advance)."""
     if settings.engine == choice.TOOL or settings.keep_base or settings.calibration is not None:
         return False
     verify = settings.verify.lower()
@@ -121,5 +121,5 @@ def without_base(settings: Settings, base_bytes: int, files_bytes: int, free_byt
 
 
 def nominal_bytes(preset: Preset, parameter_count: int, base_bits_per_weight: float) -> int:
-    """A file's size as reckoned before there is a base to ask about."""
+    """A file's size as estimated before there is a base to ask about."""
     return int(parameter_count * (preset.bits_per_weight or base_bits_per_weight) / 8)

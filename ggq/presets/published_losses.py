@@ -13,7 +13,7 @@ class PublishedLoss:
     ``loss`` in nats per token: the mean KL divergence. ``of_perplexity``: only perplexities were published,
     and it is the logarithm of their ratio; of Llama-3-8B, of which both are known, that is 1.01 of the
     divergence for Q2_K, 0.88 for Q4_K_M, 0.59 for Q6_K. ``parameter_count``: None: not said. ``complete``:
-    nearly all presets of the model were measured, so that its losses can be held against each other.
+    nearly all presets of the model were measured, so that its losses can be compared with each other.
     """
 
     model: str

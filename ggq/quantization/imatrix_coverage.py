@@ -1,4 +1,4 @@
-"""An importance matrix held against a model's tensors, before any of them is quantized."""
+"""An importance matrix compared with a model's tensors, before any of them is quantized."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def obstacle(toolchain: Toolchain, base: GgufFile, recipe: Recipe) -> str | None
 
 
 def _obstacle(rows: Rows, tensor: PlannedTensor, matrix: Importance | None, ftype: str) -> str | None:
-    """Where llama-quantize would refuse a tensor, or do what ggq does not foresee."""
+    """Where llama-quantize would refuse a tensor, or do what ggq does not expect."""
     name, kind = tensor.name, tensor.target_type
     if tensor.source_type == kind:
         return None

@@ -30,7 +30,7 @@ class Journal:
             self.restart(head)
 
     def restart(self, before: Any = None) -> None:
-        """Begin anew; the files of the work ``before``, another journal's first line, are removed."""
+        """Begin again; the files of the work ``before``, another journal's first line, are removed."""
         with contextlib.suppress(TypeError, KeyError):
             for name in before["files"]:
                 if name == Path(name).name:

@@ -247,7 +247,7 @@ def _fill(rest: memoryview, stream: Stream, tensor: TensorInfo) -> None:
             raise GgufProblem(
                 f"The data of {tensor.name!r} are cut short.",
                 f"At least {len(rest):,} bytes are missing.",
-                "Run the same command again; if it stays so, download or make the model anew.",
+                "Run the same command again; if it stays so, download or make the model again.",
             )
         rest = rest[count:]
 
@@ -257,5 +257,5 @@ def _unsound(what: str, block: _Block) -> GgufProblem:
     return GgufProblem(
         what,
         f"ggml finds a NaN or an infinity among its rows {block.first_row:,} to {last:,}.",
-        "Get the checkpoint anew; if it is as its publisher made it, it cannot be quantized.",
+        "Get the checkpoint again; if it is as its publisher made it, it cannot be quantized.",
     )

@@ -105,7 +105,7 @@ class Manifest:
             raise OutputProblem(
                 f"{self.path} cannot be read.",
                 f"{error}.",
-                "Remove it to start anew; files that it knew of will then need --force.",
+                "Remove it to start again; files that it knew of will then need --force.",
             ) from error
         try:
             if raw["schema_version"] != SCHEMA_VERSION:
@@ -121,7 +121,7 @@ class Manifest:
             raise OutputProblem(
                 f"{self.path} is not a manifest that this ggq knows.",
                 f"{type(error).__name__}: {error}.",
-                "Remove it to start anew, or choose another folder.",
+                "Remove it to start again, or choose another folder.",
             ) from error
 
     def current(self, step: str, inputs: Mapping[str, str], options: Mapping[str, Any], tool: str) -> bool:

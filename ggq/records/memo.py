@@ -21,7 +21,7 @@ class Memo:
         self._owner = dict(owner)
         self._changed = False
         self.answers: dict[str, Any] = {}
-        # Where nothing is there, or nothing that this version wrote, it is asked anew.
+        # Where nothing is there, or nothing that this version wrote, it is asked again.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(file.read_text(encoding="utf-8"))
             if (found["schema_version"], found["owner"]) == (_SCHEMA_VERSION, self._owner):

@@ -1,6 +1,6 @@
 """Files that strangers wrote, read within bounds: regular files only, of a bounded length and depth.
 
-What a JSON's values will take in memory is reckoned from its punctuation before any of them is made: three
+What a JSON's values will take in memory is estimated from its punctuation before any of them is made: three
 bytes (``{},``) become seventy, and what reads the same file afterwards copies them.
 """
 

@@ -1,4 +1,4 @@
-"""A chat template is held against transformers' rendering at conversion; a broken one is told there."""
+"""A chat template is compared with transformers' rendering at conversion; a broken one is told there."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_the_manifest_has_it_and_a_run_that_converts_nothing_tells_it(uncompared
 def test_a_verdict_that_was_not_expected_is_put_in_place(
     uncompared: Made, example: Path, toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same bytes as where it was known beforehand, and their digest."""
+    """The same bytes as where it was known in advance, and their digest."""
     judged = Child.judged
 
     def failing(self: Child, level: Level, made: gguf_file.GgufFile) -> Verification:

@@ -1,4 +1,4 @@
-"""Memory foretold of a large vocabulary: what is reserved and not touched, and what only loading takes."""
+"""Memory predicted of a large vocabulary: what is reserved and not touched, and what only loading takes."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_a_large_vocabulary(wide: PipelineResult, layers: int, rpc_server: str, 
     assert wide.base is not None
     offload = Offload(n_gpu_layers=layers, rpc=(rpc_server,)) if layers else Offload()
     account = Account(hollow_model(wide.base, toolchain=toolchain))
-    foretold = account.memory(PRESET, Load(512, offload=offload))
+    predicted = account.memory(PRESET, Load(512, offload=offload))
     settings = MemorySettings(contexts=(512,), load_modes=("none",), offload=offload)
     (cell,) = bench_memory.measure(wide.files[0].paths[0], settings, toolchain=toolchain).cells
     assert cell.measured is not None
     resident = cell.measured.peaks.resident_bytes
     # The logits of 512 tokens would be 250 MiB.
-    assert resident <= foretold.ram_bytes <= resident + 48 * MIB
+    assert resident <= predicted.ram_bytes <= resident + 48 * MIB
     if layers == 3:
-        assert foretold.staging_bytes > foretold.cache_bytes + foretold.compute_bytes
+        assert predicted.staging_bytes > predicted.cache_bytes + predicted.compute_bytes
     if not layers:
-        assert foretold.compute_bytes < 4 * 128256 * 511
+        assert predicted.compute_bytes < 4 * 128256 * 511

@@ -18,7 +18,7 @@ from benchmarks.headers import Shape
 from ggq.errors import GgufProblem
 from ggq.estimation import placement
 from ggq.estimation.hollow_model import HollowModel, hollow_model
-from ggq.estimation.memory import MemoryForecast, forecast
+from ggq.estimation.memory import MemoryEstimate, estimate
 from ggq.estimation.placement import Room, most_layers, projector_room
 from ggq.gguf import file as gguf_file
 from ggq.gguf import hollow as gguf_hollow
@@ -99,21 +99,21 @@ def enlarged(base: Path, target: Path, shape: Shape) -> Path:
 
 
 @pytest.fixture(scope="module")
-def remembered(toolchain: Toolchain) -> Callable[[Path, Load], MemoryForecast]:
+def remembered(toolchain: Toolchain) -> Callable[[Path, Load], MemoryEstimate]:
     """llama.cpp's accounts, each of them asked for once."""
-    return cache(partial(forecast, toolchain))
+    return cache(partial(estimate, toolchain))
 
 
 @pytest.fixture
-def asked(remembered: Callable[[Path, Load], MemoryForecast], monkeypatch: pytest.MonkeyPatch) -> list[Load]:
+def asked(remembered: Callable[[Path, Load], MemoryEstimate], monkeypatch: pytest.MonkeyPatch) -> list[Load]:
     """Accounts are remembered in this test; and what was asked for."""
     loads: list[Load] = []
 
-    def listened(_: Toolchain, model: Path, load: Load) -> MemoryForecast:
+    def listened(_: Toolchain, model: Path, load: Load) -> MemoryEstimate:
         loads.append(load)
         return remembered(model, load)
 
-    monkeypatch.setattr(placement, "forecast", listened)
+    monkeypatch.setattr(placement, "estimate", listened)
     return loads
 
 
@@ -135,7 +135,7 @@ def ladder(shape: Shape) -> list[tuple[int, int]]:
 def needs_bytes(toolchain: Toolchain, model: Path, load: Load, **numbers: Any) -> list[int]:
     """Of each device, as llama.cpp tells it: rounded down."""
     offload = replace(load.offload, **numbers)
-    memory = placement.forecast(toolchain, model, replace(load, offload=offload))
+    memory = placement.estimate(toolchain, model, replace(load, offload=offload))
     return [device.needed_bytes for device in memory.devices]
 
 
@@ -195,9 +195,9 @@ def test_few_questions(
     model, load = quantized(models, "dense"), load_on(devices[0])
     [every] = needs_bytes(toolchain, model, load, n_gpu_layers=-1)
 
-    def forecast_told(*given: Any) -> MemoryForecast:
+    def forecast_told(*given: Any) -> MemoryEstimate:
         questions.append(given)
-        return forecast(*given)
+        return estimate(*given)
 
     def proposal_told(*given: Any) -> Fit | None:
         questions.append(given)
@@ -205,7 +205,7 @@ def test_few_questions(
 
     propose = fit.propose
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(placement, "forecast", forecast_told)
+        patch.setattr(placement, "estimate", forecast_told)
         patch.setattr(fit, "propose", proposal_told)
         # Other tests run beside this one, and what they take makes a proposal worse by a layer or two.
         for share, limit in ((0.3, 7), (0.6, 7), (0.9, 7), (1.1, 1), (0, 1)):

@@ -1,4 +1,4 @@
-"""Speed foretold: lines over layers, placements, and real runs of hollow files."""
+"""Speed predicted: lines over layers, placements, and real runs of hollow files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ggq.errors import DoesNotFit, GgqError, GgufProblem
 from ggq.estimation import timings as calibration
 from ggq.estimation.estimator import Account
 from ggq.estimation.hollow_model import HollowModel, hollow_model
-from ggq.estimation.speed import Costs, Kind, Line, SpeedMeter, blocks, forecast
+from ggq.estimation.speed import Costs, Kind, Line, SpeedMeter, blocks, estimate
 from ggq.estimation.timings import Calibration, Timings
 from ggq.llamacpp import bench
 from ggq.llamacpp.memory import Load
@@ -81,14 +81,14 @@ def test_a_mixed_placement_is_the_sum_of_its_places() -> None:
         "beside": Costs(slow, slow, depth_s=0.001),
         "device": Costs(quick, quick, depth_s=0.0),
     }
-    found = forecast(costs, Offload(n_gpu_layers=11), 32, 1000, ThreadChoice(2, 2))
+    found = estimate(costs, Offload(n_gpu_layers=11), 32, 1000, ThreadChoice(2, 2))
     assert found is not None
     # 22 blocks at 0.5 s on the CPU; on the device 10 at 0.1 s and the 0.1 s spent once.
     assert found.generation.tokens_per_s == pytest.approx(1 / (11 + 1 + 0.1))
     assert found.full_context.tokens_per_s == pytest.approx(1 / (12.1 + 22 * 0.001 * 1000))
     assert 0.03 < found.generation.relative_error < 1
     assert (
-        forecast({"beside": costs["beside"]}, Offload(n_gpu_layers=11), 32, 1000, ThreadChoice(2, 2)) is None
+        estimate({"beside": costs["beside"]}, Offload(n_gpu_layers=11), 32, 1000, ThreadChoice(2, 2)) is None
     )
 
 
@@ -146,7 +146,7 @@ def test_a_device_is_measured_on_two_cuts(tiny: HollowModel, tmp_path: Path, rpc
     for kind in ("beside", "device"):
         assert [layers for layers, _ in costs["Q4_K_M"][kind].generation.points] == [1, 2]  # type: ignore[index]
     half = Offload(n_gpu_layers=2, rpc=(rpc_server,))
-    assert forecast(costs["Q4_K_M"], half, 2, 256, ThreadChoice(1, 1)) is not None
+    assert estimate(costs["Q4_K_M"], half, 2, 256, ThreadChoice(1, 1)) is not None
 
 
 @pytest.mark.tool

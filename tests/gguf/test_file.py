@@ -1,4 +1,4 @@
-"""GGUF files: real ones are read, described and foretold; hostile ones are refused with words."""
+"""GGUF files: real ones are read, described and predicted; hostile ones are refused with words."""
 
 from __future__ import annotations
 

@@ -57,10 +57,10 @@ def speeds(*batches: list[float], name: str = "Q2_K", **options: Any) -> dict[st
 
 
 def test_files_are_matched_by_digest_then_by_name(record: Any) -> None:
-    anew = measured.subject("Q2_K", 3_100_000, content="with an imatrix")
+    again = measured.subject("Q2_K", 3_100_000, content="with an imatrix")
     qualities = measured.quality({"Q2_K": [0.1] * 8, "Q8_0": [0.001] * 8})
     one = record(qualities=qualities)
-    other = record(models=[BASE, anew], qualities=measured.quality({"Q2_K": [0.09] * 8}))
+    other = record(models=[BASE, again], qualities=measured.quality({"Q2_K": [0.09] * 8}))
     found = compare(one, other)
     assert only(found, "file_bytes", "BF16").matched_by == "sha256"
     size = only(found, "file_bytes")
@@ -96,8 +96,8 @@ def test_what_one_record_lacks_has_no_ratio(record: Any) -> None:
 def test_the_same_excerpts_are_compared_in_pairs(record: Any) -> None:
     """The text's own spread, which hides this difference, is in both."""
     levels = [0.05, 0.2, 0.1, 0.4, 0.15, 0.3, 0.25, 0.08]
-    anew = [level * factor for level, factor in zip(levels, [0.93, 0.95] * 4, strict=True)]
-    one, other = (record(qualities=measured.quality({"Q2_K": klds})) for klds in (levels, anew))
+    again = [level * factor for level, factor in zip(levels, [0.93, 0.95] * 4, strict=True)]
+    one, other = (record(qualities=measured.quality({"Q2_K": klds})) for klds in (levels, again))
     kld, perplexity = (only(compare(one, other), name) for name in ("mean_kld", "perplexity"))
     assert kld.one is not None and kld.other is not None and kld.one.standard_error is not None
     assert kld.ratio == pytest.approx(0.94, abs=0.01)

@@ -1,4 +1,4 @@
-"""The record keeps what is not measured anew."""
+"""The record keeps what is not measured again."""
 
 from __future__ import annotations
 

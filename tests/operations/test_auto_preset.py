@@ -1,4 +1,4 @@
-"""The preset left to ggq: what was foretold beside what came of it."""
+"""The preset left to ggq: what was predicted beside what came of it."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_without_a_preset_the_recommended_one_is_made_and_measured(example: Path
 
 
 def test_memory_is_not_under_what_was_foretold(example: Path, toolchain: Toolchain, tmp_path: Path) -> None:
-    chosen = automatic.foretell(str(example), toolchain=toolchain)
+    chosen = automatic.predict(str(example), toolchain=toolchain)
     made = automatic.make(str(example), chosen, tmp_path, toolchain=toolchain)
     outcomes = {it.what: it for it in made.outcomes}
-    assert outcomes["file"].foretold == outcomes["file"].measured == made.result.files[0].file_bytes
+    assert outcomes["file"].predicted == outcomes["file"].measured == made.result.files[0].file_bytes
     memory = outcomes["RAM"]
-    assert memory.foretold is not None
-    assert memory.measured <= memory.foretold <= memory.measured + 48 * (1 << 20)
+    assert memory.predicted is not None
+    assert memory.measured <= memory.predicted <= memory.measured + 48 * (1 << 20)
 
 
 def test_auto_in_a_dry_run_makes_nothing(example: Path, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_measurement_that_fails_is_told_and_costs_nothing_else(
         raise DoesNotFit("It does not fit.")
 
     heard: list[Event] = []
-    chosen = automatic.foretell(str(example), toolchain=toolchain)
+    chosen = automatic.predict(str(example), toolchain=toolchain)
     monkeypatch.setattr(bench_memory, "measure", refuse)
     made = automatic.make(str(example), chosen, tmp_path, toolchain=toolchain, listener=heard.append)
     assert [it.what for it in made.outcomes] == ["file", "prompt", "generation"]
@@ -87,7 +87,7 @@ def test_a_forecast_that_fails_is_told_and_costs_nothing_else(
         raise ToolFailed(["llama-fit-params"], 1, [])
 
     heard: list[Event] = []
-    chosen = automatic.foretell(str(example), toolchain=toolchain)
+    chosen = automatic.predict(str(example), toolchain=toolchain)
     monkeypatch.setattr(automatic.Account, "memory", fail)
     made = automatic.make(str(example), chosen, tmp_path, toolchain=toolchain, listener=heard.append)
     assert [it.what for it in made.outcomes] == ["file", "prompt", "generation"]
@@ -97,8 +97,8 @@ def test_a_forecast_that_fails_is_told_and_costs_nothing_else(
 def test_no_hollow_file_is_left(
     example: Path, toolchain: Toolchain, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(automatic, "_CONTEXT", 256)  # shorter than the forecast's own, so that it is asked
-    chosen = automatic.foretell(str(example), toolchain=toolchain)
+    monkeypatch.setattr(automatic, "_CONTEXT", 256)  # shorter than the estimate's own, so that it is asked
+    chosen = automatic.predict(str(example), toolchain=toolchain)
     automatic.make(str(example), chosen, tmp_path, toolchain=toolchain)
     assert {it.name for it in cache.rglob("*.gguf")} == {"base.gguf"}
 
@@ -136,20 +136,20 @@ def test_a_run_that_was_stopped_goes_on_with_its_choice(
 
     command = ["convert-and-quantize", str(example), "--outdir", str(tmp_path)]
     # Of one preset, and not the one that the others lead to.
-    first = automatic.foretell(str(example), "Q3_K_S", toolchain=toolchain)
+    first = automatic.predict(str(example), "Q3_K_S", toolchain=toolchain)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pipeline, "convert_and_quantize", stop)
         automatic.make(str(example), first, tmp_path, toolchain=toolchain)
-    assert automatic.foretell(str(example), toolchain=toolchain).chosen.preset != "Q3_K_S"
+    assert automatic.predict(str(example), toolchain=toolchain).chosen.preset != "Q3_K_S"
     shown = CliRunner().invoke(cli, command)
     assert shown.exit_code == 0, shown.stderr
     assert "Q3_K_S was chosen here before" in shown.stdout and "generation" in shown.stdout
     assert [it.name for it in tmp_path.glob("*.gguf")] == ["tiny-llama-Q3_K_S.gguf"]
-    # Where nothing fits any more, it goes on all the same; only --force chooses anew.
+    # Where nothing fits any more, it goes on all the same; only --force chooses again.
     monkeypatch.setattr(hardware, "available_ram_bytes", lambda: 1_000_000)
     shown = CliRunner().invoke(cli, [*command, "--json"])
     assert shown.exit_code == 0, shown.stderr
-    assert "Nothing is foretold of Q3_K_S" in shown.stderr
+    assert "Nothing is predicted of Q3_K_S" in shown.stderr
     assert json.loads(shown.stdout)["files"][0]["reused"]
     assert CliRunner().invoke(cli, [*command, "--force"]).exit_code == 3
 
@@ -157,7 +157,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_choice(
 def test_a_choice_is_of_one_model_and_one_folder(example: Path, tmp_path: Path, toolchain: Toolchain) -> None:
     other = tmp_path / "other" / "tiny-llama"
     shutil.copytree(example, other)
-    chosen = automatic.foretell(str(example), "Q3_K_S", toolchain=toolchain)
+    chosen = automatic.predict(str(example), "Q3_K_S", toolchain=toolchain)
     automatic.make(str(example), chosen, tmp_path / "out", toolchain=toolchain)
     assert automatic.chosen_before(str(example), tmp_path / "out") == "Q3_K_S"
     assert automatic.chosen_before(str(other), tmp_path / "out") is None
@@ -166,7 +166,7 @@ def test_a_choice_is_of_one_model_and_one_folder(example: Path, tmp_path: Path, 
 
 def test_a_gguf_has_a_choice_too(base_gguf: Path, tmp_path: Path, toolchain: Toolchain) -> None:
     base = Path(shutil.copy(base_gguf, tmp_path))
-    chosen = automatic.foretell(str(base), "Q3_K_S", toolchain=toolchain)
+    chosen = automatic.predict(str(base), "Q3_K_S", toolchain=toolchain)
     made = automatic.make(str(base), chosen, toolchain=toolchain)
     assert made.result.files[0].paths == (tmp_path / "tiny-llama-Q3_K_S.gguf",)
     assert automatic.chosen_before(str(base)) == "Q3_K_S"
@@ -176,7 +176,7 @@ def test_a_file_of_the_users_is_refused_before_the_work(
     example: Path, tmp_path: Path, toolchain: Toolchain
 ) -> None:
     (tmp_path / "tiny-llama-Q3_K_S.gguf").write_text("mine")
-    chosen = automatic.foretell(str(example), "Q3_K_S", toolchain=toolchain)
+    chosen = automatic.predict(str(example), "Q3_K_S", toolchain=toolchain)
     with pytest.raises(OutputProblem, match="exists already"):
         automatic.make(str(example), chosen, tmp_path, toolchain=toolchain)
     assert [it.name for it in tmp_path.iterdir()] == ["tiny-llama-Q3_K_S.gguf"]
@@ -202,7 +202,7 @@ def only_bin(hub: HubServer, example: Path, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.hub
 def test_it_is_downloaded_first(only_bin: str, toolchain: Toolchain, tmp_path: Path) -> None:
     heard: list[Event] = []
-    chosen = automatic.foretell(only_bin, toolchain=toolchain, listener=heard.append)
+    chosen = automatic.predict(only_bin, toolchain=toolchain, listener=heard.append)
     assert Notice("This model can only be planned after its download.") in heard
     made = pipeline.convert_and_quantize(only_bin, [chosen.chosen.preset], tmp_path / "out")
     assert made.files[0].file_bytes == chosen.chosen.file_bytes
@@ -244,6 +244,6 @@ def test_what_its_headers_refuse_is_not_downloaded(
     files["config.json"] = json.dumps(json.loads(files["config.json"]) | change).encode()
     hub.add_repo("org/refused", files)
     with pytest.raises(CheckpointProblem, match=words) as raised:
-        automatic.foretell("org/refused", toolchain=toolchain)
+        automatic.predict("org/refused", toolchain=toolchain)
     assert not isinstance(raised.value, NeedsWeights)
     assert hub.bytes_sent("model.safetensors") <= 32 << 10

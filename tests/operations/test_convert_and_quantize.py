@@ -96,7 +96,7 @@ def test_a_changed_option_makes_the_file_anew(example: Path, tmp_path: Path) -> 
     again = convert_and_quantize.convert_and_quantize(
         str(example), ["Q4_K_M"], tmp_path, wider, listener=heard.append
     )
-    assert any(isinstance(it, Notice) and "Q4_K_M is made anew" in it.text for it in heard)
+    assert any(isinstance(it, Notice) and "Q4_K_M is made again" in it.text for it in heard)
     assert again.base == tmp_path / "tiny-llama-BF16.gguf", "it was kept before"
     after = digests(tmp_path)
     assert not again.files[0].reused
@@ -145,7 +145,7 @@ def test_a_file_of_the_users_with_the_bases_name_is_not_removed(example: Path, t
 
 
 def test_a_base_that_was_kept_stays_kept(example: Path, tmp_path: Path) -> None:
-    """Also where the conversion is done anew, or is never a file."""
+    """Also where the conversion is done again, or is never a file."""
     base = tmp_path / "tiny-llama-BF16.gguf"
 
     def run(preset: str, **changes: object) -> None:
@@ -276,7 +276,7 @@ def test_a_dry_run_knows_what_an_earlier_run_made(example: Path, tmp_path: Path)
     assert states(UNVERIFIED, "q4_0", "q8_0")[0] == [True, False]
     other = replace(UNVERIFIED, options=QuantizeOptions(output_tensor_type="q8_0"))
     made, has_base, needed_bytes = states(other, "q4_0")
-    assert not made[0] and not has_base and needed_bytes > 0, "of other options it is made anew"
+    assert not made[0] and not has_base and needed_bytes > 0, "of other options it is made again"
     # The base: to keep where it is not there, and as it was where it is.
     keeping = replace(UNVERIFIED, keep_base=True)
     assert states(keeping, "q4_0")[:2] == ([True], True)

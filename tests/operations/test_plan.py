@@ -48,8 +48,8 @@ def test_the_plan_is_what_is_made(example: Path, toolchain: Toolchain, tmp_path:
             load = Load(memory.context_tokens, memory.type_k, memory.type_v)
             real = llama_memory.breakdown(toolchain, file.paths[0], load)
             buffers = real.host_bytes - (real.process_bytes or 0)
-            foretold = memory.weights_bytes + memory.cache_bytes + memory.compute_bytes
-            assert buffers <= foretold <= buffers + len(real.host) * ROUNDING_BYTES
+            predicted = memory.weights_bytes + memory.cache_bytes + memory.compute_bytes
+            assert buffers <= predicted <= buffers + len(real.host) * ROUNDING_BYTES
             assert cell.fits and memory.process_bytes > 0 and cell.speed is None
 
 

@@ -18,9 +18,9 @@ import ggq
 from ggq.cli.main import cli
 from ggq.errors import CannotServe, DoesNotFit
 from ggq.estimation.estimator import PresetSize
-from ggq.estimation.memory import MemoryForecast
+from ggq.estimation.memory import MemoryEstimate
 from ggq.estimation.placement import Room
-from ggq.estimation.speed import RateForecast, SpeedForecast
+from ggq.estimation.speed import RateEstimate, SpeedEstimate
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.rpc import loopback_device
 from ggq.llamacpp.toolchain import Toolchain
@@ -38,10 +38,10 @@ QUIET = PlanSettings(speed_budget_s=0, threads=1)
 
 def preset(name: str, gigabytes: float, kld: float, tokens_per_s: float, layers: int = 0) -> PresetPlan:
     """A preset as it would be planned, with 16 GB of RAM."""
-    speed = RateForecast(tokens_per_s, 0.03)
-    memory = MemoryForecast(4096, "f16", "f16", int(gigabytes * GB), 0, 0, 0, 0, 0, 16 * GB, ())
-    forecast = SpeedForecast(speed, speed, speed, 4096, ThreadChoice(2, 2), (1, 4))
-    load = LoadPlan(Offload(n_gpu_layers=layers), memory, forecast)
+    speed = RateEstimate(tokens_per_s, 0.03)
+    memory = MemoryEstimate(4096, "f16", "f16", int(gigabytes * GB), 0, 0, 0, 0, 0, 16 * GB, ())
+    estimate = SpeedEstimate(speed, speed, speed, 4096, ThreadChoice(2, 2), (1, 4))
+    load = LoadPlan(Offload(n_gpu_layers=layers), memory, estimate)
     size = PresetSize(int(gigabytes * GB), 8.0, 0, 10, False)
     return PresetPlan(name, size, (load,), PublishedLoss("Another", "a table", kld))
 
@@ -140,7 +140,7 @@ def test_the_slowest_speed_is_held_against_the_limit(planned: list[PresetPlan]) 
     deep = preset("Q4_K_M", 5, 0.031, 12.0)
     [cell] = deep.loads
     assert cell.speed is not None
-    full = replace(cell.speed, full_context=RateForecast(6.0, 0.03))
+    full = replace(cell.speed, full_context=RateEstimate(6.0, 0.03))
     planned.append(replace(deep, loads=(replace(cell, speed=full),)))
     with pytest.raises(DoesNotFit, match="6 tokens/s"):
         choice(Limits(min_tokens_per_s=10))

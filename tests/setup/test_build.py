@@ -266,7 +266,7 @@ def test_kill_9_half_way_stops_ninja_leaves_nothing_finished_and_is_resumed(home
     events: list[Event] = []
     made = build.setup(BuildOptions("cpu"), events.append, passes)
     assert made.build is not None and made.tool("llama-server").is_file()
-    assert objects_built(events) <= int(found[2]) - int(found[1]), "it began anew"
+    assert objects_built(events) <= int(found[2]) - int(found[1]), "it began again"
 
 
 def running_in(folder: Path) -> set[str]:

@@ -48,7 +48,7 @@ _WORTH_A_WORD_BYTES = 16 << 20
 @layers_option
 @rpc_option
 @threads_option
-@click.option("--quick", is_flag=True, help="Run only the shortest context; reckon the others.")
+@click.option("--quick", is_flag=True, help="Run only the shortest context; estimate the others.")
 @click.option("--force", is_flag=True, help="Run also what does not fit.")
 @record_option
 @output_options
@@ -140,7 +140,7 @@ def _show(out: Output, name: str, cells: Sequence[MemoryCell]) -> None:
         )
     _show_devices(out, cells)
     if any(cell.measured is None for cell in cells):
-        out.paragraph("Rows without a measurement were not run (--quick): their buffers are reckoned.")
+        out.paragraph("Rows without a measurement were not run (--quick): their buffers are estimated.")
 
 
 def _row(cell: MemoryCell) -> list[str]:
@@ -181,7 +181,7 @@ def _show_devices(out: Output, cells: Sequence[MemoryCell]) -> None:
                 f"{' '.join(_names(cell))}: {files.human_bytes(gpu.used_bytes)} of {gpu.name} {gpu.index}"
             )
     if any(row.is_elsewhere for _, row in devices):
-        out.paragraph("The memory of an RPC server's device is reckoned, not measured: it is elsewhere.")
+        out.paragraph("The memory of an RPC server's device is estimated, not measured: it is elsewhere.")
 
 
 def _parts(row: BreakdownRow) -> tuple[int, int, int]:
