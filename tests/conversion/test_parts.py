@@ -148,7 +148,7 @@ def gguf(**shapes: tuple[int, ...]) -> Any:
         ([EMBEDDING, REST], gguf(token_embd=(8, 10), norm=(8,), output=(8, 10)), 0, "second time"),
         ([EMBEDDING, REST], gguf(token_embd=(8, 12), norm=(8,)), 0, "2 rows were added"),
         ([EMBEDDING, REST], gguf(token_embd=(8, 9), norm=(8,)), 0, "1 rows without a token"),
-        ([EMBEDDING, REST], gguf(token_embd=(8, 10), norm=(8,), rope_freqs=(4,)), 0, "estimated"),
+        ([EMBEDDING, REST], gguf(token_embd=(8, 10), norm=(8,), rope_freqs=(4,)), 0, "computed"),
         ([EMBEDDING, REST, ("h.0.attn.bias", 99)], gguf(token_embd=(8, 10), norm=(8,)), 0, "buffers"),
         ([EMBEDDING, REST, ("visual.x.weight", 9)], gguf(token_embd=(8, 10), norm=(8,)), 0, "other parts"),
     ],

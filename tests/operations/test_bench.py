@@ -103,7 +103,7 @@ def test_records_are_merged_by_file_and_machine(folder: Path, toolchain: Toolcha
     }  # fmt: skip
     # Another machine's figures of the same file stand beside these.
     there = record.Record(done.record)
-    subject = measure.subject.identify([one])[0]
+    subject = measure.model_file.identify([one])[0]
     there.add(subject, {**kept[0].environment, "cpu": "another"}, "speed", {"figures": []})
     assert len(there.entries) == 3
 
@@ -292,7 +292,7 @@ def test_a_disk_that_was_full_when_the_record_was_written(
         target = small / "record.json"
         # Another machine's entry, of which there is no room for a second copy, though for a journal.
         there = record.Record(target)
-        [found] = measure.subject.identify([model])
+        [found] = measure.model_file.identify([model])
         there.add(found, {"cpu": "another"}, "speed", {"figures": [], "remarks": ["x" * 300_000]})
         there.save()
         (small / "ballast").write_bytes(bytes(500_000))
