@@ -132,6 +132,8 @@ def _checks(found: Verification) -> list[tuple[str, str]]:
     if found.level == "off":
         return [("checked", "not at all (--verify off)")]
     values = "every value" if found.level == "full" else "a sample of every tensor"
+    if found.unread_tensors:
+        values += f", but for {found.unread_tensors} tensors of a type that cannot be read"
     lines = [("values", f"no NaN, no infinity in {values}")]
     if found.checkpoint_parameters is not None:
         same = found.checkpoint_parameters == found.gguf_parameters

@@ -333,11 +333,11 @@ def _metadata(job: Job) -> dict[str, Any]:
 
 def _check(job: Job) -> None:
     made = gguf_file.read(Path(job.gguf))
-    bad = gguf_values.scan_values(made, full=job.full, listener=_relay)
-    say("values", not_finite=bad)
+    scan = gguf_values.scan_values(made, full=job.full, listener=_relay)
+    say("values", not_finite=scan.not_finite, unread=scan.unread)
     if job.bin_weights:
         say("weights", elements=parameter_count.bin_elements(Path(job.view)))
-    if bad or job.mmproj:
+    if scan.not_finite or job.mmproj:
         return
     tokenizer, _ = tokenizer_file.of_transformers(Path(job.view))
     right_side = compare_logits.Reference()

@@ -208,6 +208,7 @@ class Child:
         if level == "off":
             remarks = tuple(remark.rstrip(".") for remark in self._remarks)
             return Verification("off", len(made.tensors), made.parameter_count, warnings=remarks)
+        values = self._found.get("values", {})
         return judge(
             level,
             self._outtype,
@@ -215,7 +216,8 @@ class Child:
                 tensor_count=len(made.tensors),
                 gguf_parameters=made.parameter_count,
                 account=self._account(made),
-                not_finite=tuple(self._found.get("values", {}).get("not_finite", ())),
+                not_finite=tuple(values.get("not_finite", ())),
+                unread=tuple(values.get("unread", ())),
                 tokenizer=self._found.get("tokenizer", {}),
                 logits=self._found.get("logits", {}),
                 beyond=self._found.get("beyond", {}),

@@ -223,6 +223,15 @@ def _quantization(checkpoint: Checkpoint, found: re.Match[str]) -> GgqError:
     )
 
 
+def _unsupported_by_converter(checkpoint: Checkpoint, found: re.Match[str]) -> GgqError:
+    """What llama.cpp's converter says that it does not do, whatever it is."""
+    return CheckpointProblem(
+        f"llama.cpp's converter does not support {checkpoint.path.name} as its files are.",
+        f"{_short(found[1]).rstrip('.!')}.",
+        "See whether a newer llama.cpp does (`ggq setup --llama-cpp`), or choose another model.",
+    )
+
+
 def _unknown_tensor(checkpoint: Checkpoint, found: re.Match[str]) -> GgqError:
     return CheckpointProblem(
         f"{checkpoint.path} has a tensor that {checkpoint.architectures[0]} does not have in llama.cpp.",
@@ -320,6 +329,7 @@ _PATTERNS: Sequence[tuple[str, Callable[[Checkpoint, re.Match[str]], GgqError]]]
     ),
     (r"assert max\(tokenizer", _token_ids),
     (r"^NotImplementedError: (.*[Qq]uant.*)", _quantization),
+    (r"^NotImplementedError: (.+)", _unsupported_by_converter),
     (r"Can not map tensor '([^']+)'", _unknown_tensor),
     (r"(Missing or incomplete model files: \[[^\]]*\]|Missing tensors: .*)", _missing_shard),
     (r"^(?:ModuleNotFoundError|ImportError): No module named '([\w]+)", _module),

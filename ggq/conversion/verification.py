@@ -43,7 +43,7 @@ class Verification:
     logits: ``vectors_cosine`` and ``lowest_cosine`` of the
     ``positions``' own, ``pooled_cosine`` of the text's, pooled by ``pooling`` (empty: the checkpoint says
     none). ``unpacked_compared`` of ``unpacked_tensors`` packed ones were compared by their values where there
-    are no logits.
+    are no logits. ``unread_tensors``: of a type whose values could not be looked at.
     """
 
     level: str
@@ -74,6 +74,7 @@ class Verification:
     pooled_cosine: float | None = None
     unpacked_tensors: int = 0
     unpacked_compared: int = 0
+    unread_tensors: int = 0
     why_not: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -113,6 +114,7 @@ class Findings:
     remarks: tuple[str, ...] = ()
     vectors: Mapping[str, Any] = field(default_factory=dict)
     unpacked: Unpacked = field(default_factory=Unpacked)
+    unread: tuple[str, ...] = ()
 
 
 def judge(level: str, outtype: str, found: Findings) -> Verification:
@@ -145,6 +147,11 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
                 "Report this, with the model's name; --verify off keeps the file as it is.",
             )
         warnings.append(f"{text}; the {computed_word} agree all the same")
+    if found.unread:
+        warnings.append(
+            f"the values of {len(found.unread)} tensors were not looked at, of a type that gguf-py cannot"
+            f" dequantize: {', '.join(found.unread[:3])}{', …' if found.unread[3:] else ''}"
+        )
     warnings += [remark.rstrip(".") for remark in found.remarks]
     warnings += found.tokenizer.get("remarks", ())
     if found.tokenizer.get("specials"):
@@ -189,6 +196,7 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
         pooled_cosine=found.vectors.get("pooled_cosine"),
         unpacked_tensors=found.unpacked.tensors,
         unpacked_compared=found.unpacked.compared,
+        unread_tensors=len(found.unread),
         why_not=why_not,
         warnings=tuple(warnings),
     )

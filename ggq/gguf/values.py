@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import IO
 
 from ggq.gguf import tensor_types
@@ -12,6 +13,7 @@ from ggq.progress import Listener, Step, silent
 
 _SAMPLED_ROWS = 64
 _CHUNK_BYTES = 4 << 20
+_ANY_WIDTH = 256  # of a row: whole blocks of every type
 # Of an IEEE float, the exponent's bits are all set for NaN and the infinities, and for nothing else.
 _FLOATS: Mapping[str, tuple[str, int]] = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
@@ -21,28 +23,58 @@ _FLOATS: Mapping[str, tuple[str, int]] = {
 }
 
 
-def scan_values(gguf: GgufFile, full: bool = False, listener: Listener = silent) -> list[str]:
-    """Names of the tensors that hold NaN or infinity.
+_INTEGERS = frozenset({"I8", "I16", "I32", "I64"})  # always finite
 
-    Without ``full``: of float tensors, 64 rows spread over each. With it: every value, quantized ones
-    dequantized by gguf-py; types that gguf-py cannot dequantize are passed over.
-    Raises OSError.
-    """
+
+@dataclass(frozen=True)
+class Scan:
+    """Names of tensors: that hold NaN or infinity, and that are of a type which gguf-py cannot dequantize, so
+    that nobody looked at them."""
+
+    not_finite: tuple[str, ...]
+    unread: tuple[str, ...] = ()
+
+
+def scan_values(gguf: GgufFile, full: bool = False, listener: Listener = silent) -> Scan:
+    """Look for NaN and infinity, in 64 rows spread over each tensor, or with ``full`` in every value.
+    Quantized tensors are dequantized by gguf-py. Raises OSError."""
     total = gguf.tensor_bytes
     done = 0
-    bad = []
+    bad, unread = [], []
     for tensor in gguf.tensors:
-        with tensor.path.open("rb") as stream:
-            if not all(_is_finite(tensor, stream, first, rows) for first, rows in _spans(tensor, full)):
-                bad.append(tensor.name)
+        if not _can_read(tensor.type):
+            unread.append(tensor.name)
+        elif tensor.type not in _INTEGERS:
+            with tensor.path.open("rb") as stream:
+                if not all(_is_finite(tensor, stream, first, rows) for first, rows in _spans(tensor, full)):
+                    bad.append(tensor.name)
         done += tensor.data_bytes
         listener(Step("check values", done, total))
-    return bad
+    return Scan(tuple(bad), tuple(unread))
+
+
+def _can_read(kind: str) -> bool:
+    if kind in _FLOATS or kind in _INTEGERS:
+        return True
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    found = GGMLQuantizationType.__members__.get(kind)
+    if found is None:
+        return False
+    import numpy as np
+
+    try:
+        with np.errstate(all="ignore"):
+            dequantize(np.zeros((1, tensor_types.by_name()[kind].row_bytes(_ANY_WIDTH)), np.uint8), found)
+    except NotImplementedError:  # gguf-py knows the name alone
+        return False
+    return True
 
 
 def _spans(tensor: TensorInfo, full: bool) -> Iterator[tuple[int, int]]:
     """(first row, rows) of what is read of a tensor."""
-    if not tensor.elements or not (full or tensor.type in _FLOATS):
+    if not tensor.elements:
         return
     rows = tensor.elements // tensor.shape[0]
     if full or rows <= _SAMPLED_ROWS:
@@ -63,9 +95,6 @@ def _is_finite(tensor: TensorInfo, stream: IO[bytes], first_row: int, rows: int)
     if tensor.type in _FLOATS:
         form, exponent = _FLOATS[tensor.type]
         return not bool(((raw.view(form) & exponent) == exponent).any())
-    try:
-        kind = GGMLQuantizationType[tensor.type]
-        with np.errstate(all="ignore"):
-            return bool(np.isfinite(dequantize(raw.reshape(rows, row_bytes), kind)).all())
-    except (KeyError, NotImplementedError):
-        return True
+    with np.errstate(all="ignore"):
+        values = dequantize(raw.reshape(rows, row_bytes), GGMLQuantizationType[tensor.type])
+    return bool(np.isfinite(values).all())

@@ -177,6 +177,13 @@ def test_a_good_conversion_reports_its_number() -> None:
     assert judge("sampled", "bf16", findings()).logits_cosine == 0.9999
 
 
+def test_values_that_nobody_looked_at_are_told() -> None:
+    assert not judge("sampled", "bf16", findings()).warnings
+    found = judge("sampled", "bf16", findings(unread=("blk.0.x",)))
+    [told] = found.warnings
+    assert "were not looked at" in told and "blk.0.x" in told and found.unread_tensors == 1
+
+
 @pytest.mark.parametrize(
     ("outtype", "found", "words"),
     [
@@ -245,6 +252,7 @@ def test_an_activation_that_transformers_does_not_have() -> None:
         ("FileNotFoundError", "File not found: /x/tokenizer.model", CheckpointProblem, "tokenizer.model"),
         ("AssertionError", "assert max(tokenizer.vocab.values()) < vocab_size", CheckpointProblem, "no row"),
         ("NotImplementedError", "Quant method is not yet supported: 'x'", CheckpointProblem, "quantized"),
+        ("NotImplementedError", "The rope scaling type x is not yet", CheckpointProblem, "scaling type x"),
         ("ValueError", "Can not map tensor 'a.b'", CheckpointProblem, "a.b"),
         ("ValueError", "tensor 'a' wrote 3 bytes, expected 7", DiskFull, "disk became full"),
         ("OSError", "[Errno 28] No space left on device", DiskFull, "disk became full"),

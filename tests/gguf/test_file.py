@@ -25,7 +25,7 @@ from ggq.gguf import tensor_types
 from ggq.gguf.file import read, read_all, shards
 from ggq.gguf.names import FileName, parse_name
 from ggq.gguf.size import predicted_bytes
-from ggq.gguf.values import scan_values
+from ggq.gguf.values import Scan, scan_values
 from ggq.llamacpp.toolchain import Toolchain
 
 
@@ -293,7 +293,7 @@ def test_shards_are_read_as_one_from_any_of_them(tmp_path: Path) -> None:
         assert whole.file_bytes == sum(file.stat().st_size for file in files)
         assert whole.architecture == "llama"
     assert {tensor.path for tensor in whole.tensors} == set(files)
-    assert scan_values(whole) == []
+    assert scan_values(whole) == Scan(())
 
 
 def test_shards_that_are_missing_or_mixed_up(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_values_that_are_no_numbers_are_found(tmp_path: Path, dtype: Any, value:
     bad = np.ones((4096, 32), dtype=dtype)
     bad[0, 3] = value
     path = write_gguf(tmp_path / "bad.gguf", {"good": np.full((8, 32), 60000, dtype=dtype), "bad": bad})
-    assert scan_values(read(path)) == ["bad"]
+    assert scan_values(read(path)) == Scan(("bad",))
 
 
 def test_a_sample_may_miss_what_the_full_scan_finds(tmp_path: Path) -> None:
@@ -328,8 +328,9 @@ def test_a_sample_may_miss_what_the_full_scan_finds(tmp_path: Path) -> None:
     data[5, 3] = np.nan
     path = write_gguf(tmp_path / "bad.gguf", {"t": data})
     steps: list[float] = []
-    assert scan_values(read(path)) == []
-    assert scan_values(read(path), full=True, listener=lambda event: steps.append(event.done)) == ["t"]  # type: ignore[union-attr]
+    assert scan_values(read(path)) == Scan(())
+    found = scan_values(read(path), full=True, listener=lambda event: steps.append(event.done))  # type: ignore[union-attr]
+    assert found == Scan(("t",))
     assert steps == [data.nbytes]
 
 
@@ -347,8 +348,22 @@ def test_bfloat16_and_quantized_tensors(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     found = read(tmp_path / "q.gguf")
-    assert scan_values(found) == ["bad.BF16"]
-    assert scan_values(found, full=True) == ["bad.BF16", "bad.Q8_0"]
+    for full in (False, True):
+        assert scan_values(found, full=full) == Scan(("bad.BF16", "bad.Q8_0"))
+
+
+def test_types_that_nobody_can_read_are_named_and_integers_are_finite(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "q.gguf", "llama")
+    kind = gguf.GGMLQuantizationType.Q8_1
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    writer.add_tensor("t", np.full((2, 2 * block_bytes), 0xFF, np.uint8), raw_dtype=kind)
+    writer.add_tensor("ids", np.full((2, block), -1, np.int32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for full in (False, True):
+        assert scan_values(read(tmp_path / "q.gguf"), full=full) == Scan((), ("t",))
 
 
 # --- names -----------------------------------------------------------------------------------------------
@@ -417,7 +432,8 @@ def check_predictions(toolchain: Toolchain, base: gguf_file.GgufFile, output: Pa
         assert predicted_bytes(base, types_of(made)) == made.file_bytes, ftype
         assert made.file_type == ftype
         assert made.parameter_count == base.parameter_count
-        assert scan_values(made, full=True) == []
+        seen = scan_values(made, full=True)
+        assert not seen.not_finite and bool(seen.unread) == (ftype == "Q2_0")
 
 
 @pytest.mark.tool
