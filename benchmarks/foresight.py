@@ -172,12 +172,12 @@ class Foresight:
         )
         self.files = {file.preset: file.paths[0] for file in made.files}
         for preset, file in zip(self._presets, made.files, strict=True):
-            yield Cell("size", self._name, preset.name, "", sizes[preset.name], file.file_bytes)
+            yield Cell("size", self._name, preset.name, "", sizes[preset.name], file.size.file_bytes)
             for (load, mode), predicted in zip(loads[preset.name], memory[preset.name], strict=True):
                 measured = self._resident(file.paths[0], load, mode)
                 words = f"{load.context_tokens} {load.type_k} {mode} ngl {load.offload.n_gpu_layers}"
                 yield Cell("memory", self._name, preset.name, words, predicted.resident_bytes(mode), measured)
-            turns = _TURNS if file.file_bytes < 2 * _SECOND_BYTES else 1
+            turns = _TURNS if file.size.file_bytes < 2 * _SECOND_BYTES else 1
             tried = [self._speeds(preset, file.paths[0], sizes, number) for number in range(turns)]
             for cells in zip(*tried, strict=True):
                 yield sorted(cells, key=lambda cell: cell.error)[turns // 2]

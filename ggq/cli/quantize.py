@@ -85,7 +85,7 @@ def quantize(
 def show_plan(out: Output, plan: PipelinePlan) -> None:
     """A dry run: files to the byte, and what they need of the network and the disk."""
     exact = all(file.exact for file in plan.files)
-    fell_back = any(file.fallback_count for file in plan.files)
+    fell_back = any(file.size.fallback_count for file in plan.files)
     out.table(
         ["file", "size", "bytes", "bpw", *["fell back"] * fell_back, "state"],
         [
@@ -119,9 +119,9 @@ def show_plan(out: Output, plan: PipelinePlan) -> None:
             out.info(f"llama-quantize makes {file.preset}: {file.why}")
         if remark := imatrix_coverage.words(file.uncovered, file.preset):
             out.warning(remark)
-        if file.needs_imatrix and not plan.makes_imatrix:
+        if file.size.needs_imatrix and not plan.makes_imatrix:
             out.warning(f"{file.preset} needs an importance matrix (--imatrix auto|FILE).")
-    warn_of_fallbacks(out, [file.preset for file in plan.files if file.mostly_fell_back])
+    warn_of_fallbacks(out, [file.preset for file in plan.files if file.size.mostly_fell_back])
     out.result({**plain(plan), "needed_bytes": plan.needed_bytes})
 
 
@@ -131,11 +131,11 @@ def _base_row(base: PlannedBase, exact: bool, fell_back: bool) -> list[str]:
 
 
 def _file_row(file: PlannedFile, fell_back: bool) -> list[str]:
-    count = f"{file.fallback_count} of {file.quantized_count}" if file.fallback_count else "-"
+    count = f"{file.size.fallback_count} of {file.size.quantized_count}" if file.size.fallback_count else "-"
     return [
         file.name,
-        *_sizes(file.file_bytes, file.exact),
-        "-" if file.bits_per_weight is None else f"{file.bits_per_weight:.2f}",
+        *_sizes(file.size.file_bytes, file.exact),
+        f"{file.size.bits_per_weight:.2f}" if file.exact else "-",
         *[count] * fell_back,
         "as it was" if file.made else "to make",
     ]
@@ -161,9 +161,9 @@ def show_files(out: Output, made: Sequence[QuantizedFile]) -> None:
             [
                 file.preset,
                 file.paths[0].name + (f" +{len(file.paths) - 1}" if len(file.paths) > 1 else ""),
-                files.human_bytes(file.file_bytes),
-                f"{file.bits_per_weight:.2f}",
-                str(file.fallback_count) if file.fallback_count else "-",
+                files.human_bytes(file.size.file_bytes),
+                f"{file.size.bits_per_weight:.2f}",
+                str(file.size.fallback_count) if file.size.fallback_count else "-",
                 _time(file),
             ]
             for file in made
@@ -173,7 +173,7 @@ def show_files(out: Output, made: Sequence[QuantizedFile]) -> None:
     for count, seconds in sorted({_pass(file) for file in made if _is_new_together(file)}):
         which = "Both" if count == 2 else f"All {count}"
         out.text(f"{which} were made in one pass, in {human_seconds(seconds)}.")
-    warn_of_fallbacks(out, [file.preset for file in made if file.mostly_fell_back])
+    warn_of_fallbacks(out, [file.preset for file in made if file.size.mostly_fell_back])
 
 
 def _time(file: QuantizedFile) -> str:

@@ -13,6 +13,7 @@ from ggq.gguf import file as gguf_file
 from ggq.llamacpp.memory import Load
 from ggq.presets.catalogue import Preset
 from ggq.quantization import imatrix_coverage
+from ggq.quantization.recipe import SizeEstimate
 from ggq.records.memo import Memo
 from ggq.system import hardware
 
@@ -34,26 +35,14 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class PresetSize:
-    """``file_bytes`` is exact; ``bits_per_weight`` counts tensor data; ``fallback_count`` of
-    ``quantized_count`` tensors get another type than the preset wants; ``needs_imatrix``: it cannot be made
-    without an importance matrix. ``fallen_share``: of the weights of all layers, those
-    in tensors that fell back; ``main_type``: that most of these weights get; ``content``: a digest of all
-    tensors' types; ``remark``: on tensors that no importance matrix will know."""
+class PresetSize(SizeEstimate):
+    """An exact size, and what is told by the tensors' types. ``main_type``: that most weights of the layers
+    get; ``content``: a digest of all tensors' types; ``remark``: on tensors that no importance matrix will
+    know."""
 
-    file_bytes: int
-    bits_per_weight: float
-    fallback_count: int
-    quantized_count: int
-    needs_imatrix: bool
-    fallen_share: float = 0.0
     main_type: str = ""
     content: str = ""
     remark: str = ""
-
-    @property
-    def mostly_fell_back(self) -> bool:
-        return self.fallen_share > 0.5 or 2 * self.fallback_count > self.quantized_count
 
 
 class Account:
@@ -126,12 +115,7 @@ class Account:
         recipe = self._hollow.recipe(preset)
         return asdict(
             PresetSize(
-                file_bytes=recipe.file_bytes,
-                bits_per_weight=recipe.bits_per_weight,
-                fallback_count=len(recipe.fallbacks),
-                quantized_count=recipe.quantized_count,
-                needs_imatrix=recipe.needs_imatrix,
-                fallen_share=recipe.fallen_share,
+                **vars(recipe.size),
                 main_type=recipe.main_type,
                 content=recipe.content,
                 remark=imatrix_coverage.words(recipe.uncovered, preset.name),

@@ -93,12 +93,13 @@ class HollowModel:
         `ggq imatrix` would make, as far as it can be known. Raises as ``quantize.recipe.ask`` does."""
         base = gguf_file.read_all(self.base)
         recipe = ask(self.toolchain, base, preset, QuantizeOptions())
-        if not recipe.needs_imatrix:
+        if not recipe.size.needs_imatrix:
             return recipe
         with scratch.folder("matrix") as folder:
             matrix = expected_imatrix.matrix(base, folder, Path(default_name(self.name)), "text.txt")
             found = ask(self.toolchain, base, preset, QuantizeOptions(imatrix=matrix.file.path), matrix)
-        return replace(found, options=replace(found.options, imatrix=None), needs_imatrix=True)
+        options = replace(found.options, imatrix=None)
+        return replace(found, options=options, size=replace(found.size, needs_imatrix=True))
 
     def key(self, preset: Preset) -> str:
         """What tells the preset's files from those of others, of the same name, too."""

@@ -144,7 +144,7 @@ def make(
         catalogue=catalogue, toolchain=toolchain, listener=listener,
     )  # fmt: skip
     (file,) = result.files
-    outcomes = [Outcome("file", "", chosen.chosen.file_bytes, file.file_bytes)]
+    outcomes = [Outcome("file", "", chosen.chosen.file_bytes, file.size.file_bytes)]
     opened = partial(hollow_model, ref, offline=offline, toolchain=toolchain, listener=listener)
     runs = (partial(_memory, chosen.serving, opened, preset), partial(_speed, chosen))
     for done, measure in enumerate(runs):

@@ -31,7 +31,7 @@ from ggq.quantization.engine import Choice, choose
 from ggq.quantization.imatrix import default_name as matrix_name
 from ggq.quantization.imatrix_coverage import Uncovered
 from ggq.quantization.imatrix_file import Importance
-from ggq.quantization.recipe import ask
+from ggq.quantization.recipe import SizeEstimate, ask
 from ggq.records.manifest import Manifest
 from ggq.system import files, scratch
 
@@ -49,20 +49,12 @@ class PlannedFile:
 
     preset: str
     name: str
-    file_bytes: int
+    size: SizeEstimate
     exact: bool
     made: bool
     engine: str | None
-    bits_per_weight: float | None = None
-    fallback_count: int | None = None
-    quantized_count: int | None = None
-    needs_imatrix: bool = False
     why: str = ""
     uncovered: tuple[Uncovered, ...] = ()
-
-    @property
-    def mostly_fell_back(self) -> bool:
-        return 2 * (self.fallback_count or 0) > (self.quantized_count or 0)
 
 
 @dataclass(frozen=True)
@@ -94,7 +86,7 @@ class PipelinePlan:
     def needed_bytes(self) -> int:
         """Disk that ``outdir`` must offer at the worst moment."""
         base_bytes = self.base.file_bytes if self.base else 0
-        return base_bytes + sum(file.file_bytes for file in self.files if not file.made)
+        return base_bytes + sum(file.size.file_bytes for file in self.files if not file.made)
 
     @property
     def missing_bytes(self) -> int:
@@ -211,7 +203,7 @@ def plan_convert_and_quantize(
     left_bytes = free_bytes - (found.download_bytes if shares_disk else 0)
     to_make = [file for file in planned if not file.made]
     needs_base = settings.keep_base or any(file.engine == choice.TOOL for file in to_make)
-    without = without_base(settings, found.base_bytes, sum(it.file_bytes for it in to_make), left_bytes)
+    without = without_base(settings, found.base_bytes, sum(it.size.file_bytes for it in to_make), left_bytes)
     makes_base = not record.has_file and not is_streamed
     makes_base = makes_base and bool(settings.keep_base or (to_make and (needs_base or not without)))
     if makes_base:
@@ -304,20 +296,16 @@ class _Look:
         for preset, name in zip(chosen, names, strict=True):
             recipe = ask(self._toolchain, base, preset, options, matrix)
             its = None
-            if not recipe.needs_imatrix:
+            if not recipe.size.needs_imatrix:
                 its = choose(self._settings.engine, self._toolchain, base, recipe)
             planned.append(
                 PlannedFile(
                     preset.name,
                     name,
-                    recipe.file_bytes,
+                    recipe.size,
                     exact=True,
                     made=self._is_made(preset),
                     engine=its.engine if its else None,
-                    bits_per_weight=recipe.bits_per_weight,
-                    fallback_count=len(recipe.fallbacks),
-                    quantized_count=recipe.quantized_count,
-                    needs_imatrix=recipe.needs_imatrix,
                     why=its.why if its else "",
                     uncovered=recipe.uncovered,
                 )
@@ -333,7 +321,9 @@ class _Look:
             PlannedFile(
                 preset.name,
                 name,
-                nominal_bytes(preset, found.parameter_count, bits),
+                SizeEstimate(
+                    nominal_bytes(preset, found.parameter_count, bits), preset.bits_per_weight or bits
+                ),
                 exact=False,
                 made=self._is_made(preset),
                 engine=self._settings.engine,

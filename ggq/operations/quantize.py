@@ -27,7 +27,7 @@ from ggq.quantization.imatrix import ImatrixSettings, Matrix
 from ggq.quantization.imatrix import default_name as matrix_name
 from ggq.quantization.llama_quantize import Quantized, quantize_one
 from ggq.quantization.one_pass import Swept, sweep
-from ggq.quantization.recipe import Recipe, ask, refuse_without_imatrix
+from ggq.quantization.recipe import Recipe, SizeEstimate, ask, refuse_without_imatrix
 from ggq.quantization.tensor_source import BaseFile, Source
 from ggq.records.manifest import Manifest, OutputFile, StepRecord
 from ggq.system import files, hardware
@@ -38,24 +38,16 @@ _NO_ROOM = "the disk has no room for a base GGUF beside its presets"
 
 @dataclass(frozen=True)
 class QuantizedFile:
-    """What one preset made. ``paths`` are several for a split model; ``bits_per_weight`` counts tensor data;
-    ``fallback_count`` of ``quantized_count`` tensors got another type than the preset wants; ``reused``: an
-    earlier run made it, and it is still whole. ``swept_with``: the presets of the one pass that took these
-    ``seconds``, this one too; empty: llama-quantize made it alone."""
+    """What one preset made. ``paths`` are several for a split model; ``reused``: an earlier run made it,
+    and it is still whole. ``swept_with``: the presets of the one pass that took these ``seconds``, this one
+    too; empty: llama-quantize made it alone."""
 
     preset: str
     paths: tuple[Path, ...]
-    file_bytes: int
-    bits_per_weight: float
-    fallback_count: int
-    quantized_count: int
+    size: SizeEstimate
     seconds: float
     swept_with: tuple[str, ...]
     reused: bool
-
-    @property
-    def mostly_fell_back(self) -> bool:
-        return 2 * self.fallback_count > self.quantized_count
 
 
 def made_before(
@@ -221,7 +213,7 @@ class Making:
 
     def _require_space(self, recipes: Sequence[Recipe]) -> None:
         """Raises DiskFull. What an earlier run's sweep wrote is taken up, or removed."""
-        needed = sum(recipe.file_bytes for recipe in recipes) - self._kept_bytes()
+        needed = sum(recipe.size.file_bytes for recipe in recipes) - self._kept_bytes()
         names = ", ".join(recipe.preset.name for recipe in recipes)
         files.require_space(self._job.outdir, max(0, needed), f"the files of {names}")
 
@@ -293,9 +285,10 @@ class Making:
                 seconds=round(each.seconds, 2),
                 peak_memory_bytes=each.peak_memory_bytes,
                 findings={
-                    "bits_per_weight": round(recipe.bits_per_weight, 4),
-                    "fallback_count": len(recipe.fallbacks),
-                    "quantized_count": recipe.quantized_count,
+                    "bits_per_weight": round(recipe.size.bits_per_weight, 4),
+                    "fallback_count": recipe.size.fallback_count,
+                    "quantized_count": recipe.size.quantized_count,
+                    "fallen_share": round(recipe.size.fallen_share, 4),
                     "uncovered": [it.name for it in recipe.uncovered],
                     **findings,
                 },
@@ -311,10 +304,13 @@ class Making:
         return QuantizedFile(
             preset=preset.name,
             paths=tuple(self._job.outdir / output.name for output in record.outputs),
-            file_bytes=sum(output.file_bytes for output in record.outputs),
-            bits_per_weight=record.findings["bits_per_weight"],
-            fallback_count=record.findings["fallback_count"],
-            quantized_count=record.findings["quantized_count"],
+            size=SizeEstimate(
+                file_bytes=sum(output.file_bytes for output in record.outputs),
+                bits_per_weight=record.findings["bits_per_weight"],
+                fallback_count=record.findings["fallback_count"],
+                quantized_count=record.findings["quantized_count"],
+                fallen_share=record.findings.get("fallen_share", 0.0),
+            ),
             seconds=record.seconds,
             swept_with=tuple(record.findings.get("swept_with", ())),
             reused=reused,

@@ -42,7 +42,7 @@ def quantize_one(
     """
     name = recipe.preset.name
     refuse_without_imatrix(recipe)
-    files.require_space(output.parent, recipe.file_bytes, f"the {name} file")
+    files.require_space(output.parent, recipe.size.file_bytes, f"the {name} file")
     step = f"quantize {name}"
 
     def watch(done: float, total: float) -> None:
@@ -53,21 +53,21 @@ def quantize_one(
     except ToolFailed as failure:
         raise _in_words(failure, output, recipe) from failure
     paths = _written(output, recipe)
-    if sum(path.stat().st_size for path in paths) != recipe.file_bytes:
+    if sum(path.stat().st_size for path in paths) != recipe.size.file_bytes:
         # llama-quantize does not notice every failed write, so its exit 0 is not the proof.
         _refuse_full_disk(output, recipe)
     prove(paths, recipe)
-    return Quantized(paths, recipe.file_bytes, done.seconds, done.peak_rss_bytes)
+    return Quantized(paths, recipe.size.file_bytes, done.seconds, done.peak_rss_bytes)
 
 
 def prove(paths: Sequence[Path], recipe: Recipe) -> None:
     """Hold finished files against their recipe, sizes and types. Raises GgufProblem where they differ."""
     name = recipe.preset.name
     file_bytes = sum(path.stat().st_size for path in paths)
-    if file_bytes != recipe.file_bytes:
+    if file_bytes != recipe.size.file_bytes:
         raise GgufProblem(
             f"{file_bytes} bytes were written for {name}.",
-            f"The recipe has {recipe.file_bytes}.",
+            f"The recipe has {recipe.size.file_bytes}.",
             "Report this, with the model's name and `ggq doctor --json`.",
         )
     wrong = differences(recipe, gguf_file.read_all(paths[0]))
@@ -102,4 +102,6 @@ def _in_words(failure: ToolFailed, output: Path, recipe: Recipe) -> GgqError:
 
 def _refuse_full_disk(output: Path, recipe: Recipe) -> None:
     written = sum(path.stat().st_size for path in output.parent.iterdir())
-    files.require_space(output.parent, max(0, recipe.file_bytes - written), f"the {recipe.preset.name} file")
+    files.require_space(
+        output.parent, max(0, recipe.size.file_bytes - written), f"the {recipe.preset.name} file"
+    )

@@ -147,7 +147,7 @@ def sweep(
     pairs, computed = (sum(len(work.targets) for work in some) for some in (works, left))
     return Swept(
         files=tuple(
-            Quantized(part, recipe.file_bytes, seconds, peak_memory_bytes=None)
+            Quantized(part, recipe.size.file_bytes, seconds, peak_memory_bytes=None)
             for recipe, part in zip(recipes, paths, strict=True)
         ),
         computed_pairs=computed,
@@ -176,7 +176,7 @@ def _key(toolchain: Toolchain, source: Source, recipes: Sequence[Recipe]) -> str
 def _require_space(recipes: Sequence[Recipe], paths: Sequence[Sequence[Path]]) -> None:
     """Raises DiskFull. What earlier calls wrote already is counted."""
     there = sum(files.allocated_bytes(path) or 0 for part in paths for path in part if path.exists())
-    needed = sum(recipe.file_bytes for recipe in recipes) - there
+    needed = sum(recipe.size.file_bytes for recipe in recipes) - there
     names = ", ".join(recipe.preset.name for recipe in recipes)
     files.require_space(paths[0][0].parent, max(0, needed), f"the files of {names}")
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ggq.errors import GgufProblem, UsageProblem
@@ -16,7 +16,7 @@ from ggq.gguf import tensor_types as ggml_types
 from ggq.gguf.file import GgufFile
 from ggq.gguf.size import predicted_bytes
 from ggq.llamacpp import tools
-from ggq.llamacpp.tool_output import Fallback, PlannedTensor
+from ggq.llamacpp.tool_output import Fallback, PlannedTensor, QuantizePlan
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.presets.catalogue import Preset
@@ -26,9 +26,31 @@ from ggq.quantization.imatrix_file import Importance
 
 
 @dataclass(frozen=True)
+class SizeEstimate:
+    """The size of what a preset makes of a model, of all files together.
+
+    ``bits_per_weight`` counts tensor data only, as llama-quantize does;
+    ``fallback_count`` of ``quantized_count`` tensors get another type than the preset wants;
+    ``needs_imatrix``: it cannot be made without an importance matrix, and has none; ``fallen_share``: of the
+    weights of all layers, those in tensors that fell back.
+    """
+
+    file_bytes: int
+    bits_per_weight: float
+    fallback_count: int = 0
+    quantized_count: int = 0
+    needs_imatrix: bool = False
+    fallen_share: float = 0.0
+
+    @property
+    def mostly_fell_back(self) -> bool:
+        """Whether most of the file is of other types than the preset's own."""
+        return self.fallen_share > 0.5 or 2 * self.fallback_count > self.quantized_count
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """What ``preset`` makes of a base. ``file_bytes`` is exact, of all files together; ``bits_per_weight``
-    counts tensor data only, as llama-quantize does; ``options`` are the user's and the preset's together, and
+    """What ``preset`` makes of a base. ``size`` is exact; ``options`` are the user's and the preset's, and
     those that give ``uncovered`` tensors, of which the importance matrix knows nothing, another type;
     ``entries``: the metadata that a matrix adds."""
 
@@ -36,35 +58,15 @@ class Recipe:
     options: QuantizeOptions
     tensors: tuple[PlannedTensor, ...]
     fallbacks: tuple[Fallback, ...]
-    needs_imatrix: bool
-    file_bytes: int
-    bits_per_weight: float
+    size: SizeEstimate
     uncovered: tuple[Uncovered, ...] = ()
     entries: Mapping[str, str | int] = field(default_factory=dict)
-
-    @property
-    def quantized_count(self) -> int:
-        """How many tensors change their type: those that could fall back."""
-        return sum(tensor.target_type != tensor.source_type for tensor in self.tensors)
-
-    @property
-    def mostly_fell_back(self) -> bool:
-        """Whether most of the file is of other types than the preset's own."""
-        return self.fallen_share > 0.5 or 2 * len(self.fallbacks) > self.quantized_count
-
-    @property
-    def fallen_share(self) -> float:
-        """Of the weights of all layers (without the tables of tokens), those in tensors that fell back."""
-        fallen = {fallback.name for fallback in self.fallbacks}
-        layers = self._layers
-        total = sum(math.prod(tensor.shape) for tensor in layers)
-        return sum(math.prod(it.shape) for it in layers if it.name in fallen) / total if total else 0.0
 
     @property
     def main_type(self) -> str:
         """The type that most weights of the layers get."""
         counts = Counter[str]()
-        for tensor in self._layers:
+        for tensor in _quantized_layers(self.tensors):
             counts[tensor.target_type] += math.prod(tensor.shape)
         return counts.most_common(1)[0][0] if counts else ""
 
@@ -74,15 +76,18 @@ class Recipe:
         types = sorted((tensor.name, tensor.target_type) for tensor in self.tensors)
         return hashlib.sha256(json.dumps(types).encode()).hexdigest()[:16]
 
-    @property
-    def _layers(self) -> list[PlannedTensor]:
-        """What is quantized, without the tables of tokens, which have types of their own."""
-        tables = (*imatrix_file.TOKEN_TABLES, gguf_file.OUTPUT)
-        return [
-            tensor
-            for tensor in self.tensors
-            if tensor.target_type != tensor.source_type and tensor.name not in tables
-        ]
+
+def _quantized_layers(tensors: Iterable[PlannedTensor]) -> list[PlannedTensor]:
+    """What is quantized, without the tables of tokens, which have types of their own."""
+    tables = (*imatrix_file.TOKEN_TABLES, gguf_file.OUTPUT)
+    return [it for it in tensors if it.target_type != it.source_type and it.name not in tables]
+
+
+def _fallen_share(plan: QuantizePlan) -> float:
+    fallen = {fallback.name for fallback in plan.fallbacks}
+    layers = _quantized_layers(plan.tensors)
+    total = sum(math.prod(tensor.shape) for tensor in layers)
+    return sum(math.prod(it.shape) for it in layers if it.name in fallen) / total if total else 0.0
 
 
 def ask(
@@ -123,9 +128,14 @@ def ask(
         options=options,
         tensors=plan.tensors,
         fallbacks=plan.fallbacks,
-        needs_imatrix=plan.needs_imatrix,
-        file_bytes=predicted_bytes(base, types, added, options.keep_split),
-        bits_per_weight=8 * data_bytes / base.parameter_count,
+        size=SizeEstimate(
+            file_bytes=predicted_bytes(base, types, added, options.keep_split),
+            bits_per_weight=8 * data_bytes / base.parameter_count,
+            fallback_count=len(plan.fallbacks),
+            quantized_count=sum(it.target_type != it.source_type for it in plan.tensors),
+            needs_imatrix=plan.needs_imatrix,
+            fallen_share=_fallen_share(plan),
+        ),
         uncovered=uncovered,
         entries=added,
     )
@@ -161,7 +171,7 @@ def _check_types(options: QuantizeOptions) -> None:
 
 def refuse_without_imatrix(recipe: Recipe) -> None:
     """Raises UsageProblem for a recipe that llama-quantize would refuse to make, by its own dry run."""
-    if recipe.needs_imatrix:
+    if recipe.size.needs_imatrix:
         raise without_imatrix(recipe.preset)
 
 

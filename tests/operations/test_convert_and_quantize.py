@@ -49,9 +49,9 @@ def test_ten_presets_are_llama_quantizes_own_bytes(
     for file in result.files:
         tools.quantize(toolchain, result.base, by_hand, file.preset)
         assert files.sha256_file(by_hand) == files.sha256_file(file.paths[0]), file.preset
-        assert file.fallback_count == 0
+        assert file.size.fallback_count == 0
     # Fewer bits, fewer bytes: in the order of the group, ties excluded by name.
-    sizes = {file.preset: file.file_bytes for file in result.files}
+    sizes = {file.preset: file.size.file_bytes for file in result.files}
     assert sizes["Q2_K"] < sizes["Q3_K_M"] < sizes["Q4_K_M"] < sizes["Q5_K_M"] < sizes["Q6_K"] < sizes["Q8_0"]
     assert result.verification["logits_cosine"] >= 0.999
 
@@ -60,7 +60,7 @@ def test_a_model_that_mostly_falls_back_still_talks(
     stories: Path, toolchain: Toolchain, tmp_path: Path
 ) -> None:
     result = convert_and_quantize.convert_and_quantize(str(stories), ["k-quants"], tmp_path)
-    assert all(file.mostly_fell_back for file in result.files if file.preset != "Q8_0")
+    assert all(file.size.mostly_fell_back for file in result.files if file.preset != "Q8_0")
     for file in result.files:
         if file.preset in ("Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0"):
             text = tools.complete(toolchain, file.paths[0], "Once upon a time", 40)
@@ -217,11 +217,11 @@ def test_a_dry_run_knows_every_byte_and_writes_nothing(base_gguf: Path, tmp_path
     assert not out.exists() and all(file.exact and not file.made for file in planned)
     made = convert_and_quantize.quantize(base_gguf, chosen, out).files
     for before, after in zip(planned, made, strict=True):
-        assert (before.name, before.file_bytes) == (after.paths[0].name, after.file_bytes)
-        assert before.bits_per_weight == pytest.approx(after.bits_per_weight, abs=1e-4)
-        assert (before.fallback_count, before.quantized_count) == (
-            after.fallback_count,
-            after.quantized_count,
+        assert (before.name, before.size.file_bytes) == (after.paths[0].name, after.size.file_bytes)
+        assert before.size.bits_per_weight == pytest.approx(after.size.bits_per_weight, abs=1e-4)
+        assert (before.size.fallback_count, before.size.quantized_count) == (
+            after.size.fallback_count,
+            after.size.quantized_count,
         )
     again = plan_quantize(base_gguf, chosen, out)
     assert all(file.made for file in again.files) and again.needed_bytes == 0
@@ -236,9 +236,11 @@ def test_a_dry_run_of_a_checkpoint_knows_every_byte(outtype: str, stories: Path,
     made = convert_and_quantize.convert_and_quantize(*words)
     assert made.base is not None and plan.base is not None and plan.base.kept
     assert (plan.base.name, plan.base.file_bytes) == (made.base.name, made.base.stat().st_size)
-    assert [file.file_bytes for file in plan.files] == [file.file_bytes for file in made.files]
-    assert [file.fallback_count for file in plan.files] == [file.fallback_count for file in made.files]
-    assert any(file.mostly_fell_back for file in plan.files)
+    assert [file.size.file_bytes for file in plan.files] == [file.size.file_bytes for file in made.files]
+    assert [file.size.fallback_count for file in plan.files] == [
+        file.size.fallback_count for file in made.files
+    ]
+    assert any(file.size.mostly_fell_back for file in plan.files)
 
 
 def test_a_dry_run_refuses_what_the_run_refuses(base_gguf: Path, example: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_nothing_of_the_weights_is_downloaded(
     assert 0 < hub.bytes_sent("model.safetensors") < weights / 50
     # The file that is made afterwards has that size, with the repository in its metadata.
     made = ggq.convert_and_quantize("org/tiny", ["q4_k_m"], tmp_path / "out", Settings(verify="off"))
-    assert made.files[0].file_bytes == found["presets"][0]["size"]["file_bytes"]
+    assert made.files[0].size.file_bytes == found["presets"][0]["size"]["file_bytes"]
 
 
 def test_what_cannot_be_planned_is_refused(example: Path, toolchain: Toolchain, tmp_path: Path) -> None:

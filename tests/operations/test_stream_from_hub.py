@@ -84,7 +84,7 @@ def test_on_a_bad_line_the_files_are_the_same_and_the_disk_holds_nothing_else(
         )
     assert digests(outdir) == expected
     # Beside the files: config and tokenizer in the Hub cache, headers, and what the converter makes of them.
-    assert max(seen) <= sum(file.file_bytes for file in made.files) + (1 << 20)
+    assert max(seen) <= sum(file.size.file_bytes for file in made.files) + (1 << 20)
     first = 32 << 10  # that much is read of a file to learn its header
     data = (larger / FILE).stat().st_size - weight_start(larger)
     assert hub.bytes_sent(FILE) <= first + data + (1 << 16), "something was fetched twice"

@@ -64,7 +64,7 @@ def test_the_files_are_those_of_two_steps_and_the_disk_holds_nothing_else(
     assert len(made.files) == 11 and made.base is None
     step = Manifest(made.manifest).steps["convert"]
     assert step.outputs == () and step.findings["level"] == "off" and step.seconds > 0
-    assert max(seen) <= 1.01 * sum(file.file_bytes for file in made.files), "the base was on the disk"
+    assert max(seen) <= 1.01 * sum(file.size.file_bytes for file in made.files), "the base was on the disk"
 
 
 def test_a_second_run_makes_nothing_and_another_preset_is_made_alone(example: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_what_a_matrix_does_not_know_gets_a_type_that_needs_none(
         done = convert_and_quantize.quantize(
             base, names, folder, settings, toolchain=toolchain, listener=heard.append
         )
-        assert [file.file_bytes for file in done.files] == [file.file_bytes for file in plan.files]
+        assert [file.size.file_bytes for file in done.files] == [file.size.file_bytes for file in plan.files]
         results[engine] = digests(folder)
     assert results["sweep"] == results["llama-quantize"]
     lost, usual = plan.files

@@ -79,7 +79,7 @@ def test_a_dry_run_promises_what_the_matrix_will_not_know(tmp_path: Path, exampl
     assert plan.makes_imatrix and plan.files[0].uncovered and not plan.files[2].uncovered
     assert all(it.name.startswith("blk.2.") for file in plan.files for it in file.uncovered)
     made = convert_and_quantize.quantize(base, presets, None, settings).files
-    assert [file.file_bytes for file in plan.files] == [file.paths[0].stat().st_size for file in made]
+    assert [file.size.file_bytes for file in plan.files] == [file.paths[0].stat().st_size for file in made]
     types = {it.name: it.type for it in gguf_file.read(made[0].paths[0]).tensors}
     assert all(types[it.name] == it.type for it in plan.files[0].uncovered)
 

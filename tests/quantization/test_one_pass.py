@@ -182,7 +182,7 @@ def test_whole_files_are_llama_quantizes_own(
     )
     chosen = offered()
     recipes = ask(toolchain, base, chosen, options)
-    allowed = [it for it in recipes if not it.needs_imatrix and obstacle(toolchain, base, it) is None]
+    allowed = [it for it in recipes if not it.size.needs_imatrix and obstacle(toolchain, base, it) is None]
     assert len(allowed) == len(recipes) if with_matrix else len(allowed) >= len(recipes) - 9
     made = swept(toolchain, base, allowed, tmp_path / "swept")
     assert made.computed_pairs < sum(len(it.tensors) for it in allowed), "some tensors were made twice"
