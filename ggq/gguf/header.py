@@ -1,8 +1,4 @@
-"""The header of a GGUF file, read and checked as untrusted input.
-
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What is accepted here is what
-llama.cpp's own loader accepts (ggml/src/gguf.cpp), with bounds on what a header may hold.
-"""
+"""What the header of a GGUF file says: metadata, tensors, and what follows from them."""
 
 from __future__ import annotations
 
@@ -10,31 +6,26 @@ import functools
 import math
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn, overload
+from typing import Any, overload
 
 from ggq.errors import GgufProblem
-from ggq.gguf import tensor_types
-from ggq.system.untrusted import shown
+from ggq.gguf import constants as gguf_constants
+from ggq.gguf import kind as gguf_kind
 
-MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT in ggml/include/gguf.h
+# The numbers that stand for types of values, and the forms of those of one size.
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
 
-# Bounds on what a header may claim, well above any model there is: the largest vocabularies make headers of
-# some 15 MB, the largest mixtures of experts some 70,000 tensors before their experts are stacked.
-_HEADER_LIMIT_BYTES = 64 << 20
-_BLOCK_BYTES = 256 << 10
-_KEY_LIMIT_BYTES = 65_535
-_ENTRY_LIMIT = 65_536
-_TENSOR_LIMIT = 262_144
-_DIMENSION_LIMIT = 4  # GGML_MAX_DIMS
-_NAME_LIMIT_BYTES = 63  # GGML_MAX_NAME - 1
+# Names of tensors, as gguf-py's constants.py has them. Without an output matrix the embeddings are it.
+EMBEDDINGS, OUTPUT = "token_embd.weight", "output.weight"
 
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-_LENGTH = struct.Struct("<Q")
+# Architectures that see a text from both sides and fill in tokens all the same.
+_DIFFUSION = frozenset({"dream", "llada", "llada-moe", "rnd1"})
 
 Scalar = int | float | bool | str
 
@@ -87,11 +78,11 @@ class Array(Sequence[Any]):
 
     @property
     def is_of_texts(self) -> bool:
-        return self._kind == _STRING
+        return self._kind == STRING
 
     def first(self, count: int) -> Array:
         """An array of its first ``count`` values, which are no texts."""
-        return Array(self._kind, count, self._raw[: count * struct.calcsize("<" + _SCALARS[self._kind])])
+        return Array(self._kind, count, self._raw[: count * struct.calcsize("<" + SCALARS[self._kind])])
 
     @property
     def encoded(self) -> bytes:
@@ -100,9 +91,9 @@ class Array(Sequence[Any]):
 
     @functools.cached_property
     def _values(self) -> list[Any]:
-        if self._kind == _STRING:
+        if self._kind == STRING:
             return list(self._strings())
-        return [value for (value,) in struct.iter_unpack("<" + _SCALARS[self._kind], self._raw)]
+        return [value for (value,) in struct.iter_unpack("<" + SCALARS[self._kind], self._raw)]
 
     def _strings(self) -> Iterator[str]:
         position = 0
@@ -110,26 +101,6 @@ class Array(Sequence[Any]):
             (length,) = struct.unpack_from("<Q", self._raw, position)
             position += 8 + length
             yield self._raw[position - length : position].decode("utf-8", "replace")
-
-
-@dataclass(frozen=True)
-class Header:
-    """One file's header; the fields are those of ``GgufFile``."""
-
-    version: int
-    metadata: Mapping[str, Scalar | Array]
-    entry_bytes: Mapping[str, int]
-    entry_spans: Mapping[str, tuple[int, int]]
-    tensors: tuple[TensorInfo, ...]
-    alignment: int
-    header_bytes: int
-    data_offset: int
-    file_bytes: int
-
-
-def parse(path: Path, stream: IO[bytes]) -> Header:
-    """Read the header of an open file; its data are only checked to be there. Raises GgufProblem, OSError."""
-    return _Reader(path, stream).read()
 
 
 _GROUPS = (
@@ -147,210 +118,191 @@ def tensor_group(name: str) -> str:
     return next((group for group, pattern in _GROUPS if pattern.search(name)), "other")
 
 
-class _Reader:
-    """Reads a header from front to back. No length is believed before it is compared with the file."""
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file's header, or that of a split model's shards together.
 
-    def __init__(self, path: Path, stream: IO[bytes]) -> None:
-        self._path = path
-        self._stream = stream
-        self._file_bytes = stream.seek(0, 2)
-        self._position = stream.seek(0)
-        self._buffer = bytearray()  # the file from its start, as far as it was needed
+    ``paths``: the file, or all shards in order. ``metadata`` values are numbers, bools, texts and ``Array``s;
+    ``entry_bytes`` says for each key what its entry takes in a header that llama.cpp writes, ``entry_spans``
+    where it stands in this one. ``file_bytes`` is of all files together; the other sizes are the first one's.
+    """
 
-    def read(self) -> Header:
-        version = self._version()
-        tensor_count = self._count("tensors", _TENSOR_LIMIT)
-        entry_count = self._count("metadata entries", _ENTRY_LIMIT)
-        metadata: dict[str, Scalar | Array] = {}
-        entry_bytes: dict[str, int] = {}
-        entry_spans: dict[str, tuple[int, int]] = {}
-        for _ in range(entry_count):
-            start = self._position
-            key = self._name("metadata key", _KEY_LIMIT_BYTES)
-            if not key or key in metadata:
-                self._lie(f"The key {key[:80]!r} is there twice." if key else "A metadata key is empty.")
-            value, lost = self._value(key[:80])
-            metadata[key] = value
-            entry_bytes[key] = self._position - start - lost
-            entry_spans[key] = (start, self._position)
-        alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-        if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-            self._lie(f"general.alignment is {alignment!r}, not a power of two.")
-        infos = [self._tensor() for _ in range(tensor_count)]
-        header_bytes = self._position
-        data_offset = padded(header_bytes, alignment) if infos else header_bytes
-        return Header(
-            version=version,
-            metadata=metadata,
-            entry_bytes=entry_bytes,
-            entry_spans=entry_spans,
-            tensors=tuple(self._placed(infos, data_offset, alignment)),
-            alignment=alignment,
-            header_bytes=header_bytes,
-            data_offset=data_offset,
-            file_bytes=self._file_bytes,
-        )
+    paths: tuple[Path, ...]
+    version: int
+    metadata: Mapping[str, Scalar | Array]
+    entry_bytes: Mapping[str, int]
+    entry_spans: Mapping[str, tuple[int, int]]
+    tensors: tuple[TensorInfo, ...]
+    alignment: int
+    header_bytes: int
+    data_offset: int
+    file_bytes: int
 
-    def _version(self) -> int:
-        magic = self._take(min(4, self._file_bytes), "its first bytes")
-        if magic != MAGIC:
+    @property
+    def path(self) -> Path:
+        """The file, or the first shard."""
+        return self.paths[0]
+
+    def text(self, key: str) -> str | None:
+        """A metadata text, or None when absent or of another type."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
+
+    def integer(self, key: str) -> int | None:
+        """A metadata integer, or None when absent or of another type."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    @property
+    def architecture(self) -> str | None:
+        return self.text("general.architecture")
+
+    @property
+    def name(self) -> str | None:
+        return self.text("general.name")
+
+    @property
+    def data_end(self) -> int:
+        """Where the last tensor of the first file ends, and its header where it has none."""
+        ends = (it.offset_bytes + it.data_bytes for it in self.tensors if it.path == self.path)
+        return max(ends, default=self.header_bytes)
+
+    @property
+    def trailing_bytes(self) -> int:
+        """Bytes of the first file behind its last tensor and that one's padding: nothing reads them."""
+        return max(0, self.path.stat().st_size - padded(self.data_end, self.alignment))
+
+    @property
+    def parameter_count(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.elements for tensor in self.tensors)
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(tensor.data_bytes for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of all tensors over their elements, as llama-quantize prints it; 0 without tensors."""
+        return 8 * self.tensor_bytes / self.parameter_count if self.parameter_count else 0.0
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model was trained for."""
+        return self.integer(f"{self.architecture}.context_length")
+
+    @property
+    def block_count(self) -> int | None:
+        return self.integer(f"{self.architecture}.block_count")
+
+    @property
+    def expert_count(self) -> int:
+        return self.integer(f"{self.architecture}.expert_count") or 0
+
+    @property
+    def embedded_tokens(self) -> int:
+        """Rows of the embeddings, and of the logits; 0 without embeddings."""
+        return next((it.elements // it.shape[0] for it in self.tensors if it.name == EMBEDDINGS), 0)
+
+    @property
+    def types(self) -> Mapping[str, int]:
+        """Tensors per type, the type with most bytes first."""
+        data = Counter[str]()
+        for tensor in self.tensors:
+            data[tensor.type] += tensor.data_bytes
+        counts = Counter(tensor.type for tensor in self.tensors)
+        return {kind: counts[kind] for kind, _ in data.most_common()}
+
+    @property
+    def generates_text(self) -> bool:
+        """False for a model whose attention sees a text from both sides."""
+        causal = self.metadata.get(f"{self.architecture}.attention.causal")
+        return causal is not False and self.architecture != "t5encoder"
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it makes vectors of texts, and no next token (BERT and its kin)."""
+        return not self.generates_text and self.architecture not in _DIFFUSION
+
+    @property
+    def other_kind(self) -> gguf_kind.OtherKind | None:
+        """What it is, where it is no model."""
+        return gguf_kind.other_kind(self.metadata, self.architecture, len(self.tensors))
+
+    def require_model(self) -> None:
+        """Raises GgufProblem for a file of another kind, with what it is and what to give instead."""
+        found = self.other_kind
+        if found is not None:
+            raise GgufProblem(f"{self.path} is not a model.", f"It is {found.what}.", found.instead)
+
+    def require_text_generation(self) -> None:
+        """Raises GgufProblem for what is no model, or none that continues texts."""
+        self.require_model()
+        if not self.generates_text:
             raise GgufProblem(
-                f"{self._path} is not a GGUF file.",
-                "It is empty." if not magic else f"It begins with {magic!r} instead of {MAGIC!r}.",
-                "Convert a checkpoint with `ggq convert`, or download the file again.",
-            )
-        version = int(self._number("I"))
-        if version & 0xFFFF == 0 and version:
-            self._unsupported("It was written for big-endian machines", "Get it in little-endian form.")
-        if version < 2:
-            self._unsupported(f"It is of GGUF version {version}, from 2023", "Convert the model again.")
-        if version > 3:
-            self._unsupported(f"It is of GGUF version {version}; 3 is the newest known", "Update ggq.")
-        return version
-
-    def _value(self, key: str) -> tuple[Scalar | Array, int]:
-        """A metadata value, and the bytes that it loses when llama.cpp copies it: texts end at a NUL."""
-        kind = int(self._number("I"))
-        if kind == _STRING:
-            raw = self._string(key)
-            return raw.decode("utf-8", "replace"), len(raw) - len(raw.split(b"\0", 1)[0])
-        if kind == _ARRAY:
-            return self._array(key)
-        if kind not in _SCALARS:
-            self._lie(f"The metadata entry {key!r} is of the unknown type {kind}.")
-        return self._number(_SCALARS[kind]), 0
-
-    def _array(self, key: str) -> tuple[Array, int]:
-        kind = int(self._number("I"))
-        count = int(self._number("Q"))
-        if kind == _STRING:
-            return self._strings(key, count)
-        if kind not in _SCALARS:
-            self._lie(f"The metadata entry {key!r} is an array of the unknown type {kind}.")
-        size = count * struct.calcsize("<" + _SCALARS[kind])
-        return Array(kind, count, self._take(size, f"{count} values of {key!r}")), 0
-
-    def _strings(self, key: str, count: int) -> tuple[Array, int]:
-        self._require(8 * count, f"{count} texts of {key!r}")
-        # Vocabularies have some 100,000 texts, so this loop is written to be quick.
-        buffer, unpack, start, lost = self._buffer, _LENGTH.unpack_from, self._position, 0
-        here = start
-        for _ in range(count):
-            if here + 8 > len(buffer):
-                self._require_from(here, 8, key)
-            end = here + 8 + unpack(buffer, here)[0]
-            if end > len(buffer):
-                self._require_from(here + 8, end - here - 8, key)
-            zero = buffer.find(0, here + 8, end)
-            if zero >= 0:
-                lost += end - zero
-            here = end
-        self._position = here
-        return Array(_STRING, count, bytes(buffer[start:here])), lost
-
-    def _require_from(self, position: int, size: int, key: str) -> None:
-        self._position = position
-        self._require(size, f"a text of {key!r}")
-
-    def _tensor(self) -> tuple[str, tuple[int, ...], tensor_types.TensorType, int]:
-        name = self._name("tensor name", _NAME_LIMIT_BYTES)
-        dimensions = int(self._number("I"))
-        if dimensions > _DIMENSION_LIMIT:
-            self._lie(f"The tensor {name!r} has {dimensions} dimensions; ggml knows {_DIMENSION_LIMIT}.")
-        shape = tuple(int(self._number("q")) for _ in range(dimensions)) or (1,)
-        number = int(self._number("I"))
-        kind = tensor_types.by_number().get(number)
-        if kind is None:
-            raise GgufProblem(
-                f"{self._path} has a tensor of a type that ggq does not know.",
-                f"{name!r} is of type {number}.",
-                "If a newer llama.cpp wrote it, update ggq; otherwise download the file again.",
-            )
-        elements = math.prod(max(size, 1) for size in shape)  # a zero must not hide an overflow
-        if min(shape) < 0 or elements >= 1 << 63 or shape[0] % kind.block_weights:
-            self._lie(f"The tensor {name!r} cannot have the shape {list(shape)} in type {kind.name}.")
-        return name, shape, kind, int(self._number("Q"))
-
-    def _placed(
-        self,
-        infos: Sequence[tuple[str, tuple[int, ...], tensor_types.TensorType, int]],
-        data_offset: int,
-        alignment: int,
-    ) -> Iterator[TensorInfo]:
-        """The tensors, each compared with the one before it and with the end of the file."""
-        seen = set()
-        expected = 0
-        for name, shape, kind, offset in infos:
-            if name in seen:
-                self._lie(f"The tensor {name!r} is there twice.")
-            seen.add(name)
-            if offset != expected:
-                self._lie(f"The tensor {name!r} lies at byte {offset:,} of the data, not at {expected:,}.")
-            data_bytes = kind.row_bytes(math.prod(shape))
-            end = data_offset + offset + data_bytes
-            if end > self._file_bytes:
-                raise GgufProblem(
-                    f"{self._path} is cut short.",
-                    f"The tensor {name!r} ends at byte {end:,}; the file has {self._file_bytes:,}.",
-                    "Download or make it again.",
-                )
-            expected += padded(data_bytes, alignment)
-            yield TensorInfo(name, shape, kind.name, data_offset + offset, data_bytes, self._path)
-
-    def _name(self, what: str, limit: int) -> str:
-        length = int(self._number("Q"))
-        if length > limit:
-            self._lie(f"A {what} is said to be {length:,} bytes long; {limit:,} are allowed.")
-        raw = self._take(length, f"a {what}")
-        try:
-            name = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            self._lie(f"A {what} is not text.")
-        if b"\0" in raw:  # llama.cpp would read less of it
-            self._lie(f"A {what} holds a NUL: {shown(name)}.")
-        return name
-
-    def _string(self, what: str) -> bytes:
-        return self._take(int(self._number("Q")), f"the text of {what!r}")
-
-    def _count(self, what: str, limit: int) -> int:
-        count = int(self._number("Q"))
-        if count > limit:
-            self._lie(f"It announces {count:,} {what}; up to {limit:,} are believed.")
-        return count
-
-    def _number(self, form: str) -> Any:
-        form = "<" + form
-        return struct.unpack(form, self._take(struct.calcsize(form), "a number"))[0]
-
-    def _take(self, size: int, what: str) -> bytes:
-        self._require(size, what)
-        self._position += size
-        return bytes(self._buffer[self._position - size : self._position])
-
-    def _require(self, size: int, what: str) -> None:
-        """Have the next ``size`` bytes in the buffer; refuse what the file, or any header, does not have."""
-        end = self._position + size
-        if end > _HEADER_LIMIT_BYTES and end <= self._file_bytes:
-            self._lie(f"It would be larger than {_HEADER_LIMIT_BYTES:,} bytes.")
-        while len(self._buffer) < end <= self._file_bytes:
-            block = self._stream.read(max(_BLOCK_BYTES, end - len(self._buffer)))
-            self._buffer += block
-            if not block:
-                break
-        if len(self._buffer) < end:
-            raise GgufProblem(
-                f"The header of {self._path} is cut short, or lies.",
-                f"At byte {self._position:,} it announces {what} in {size:,} bytes; "
-                f"{self._file_bytes - self._position:,} are left in the file.",
-                "Download or make it again.",
+                f"{self.path} does not continue texts.",
+                f"It is an encoder ({self.architecture}): it makes vectors of whole texts."
+                if self.is_encoder
+                else f"It is a diffusion model ({self.architecture}): it fills in tokens of a whole text.",
+                "Give the GGUF of a model that generates text.",
             )
 
-    def _lie(self, why: str) -> NoReturn:
-        raise GgufProblem(f"The header of {self._path} is damaged.", why, "Download or make it again.")
+    def overwrite_text(self, key: str, text: str) -> None:
+        """Write another text of the same length to the place of the one that ``key`` has in the first file.
+        This object still has the one before."""
+        new, old = text.encode(), str(self.metadata[key]).encode()
+        if len(new) != len(old):
+            raise ValueError(f"{key} has {len(old)} bytes, not {len(new)}")
+        with self.path.open("r+b") as stream:
+            stream.seek(self.entry_spans[key][1] - len(old))
+            stream.write(new)
 
-    def _unsupported(self, why: str, next_step: str) -> NoReturn:
-        raise GgufProblem(f"{self._path} is a GGUF file that llama.cpp does not read.", f"{why}.", next_step)
+    def require_next_tokens(self, purpose: str, instead: str) -> None:
+        """Raises GgufProblem for an encoder, of which ``purpose`` asks what only next tokens can tell."""
+        if self.is_encoder:
+            raise GgufProblem(
+                f"{self.path.name} cannot have {purpose}.",
+                f"It is an encoder ({self.architecture}): it makes vectors of texts, and no next token.",
+                instead,
+            )
+
+    @property
+    def file_type(self) -> str | None:
+        """The preset's word that ``general.file_type`` stands for (``Q4_K_M``), or None."""
+        number = self.integer("general.file_type")
+        return next((word for word, known in file_types().items() if known == number), None)
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The tokenizer's model, with its pre-tokenizer: ``llama``, ``gpt2/qwen2``."""
+        words = (self.text("tokenizer.ggml.model"), self.text("tokenizer.ggml.pre"))
+        return "/".join(word for word in words if word) or None
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        tokens = self.metadata.get("tokenizer.ggml.tokens")
+        return len(tokens) if isinstance(tokens, Array) else self.integer(f"{self.architecture}.vocab_size")
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.text("tokenizer.chat_template"))
+
+    @property
+    def license(self) -> str | None:
+        return self.text("general.license")
+
+    @property
+    def base_model(self) -> str | None:
+        """What it was made from: the base model's address, or its name."""
+        return self.text("general.base_model.0.repo_url") or self.text("general.base_model.0.name")
+
+
+@functools.cache
+def file_types() -> Mapping[str, int]:
+    """llama-quantize's words (``Q4_K_M``) and the numbers that ``general.file_type`` has for them."""
+    kinds = gguf_constants.constants().LlamaFileType
+    known = {kind.name.split("_", 1)[1]: int(kind) for kind in kinds if kind != kinds.GUESSED}
+    return {"Q2_0": 41} | known  # 41 is in the pinned llama.h, not in gguf 0.19
 
 
 def padded(size: int, alignment: int) -> int:

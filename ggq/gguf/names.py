@@ -16,12 +16,11 @@ _TYPED = re.compile(
 
 @dataclass(frozen=True)
 class FileName:
-    """What a GGUF file's name says: the model, the type (``Q4_K_M``, None if it says none), the shard."""
+    """What a GGUF file's name says. ``type``: ``Q4_K_M``, None if it says none; ``shard``: its number."""
 
     model: str
     type: str | None
     shard: int | None = None
-    shard_count: int | None = None
 
 
 def output_name(model_name: str, preset: str) -> str:
@@ -39,9 +38,9 @@ def parse_name(name: str) -> FileName:
     """What a name says, leniently: any case, ``-`` or ``.`` before the type, with or without a shard."""
     shard = SHARD.fullmatch(name)
     stem = shard["stem"] if shard else re.sub(r"\.gguf$", "", name, flags=re.IGNORECASE)
-    numbers = (int(shard["index"]), int(shard["count"])) if shard else (None, None)
+    number = int(shard["index"]) if shard else None
     match = _TYPED.fullmatch(stem)
     if match is None:
-        return FileName(stem, None, *numbers)
+        return FileName(stem, None, number)
     word = re.sub(r"^FP(?=16|32)", "F", match["type"].upper())
-    return FileName(match["model"], word, *numbers)
+    return FileName(match["model"], word, number)
