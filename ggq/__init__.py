@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from ggq.operations.plan import Plan, PlanSettings, plan
     from ggq.operations.recommend import Limits, Recommendation, recommend
+    from ggq.operations.report import ReportResult, ReportSettings, report
     from ggq.quantization.imatrix import ImatrixResult, ImatrixSettings, imatrix
 
 _HOMES = {
@@ -40,6 +41,8 @@ _HOMES = {
     "PlanSettings": "ggq.operations.plan",
     "QuantizedFile": "ggq.operations.convert_and_quantize",
     "Recommendation": "ggq.operations.recommend",
+    "ReportResult": "ggq.operations.report",
+    "ReportSettings": "ggq.operations.report",
     "Settings": "ggq.operations.convert_and_quantize",
     "bench": "ggq.operations.bench",
     "convert": "ggq.conversion",
@@ -48,6 +51,7 @@ _HOMES = {
     "plan": "ggq.operations.plan",
     "quantize": "ggq.operations.convert_and_quantize",
     "recommend": "ggq.operations.recommend",
+    "report": "ggq.operations.report",
 }
 
 __all__ = [
@@ -63,6 +67,8 @@ __all__ = [
     "PlanSettings",
     "QuantizedFile",
     "Recommendation",
+    "ReportResult",
+    "ReportSettings",
     "Settings",
     "__version__",
     "bench",
@@ -72,6 +78,7 @@ __all__ = [
     "plan",
     "quantize",
     "recommend",
+    "report",
 ]
 
 

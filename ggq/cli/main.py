@@ -19,6 +19,7 @@ VERBS = {
     "quantize": "Quantize a 16-bit GGUF over presets.",
     "run": "Continue a prompt with a GGUF.",
     "inspect": "Say what a model is, without loading it.",
+    "report": "Show what was made and measured, on one page.",
     "presets": "List the presets.",
     "setup": "Build llama.cpp's tools, once.",
     "doctor": "Say what this machine has, and what is missing.",
