@@ -6,7 +6,7 @@ INSTALLED := .venv/.ggq-installed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test test-all lint types tests demo bench bench-pipeline bench-quality bench-memory bench-foresight \
+.PHONY: help setup unit test test-all lint types tests demo bench bench-pipeline bench-quality bench-memory bench-foresight \
 	bench-sweep fuzz gpu-check docs architectures clean distclean
 
 help: ## This list
@@ -23,6 +23,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
 	@touch $@
+
+unit: $(INSTALLED) ## The tests that need no llama.cpp and no torch: a minute, before any build
+	$(BIN)/pytest -q --unit -n logical --maxprocesses 4 --durations=10
 
 test: setup lint types tests ## Everything that a change must pass
 

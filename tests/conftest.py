@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import no_torch
 import pytest
+from cpu_seconds import CpuSeconds
 from hubserver import HubServer
 
 from benchmarks.common import convert_by_hand, random_llama
@@ -33,7 +35,28 @@ _FOLDERS = {
     "XDG_STATE_HOME": "state",
 }
 _PREFIXES = ("GGQ_", "HF_", "HUGGING", "TRANSFORMERS_", "LLAMA_")
+_NOT_UNIT = ("tool", "torch", "slow", "gpu")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--unit", action="store_true", help="only what needs no llama.cpp and no torch")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(CpuSeconds(), "cpu-seconds")
+    if config.getoption("--unit"):
+        no_torch.forbid()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "toolchain" in getattr(item, "fixturenames", ()):
+            item.add_marker("tool")
+    if config.getoption("--unit"):
+        kept = [item for item in items if not any(map(item.get_closest_marker, _NOT_UNIT))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
 
 
 @pytest.fixture(autouse=True)

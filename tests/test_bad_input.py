@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from disks import tmpfs
 
@@ -58,6 +57,7 @@ class Place:
 
     def repack(self, pack: Callable[[str, Any], dict[str, Any]]) -> None:
         """Replace each linear weight of the layers by the tensors that ``pack`` makes of it."""
+        import torch
         from safetensors.torch import load_file, save_file
 
         file = self.model / "model.safetensors"

@@ -87,6 +87,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
 }
 
 
+@pytest.mark.tool
 @pytest.mark.parametrize("name", CASES)
 def test_a_small_input_costs_little(example: Path, tmp_path: Path, name: str) -> None:
     spoil, words = CASES[name]

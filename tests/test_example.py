@@ -72,6 +72,7 @@ def test_heldout_text_fills_twenty_chunks(tokenizer: SentencePieceProcessor) -> 
     assert len(tokenizer.encode((TINY / "heldout.txt").read_text("utf-8"))) >= 20 * WINDOW
 
 
+@pytest.mark.torch
 def test_it_has_learned(config: dict[str, Any], tokenizer: SentencePieceProcessor) -> None:
     """Perplexity as llama-perplexity defines it: of the second half of each chunk, given the first."""
     import torch
@@ -89,6 +90,7 @@ def test_it_has_learned(config: dict[str, Any], tokenizer: SentencePieceProcesso
     assert model.config.max_position_embeddings >= WINDOW
 
 
+@pytest.mark.torch
 def test_transformers_tokenizes_as_sentencepiece(tokenizer: SentencePieceProcessor) -> None:
     from transformers import AutoTokenizer
 

@@ -56,6 +56,7 @@ def evil(example: Path, tmp_path: Path) -> tuple[Path, Path]:
     return folder, note
 
 
+@pytest.mark.torch
 def test_whoever_trusts_it_nothing_runs(trusting: Path, evil: tuple[Path, Path]) -> None:
     folder, note = evil
     done = python_child.run("trusting", folder, "forbidden", env=transformers_model.ENVIRONMENT)
@@ -63,12 +64,14 @@ def test_whoever_trusts_it_nothing_runs(trusting: Path, evil: tuple[Path, Path])
     assert "AutoConfig CheckpointProblem" in done.stdout
 
 
+@pytest.mark.torch
 def test_without_the_prohibition_it_does(trusting: Path, evil: tuple[Path, Path]) -> None:
     folder, note = evil
     python_child.run("trusting", folder, "allowed", env=transformers_model.ENVIRONMENT, check=False)
     assert note.exists()
 
 
+@pytest.mark.torch
 def test_the_functions_that_are_closed_are_all_that_lead_to_python_files() -> None:
     """In transformers' loader, whatever imports, executes or copies a module file is one of them or is
     called by one."""

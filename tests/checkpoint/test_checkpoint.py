@@ -395,6 +395,7 @@ def test_links_into_the_hub_cache_are_followed(folder: Path, tmp_path: Path) -> 
     assert len(checkpoint.read(folder).tensors) == len(TENSORS)
 
 
+@pytest.mark.slow
 def test_mutated_headers_are_read_or_refused_and_cost_no_memory(folder: Path) -> None:
     good = (folder / SHARD).read_bytes()
     index = (folder / INDEX).read_bytes()

@@ -19,6 +19,7 @@ def archive(file: Path, *members: tuple[str, bytes], packed: bool = False) -> Pa
     return file
 
 
+@pytest.mark.torch
 def test_what_torch_writes_is_let_through(tmp_path: Path) -> None:
     import torch
 

@@ -12,6 +12,7 @@ from ggq.checkpoint import checkpoint, transformers_model
 TOKENS = list(range(5, 25))
 
 
+@pytest.mark.torch
 def test_widened_modules_compute_what_a_float32_model_computes(example: Path) -> None:
     import torch
     from transformers import LlamaForCausalLM
@@ -28,6 +29,7 @@ def test_widened_modules_compute_what_a_float32_model_computes(example: Path) ->
     assert abs(streamed - expected).max() < 1e-4
 
 
+@pytest.mark.torch
 def test_the_last_positions_alone(example: Path) -> None:
     import torch
 
@@ -40,6 +42,7 @@ def test_the_last_positions_alone(example: Path) -> None:
     assert abs(whole[-7:] - part).max() < 1e-4
 
 
+@pytest.mark.torch
 def test_a_class_that_transformers_does_not_have(example: Path) -> None:
     with pytest.raises(LookupError, match="has no NobodyForCausalLM"):
         transformers_model.load_model(example, "NobodyForCausalLM")

@@ -102,6 +102,7 @@ def _verbs_that_need_next_tokens_refuse(file: Path, toolchain: Toolchain) -> Non
         quality.measure(model, [model], corpora.read(text), toolchain=toolchain, work=file.parent)
 
 
+@pytest.mark.tool
 def test_an_encoder_is_served_for_its_vectors(tmp_path: Path) -> None:
     serving = Serving(Load(128), "mmap", 1, 1)
     assert "--embeddings" not in serving.server_command(tmp_path / "bert.gguf")
@@ -255,6 +256,7 @@ def test_unigram_kinds_and_rows(tmp_path: Path) -> None:
     assert (found.add_prefix, found.merge_spaces, found.charsmap) == (True, False, b"")
 
 
+@pytest.mark.torch
 def test_a_normalizer_becomes_a_table(tmp_path: Path) -> None:
     from sentencepiece import SentencePieceNormalizer, sentencepiece_model_pb2
     from tokenizers import normalizers

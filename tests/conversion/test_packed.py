@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
-from safetensors.torch import save_file
 
 from ggq.checkpoint import checkpoint
 from ggq.conversion import compare_packed, convert
@@ -22,6 +21,8 @@ from ggq.conversion.verification import Findings, judge
 from ggq.errors import ConversionProblem
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp.toolchain import Toolchain
+
+pytestmark = pytest.mark.torch
 
 ROWS, COLUMNS, GROUP, HEADS = 64, 128, 32, 4
 DOWN, QUERY = "model.layers.0.mlp.down_proj", "model.layers.0.self_attn.q_proj"
@@ -73,6 +74,8 @@ def fp8(stem: str, weight: Any, form: str) -> dict[str, Any]:
 
 
 def given(folder: Path, tensors: Mapping[str, Any], **settings: Any) -> checkpoint.Checkpoint:
+    from safetensors.torch import save_file
+
     file = folder / "model.safetensors"
     save_file(dict(tensors), file)
     found = SimpleNamespace(config={"quantization_config": settings}, weight_files=(file,))

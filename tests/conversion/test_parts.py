@@ -235,6 +235,7 @@ def test_cosines() -> None:
     assert compare_logits.compare(right, np.full((2, 3), np.nan)) == {"not_finite": "the GGUF's"}
 
 
+@pytest.mark.torch
 def test_an_activation_that_transformers_does_not_have() -> None:
     known = {"model_type": "llama", "hidden_act": "silu"}
     assert unsupported.unknown_activation(known) is None
@@ -345,6 +346,7 @@ def test_a_license_that_only_the_hub_knows(example: Path, tmp_path: Path) -> Non
     assert 'license: "mit"' in (made / "README.md").read_text()
 
 
+@pytest.mark.torch
 def test_a_tokenizer_model_made_of_a_tokenizer_json(example: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -182,6 +182,7 @@ def test_factors_that_follow_the_length_are_a_warning(
     assert (result.original_context, result.beyond_cosine, result.rotations) == (2048, None, 0)
 
 
+@pytest.mark.torch
 def test_transformers_takes_the_long_factors_there(tmp_path: Path) -> None:
     checkpoints.model(
         tmp_path, "Phi3", rope_parameters=dict(LONG), vocab_size=600, pad_token_id=0, sliding_window=None,
@@ -198,6 +199,7 @@ def test_transformers_takes_the_long_factors_there(tmp_path: Path) -> None:
     assert np.array_equal(short, transformers_model.logits(model, TOKENS))  # and is as it was
 
 
+@pytest.mark.torch
 def test_only_a_scaled_context_is_compared_far_away(example: Path) -> None:
     assert longrope.original_context(transformers_model.load_model(example, "LlamaForCausalLM")) is None
     assert longrope.overrides(example, None, beyond=True) == {}

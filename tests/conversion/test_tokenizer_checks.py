@@ -46,6 +46,7 @@ def _changed(folder: Path, change: Change) -> None:
     checkpoints.write_json(file, whole)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("change", [_no_id, _no_merge, _no_kind, _no_model, _no_list])
 def test_a_tokenizer_json_of_another_form(tmp_path: Path, change: Change) -> None:
     checkpoints.save_tokenizer(tmp_path, checkpoints.tokenizer())

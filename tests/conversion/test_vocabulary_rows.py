@@ -36,6 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return checkpoints.llama(tmp_path / "model", checkpoints.tokenizer(), tie_word_embeddings=False)
 
 
+@pytest.mark.torch
 def test_a_head_of_other_rows_is_refused_by_its_header(folder: Path) -> None:
     count = vocabulary_rows.count(checkpoint.read(folder))
     assert count

@@ -28,6 +28,7 @@ def folder(tmp_path: Path) -> Path:
 BIAS = "model.layers.1.self_attn.k_proj.bias"
 
 
+@pytest.mark.torch
 def test_a_missing_tensor_is_named(folder: Path) -> None:
     checkpoints.edit_tensors(folder, lambda tensors: tensors.__delitem__(BIAS))
     with pytest.raises(CheckpointProblem, match="1 tensor is missing") as caught:
@@ -35,6 +36,7 @@ def test_a_missing_tensor_is_named(folder: Path) -> None:
     assert BIAS in caught.value.why
 
 
+@pytest.mark.torch
 def test_a_shape_that_does_not_fit_is_named(folder: Path) -> None:
     checkpoints.edit_tensors(folder, lambda tensors: tensors.update({BIAS: tensors[BIAS][:64]}))
     with pytest.raises(CheckpointProblem, match="do not fit the config") as caught:
@@ -42,6 +44,7 @@ def test_a_shape_that_does_not_fit_is_named(folder: Path) -> None:
     assert BIAS in caught.value.why and "(64,)" in caught.value.why and "(128,)" in caught.value.why
 
 
+@pytest.mark.torch
 def test_tensors_that_transformers_has_no_use_for_are_told(folder: Path) -> None:
     checkpoints.edit_tensors(
         folder, lambda tensors: tensors.update({"model.extra.weight": tensors[BIAS] + 1})
@@ -51,6 +54,7 @@ def test_tensors_that_transformers_has_no_use_for_are_told(folder: Path) -> None
     assert told == [["model.extra.weight"]]
 
 
+@pytest.mark.torch
 def test_a_class_that_transformers_lacks_is_not_compared(folder: Path) -> None:
     assert "has no NobodyForCausalLM" in compare_logits.reference(folder, "NobodyForCausalLM", None).why_not
 
@@ -73,6 +77,7 @@ def test_a_reference_that_fails_on_a_shape_is_evidence_against(words: str, refus
         transformers_model.refuse_shapes(error)
 
 
+@pytest.mark.torch
 def test_an_adapter_in_the_folder_changes_nothing(folder: Path, tmp_path: Path) -> None:
     """Even where a peft is installed: this one tells that it was imported."""
     installed = tmp_path / "site"

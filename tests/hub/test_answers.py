@@ -100,6 +100,7 @@ def test_odd_cards_are_passed_over(monkeypatch: pytest.MonkeyPatch, card: Any) -
     assert found.base_models == () and found.license is None and len(found.files) == 1
 
 
+@pytest.mark.slow
 def test_a_packed_answer_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = gzip.compress(b'{"a": "' + b"x" * (400 << 20) + b'"}', 9)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

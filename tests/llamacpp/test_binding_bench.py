@@ -59,6 +59,7 @@ def test_the_bindings_options() -> None:
     assert (matching["flash_attn"], matching["n_batch"]) == (True, 1000)
 
 
+@pytest.mark.tool
 def test_what_the_binding_cannot_do() -> None:
     assert "RPC" in binding_bench.impossible(BenchOptions(offload=Offload(1, rpc=("a:1",))))
     assert "--n-cpu-moe" in binding_bench.impossible(BenchOptions(offload=Offload(1, n_cpu_moe=2)))

@@ -187,6 +187,7 @@ def test_what_has_no_place_is_left_out_and_said(entries: tuple[Entry, ...], tmp_
 # ---- files -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_matplotlib
 @pytest.mark.parametrize("suffix", ["png", "SVG", "pdf"])
 def test_the_suffix_is_the_format(suffix: str, entries: tuple[Entry, ...], tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ def test_the_wrong_order_rate_stays_below_the_promise(means: tuple[float, ...]) 
     assert faults(figures, means, 1e-9).wrong_order <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spreads", [(0.9, 0.9), (0.9, 1.2), (0.9, 1.0, 1.1, 1.2)])
 def test_the_promise_holds_for_models_whose_tokens_spread_unlike(spreads: tuple[float, ...]) -> None:
     """Models that are as good as each other: any order is wrong."""
@@ -188,6 +189,7 @@ def test_the_promise_holds_for_models_whose_tokens_spread_unlike(spreads: tuple[
     assert faults(figures, means, 1e-9).wrong_order <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spreads", [(0.9, 1.2), (1.2, 0.9)])
 def test_what_differs_by_more_than_the_indifference_is_not_called_indifferent(
     spreads: tuple[float, float],
@@ -204,6 +206,7 @@ def test_a_limit_of_the_method() -> None:
     assert faults(by_token(13, means, (1.0, 2.5), runs=500, rounds=60), means, 1e-9).wrong_order > 0.05
 
 
+@pytest.mark.slow
 def test_an_ordinary_test_would_break_that_promise() -> None:
     """The simulation tells the difference: looked at every round, a plain 95 % t test is often wrong."""
     noise = random.Random(7)

@@ -64,6 +64,7 @@ def refusal(kind: type[GgqError], folder: Path, chunks: list[list[int]] = CHUNKS
     return caught.value
 
 
+@pytest.mark.torch
 def test_it_is_the_definition(example: Path) -> None:
     events: list[Event] = []
     found = perplexity(example, CHUNKS, bos=BOS, threads=1, listener=events.append)
@@ -80,6 +81,7 @@ def test_it_is_the_definition(example: Path) -> None:
     assert [event.done for event in events if isinstance(event, Step)] == [1, 2, 3]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("bos", [BOS, None])
 def test_an_odd_chunk_with_and_without_bos(example: Path, bos: int | None) -> None:
     model = transformers_model.load_model(example, "LlamaForCausalLM")
@@ -147,6 +149,7 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
     refusal(CheckpointProblem, tmp_path)
 
 
+@pytest.mark.torch
 def test_a_class_that_transformers_does_not_have(example: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(example, tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())
@@ -155,6 +158,7 @@ def test_a_class_that_transformers_does_not_have(example: Path, tmp_path: Path) 
     assert "has no NobodyForCausalLM" in error.why and "--reference" in error.next_step
 
 
+@pytest.mark.torch
 def test_weights_that_do_not_fit_the_config(example: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(example, tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())
@@ -179,6 +183,7 @@ def test_a_model_larger_than_memory(example: Path, monkeypatch: pytest.MonkeyPat
     assert "500 MB are free" in refusal(DoesNotFit, example).why
 
 
+@pytest.mark.torch
 def test_memory_that_runs_out_on_the_way(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
 import resource, sys

@@ -133,6 +133,7 @@ def objects_built(events: list[Event]) -> int:
 # ---- compiling, with the stand-in ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_build_is_made_recorded_and_not_made_again(home: Path) -> None:
     events: list[Event] = []
     made = build.setup(BuildOptions("cpu"), events.append, passes)
@@ -153,6 +154,7 @@ def test_a_build_is_made_recorded_and_not_made_again(home: Path) -> None:
     assert again == made and events == []
 
 
+@pytest.mark.slow
 def test_a_build_that_others_could_write_is_made_again(home: Path) -> None:
     before = os.umask(0)
     try:
@@ -173,6 +175,7 @@ def test_a_build_that_others_could_write_is_made_again(home: Path) -> None:
     assert caught.value.why == f"{home} can be written by every user."
 
 
+@pytest.mark.slow
 def test_other_options_build_again_and_nothing_of_the_old_ones_stays(home: Path) -> None:
     build.setup(BuildOptions("cpu", portable=True), silent, dies(signal.SIGILL))
     assert (cached(home, "GGML_NATIVE"), cached(home, "GGML_AVX")) == ("OFF", "OFF")
@@ -181,6 +184,7 @@ def test_other_options_build_again_and_nothing_of_the_old_ones_stays(home: Path)
     assert (cached(home, "GGML_NATIVE"), cached(home, "GGML_AVX")) == ("ON", "ON")
 
 
+@pytest.mark.slow
 def test_a_native_build_for_another_cpu_is_thrown_away(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build.setup(BuildOptions("cpu"), silent, passes)
     (home / "build" / "object-for-the-old-cpu.o").write_text("")
@@ -191,6 +195,7 @@ def test_a_native_build_for_another_cpu_is_thrown_away(home: Path, monkeypatch: 
     assert not (home / "build" / "object-for-the-old-cpu.o").exists()
 
 
+@pytest.mark.slow
 def test_a_checkout_that_was_moved_builds_again(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +206,7 @@ def test_a_checkout_that_was_moved_builds_again(
     assert build.setup(BuildOptions("cpu"), silent, passes).bin_dir == moved / "build" / "bin"
 
 
+@pytest.mark.slow
 def test_a_compiler_error_is_shown_kept_and_resumed_after(home: Path) -> None:
     source.fetch(home.mkdir() or home, pin(), silent)
     good = (home / "src" / "common.cpp").read_text()
@@ -239,6 +245,7 @@ with pytest.MonkeyPatch.context() as patch:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_kill_9_half_way_stops_ninja_leaves_nothing_finished_and_is_resumed(home: Path) -> None:
     source.fetch(home.mkdir() or home, pin(), silent)

@@ -21,6 +21,7 @@ def peaks(code: str, *arguments: str) -> MemoryPeaks:
     return memory.peaks
 
 
+@pytest.mark.slow
 @linux_only
 def test_memory_of_its_own_and_of_a_mapped_file_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * (64 * MIB))
