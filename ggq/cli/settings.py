@@ -55,7 +55,8 @@ def _option(setting: Setting, option: Option) -> Callable[[F], F]:
     if setting.many:
         given |= {"multiple": True, "callback": functools.partial(_joined, setting.default, option.split)}
     elif not flag:
-        given["default"] = setting.default
+        # The help would show the name of an enum's member; its value is what a person types.
+        given["default"] = setting.default.value if isinstance(setting.default, StrEnum) else setting.default
     if option.shown_default is not None or setting.default not in (None, False, ()):
         given["show_default"] = option.shown_default or True
     return click.option(
