@@ -73,7 +73,7 @@ def output_options(function: F) -> F:
     @click.option("-v", "--verbose", is_flag=True, help="Show what the tools print.")
     @functools.wraps(function)
     def wrapped(*args: Any, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
-        out = set_current_output(Output(json=as_json, quiet=quiet))
+        out = set_current_output(Output(json=as_json, quiet=quiet, verbose=verbose))
         process.echo_to(out.echo if verbose else None)
         ownership.tell_to(out.warning)
         return function(*args, out=out, **kwargs)

@@ -27,11 +27,13 @@ _LEAST_COLUMN = 8  # of a text that folds
 
 
 class Output:
-    """How a command speaks. ``json``: one JSON value on stdout and no bars; ``quiet``: results only."""
+    """How a command speaks. ``json``: one JSON value on stdout and no bars; ``quiet``: results only;
+    ``verbose``: what is decided, too."""
 
-    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.as_json = json
         self.is_quiet = quiet
+        self.is_verbose = verbose
 
     def result(self, value: Any) -> None:
         """The command's result for a program: printed as JSON with ``--json``, otherwise not at all."""
@@ -44,6 +46,12 @@ class Output:
         """A line of the result, for a person."""
         if not self.as_json:
             _say(clean(line))
+
+    def stream(self, piece: str) -> None:
+        """A piece of a text that is still being made, for a person: at once, and without an end of line."""
+        if not self.as_json:
+            click.echo(clean(piece), nl=False)
+            sys.stdout.flush()
 
     def table(
         self,

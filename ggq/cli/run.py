@@ -1,39 +1,174 @@
-"""``ggq run``: a completion from a GGUF, to hear whether it talks."""
+"""``ggq run``: one answer of a model, as it is made."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggq.cli.options import output_options, threads_option
+from ggq.cli.options import hub_options, output_options
 from ggq.cli.output import Output
-from ggq.errors import CannotServe
-from ggq.gguf import file as gguf_file
-from ggq.llamacpp import toolchain, tools
-from ggq.system import hardware
+from ggq.cli.settings import settings_options
+from ggq.errors import UsageProblem
+from ggq.serving.settings import GrammarSettings, LoadSettings, SamplingSettings
+
+if TYPE_CHECKING:
+    from ggq.serving.model import Answer, Model
+    from ggq.serving.parameters import Parameters
+    from ggq.session import Session
+
+STDIN = "-"
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("prompt")
-@click.option("-n", "--tokens", type=click.IntRange(min=1), default=64, show_default=True, help="How many.")
-@threads_option
+@click.argument("model", metavar="FILE|FOLDER|MODEL")
+@click.argument("prompt", required=False)
+@click.option(
+    "-n", "--max-tokens", "--tokens", "most_tokens", type=click.IntRange(min=1),
+    help="End the answer after so many tokens. Default: where the model ends it; 64 with --raw.",
+)  # fmt: skip
+@click.option("--system", help="A system prompt.")
+@click.option("--raw", is_flag=True, help="Continue PROMPT as it stands, without the chat template.")
+@settings_options(SamplingSettings, "sampling")
+@settings_options(GrammarSettings, "grammar")
+@settings_options(LoadSettings, "load")
+@hub_options
 @output_options
-def run(model: Path, prompt: str, tokens: int, threads: int | None, out: Output) -> None:
-    """Continue PROMPT with the GGUF file MODEL, greedily: always the likeliest token.
+def run(
+    model: str,
+    prompt: str | None,
+    most_tokens: int | None,
+    system: str | None,
+    raw: bool,
+    sampling: SamplingSettings,
+    grammar: GrammarSettings,
+    load: LoadSettings,
+    revision: str | None,
+    offline: bool,
+    out: Output,
+) -> None:
+    """Answer PROMPT with a model, on this machine.
+
+    FILE is a GGUF; of a FOLDER of GGUFs the largest quantized one is taken that fits. A MODEL on the Hub, or
+    a checkpoint folder, is converted and quantized first. PROMPT may come from a pipe (or be `-`). A model
+    without a chat template continues PROMPT, as --raw does: with the likeliest token each time, unless --temp
+    is given. -v shows how the model is loaded.
 
     \b
-    ggq run Qwen3-0.6B-Q4_K_M.gguf "Once upon a time" -n 40
+    ggq run Qwen3-0.6B-Q4_K_M.gguf "Why is the sky blue?"
+    git diff | ggq run Qwen/Qwen3-0.6B --system "Write a commit message."
+    ggq run Qwen3-0.6B-Q4_K_M.gguf "Once upon a time" --raw -n 40
+    ggq run Qwen3-0.6B-Q4_K_M.gguf "A city in France?" --json-schema schema.json
     """
-    file = gguf_file.read_all(model)
-    file.require_text_generation()
-    if file.context_length and tokens > file.context_length:
-        raise CannotServe(
-            f"{model.name} has no context of {tokens:,} tokens.",
-            f"It was trained for {file.context_length:,}.",
-            f"Ask for fewer with -n, at most {file.context_length}.",
+    text = _prompt(prompt)
+    grammar.check()
+    with out.progress() as listener:
+        from ggq.session import Session
+
+        session = Session(offline=offline, listener=listener)
+        chosen = chosen_parameters(model, session, load, revision)
+        chosen.file.require_text_generation()
+        raw = raw or not chosen.file.has_chat_template
+        if raw and system:
+            raise UsageProblem(
+                "There is no place for a system prompt.",
+                "The prompt is continued as it stands." if chosen.file.has_chat_template
+                else f"{chosen.file.path.name} has no chat template.",
+                "Leave --system out, or write it into the prompt.",
+            )  # fmt: skip
+        loaded = opened(session, chosen, out)
+    answer = _answered(loaded, text, system, raw, (most_tokens, sampling, grammar), out)
+    tell(out, answer)
+    out.result(
+        {
+            "model": chosen.file.path,
+            "prompt": text,
+            "raw": raw,
+            **asdict(answer),
+            "tokens_per_s": answer.tokens_per_s,
+            "parameters": dict(chosen.described()),
+        }
+    )
+
+
+def chosen_parameters(model: str, session: Session, load: LoadSettings, revision: str | None) -> Parameters:
+    """How the GGUF that ``model`` names is run here; it is made first, where it is not there yet."""
+    from ggq.operations.ready import ready
+    from ggq.serving.parameters import choose
+
+    found = ready(model, session, load, revision=revision)
+    return choose(session.toolchain, found.file.path, load)
+
+
+def opened(session: Session, chosen: Parameters, out: Output) -> Model:
+    """The model in memory; with ``-v`` its parameters are told."""
+    from ggq.serving.model import Model
+
+    if out.is_verbose:
+        for name, value in chosen.described():
+            out.echo(f"{name}: {value}")
+    return Model(session.toolchain, chosen)
+
+
+def _prompt(given: str | None) -> str:
+    if given not in (None, STDIN):
+        return given or ""
+    if given is None and sys.stdin.isatty():
+        raise UsageProblem(
+            "There is no prompt.", "", 'Give one: ggq run FILE "Hello"; or talk: ggq chat FILE.'
         )
-    text = tools.complete(toolchain.find(), file.path, prompt, tokens, threads or hardware.usable_cores())
-    out.text(text)
-    out.result({"model": model, "prompt": prompt, "tokens": tokens, "text": text})
+    return sys.stdin.read().strip()
+
+
+def _answered(
+    model: Model,
+    text: str,
+    system: str | None,
+    raw: bool,
+    asked: tuple[int | None, SamplingSettings, GrammarSettings],
+    out: Output,
+) -> Answer:
+    from ggq.serving.model import Sampling
+    from ggq.serving.template import ChatTemplate
+
+    most_tokens, settings, wanted = asked
+    file = model.parameters.file
+    sampling = Sampling.of(settings, file, greedy=raw)
+    if raw:
+        tokens = model.tokens(text, special=False)
+        most_tokens = most_tokens or 64
+    else:
+        template = ChatTemplate(file.text("tokenizer.chat_template") or "", model.bos, model.eos)
+        messages = [{"role": "system", "content": system}] if system else []
+        tokens = model.tokens(template.prompt([*messages, {"role": "user", "content": text}]), special=True)
+    for piece in model.stream(
+        tokens, sampling, most_tokens=most_tokens, grammar=grammar_of(model, wanted), trim=not raw
+    ):
+        out.stream(piece)
+    out.text()
+    assert model.last is not None, "the stream has ended"
+    return model.last
+
+
+def grammar_of(model: Model, wanted: GrammarSettings) -> Any:
+    """The grammar that was asked for, or None."""
+    if wanted.grammar:
+        return model.grammar(gbnf=wanted.grammar.read_text(encoding="utf-8"))
+    return model.grammar(json_schema=wanted.schema_text()) if wanted.json_schema else None
+
+
+def tell(out: Output, answer: Answer) -> None:
+    """How fast it was, and why it ended before the model did."""
+    words = [f"{answer.tokens} tokens"]
+    if answer.tokens_per_s:
+        words.append(f"{answer.tokens_per_s:,.1f} tokens/s")
+    if answer.first_token_s is not None:
+        words.append(f"first token after {answer.first_token_s:.2f} s")
+    words.append(f"prompt {answer.prompt_tokens} tokens")
+    if answer.reused_tokens:
+        words.append(f"{answer.reused_tokens} of them known")
+    out.info(f"[{', '.join(words)}]")
+    if answer.ending == "context":
+        out.warning("The context is full: the answer ends here. More context: -c.")

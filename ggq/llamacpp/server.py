@@ -23,7 +23,9 @@ class Serving:
     """``load``: context, cache and placement; ``load_mode``: a word of bench.LOAD_MODES; ``threads`` of
     generation, ``prompt_threads`` of prompts (None: llama.cpp chooses them). ``draft``, ``projector``: files
     beside the model, the former placed by ``draft_offload``; ``rpc``: servers that have devices for them;
-    ``embeddings``: of an encoder, which answers with vectors."""
+    ``embeddings``: of an encoder, which answers with vectors; ``pooling``: how these are made of a model that
+    does not say it; ``reranking``: it answers with scores. ``parallel``: clients at once, who share the
+    context evenly."""
 
     load: Load
     load_mode: str
@@ -35,6 +37,9 @@ class Serving:
     projector: Path | None = None
     projector_on_cpu: bool = False
     embeddings: bool = False
+    pooling: str | None = None
+    reranking: bool = False
+    parallel: int = 1
 
     def server_command(self, model: Path, toolchain: Toolchain | None = None) -> list[str]:
         """A command line for a shell, with the server of ``toolchain`` (None, or it has none: one on PATH),
@@ -43,15 +48,22 @@ class Serving:
         if toolchain is not None:
             with contextlib.suppress(ToolchainProblem):
                 server = str(toolchain.tool(SERVER))
+        return [server, "-m", str(model), *self.server_arguments()]
+
+    def server_arguments(self) -> list[str]:
+        """The command line, but for the server and the model."""
         load = self.load
         beside, placement = self.draft_offload, load.offload.arguments()
+        # A vector or a score comes of one batch that holds the whole text.
+        whole = self.embeddings or self.reranking
         return [
-            server, "-m", str(model), "-c", str(load.context_tokens), *placement,
+            "-c", str(load.context_tokens), *placement,
             *(["--rpc", ",".join(self.rpc)] if self.rpc and "--rpc" not in placement else []),
             *(["-t", str(self.threads)] if self.threads else []),
             *(["-tb", str(self.prompt_threads)] if self.prompt_threads else []),
             "-fa", load.flash_attention, "-ctk", load.type_k, "-ctv", load.type_v, "-lm", self.load_mode,
-            "-fit", "off", "-np", "1",
+            *(["-b", str(load.n_batch), "-ub", str(load.n_ubatch)] if whole else []),
+            "-fit", "off", "-np", str(self.parallel),
             # By default it keeps 8 GiB of former prompts, and copies of the cache: no plan knows of these.
             "-cram", "0", "-ctxcp", "0",
             *(["--spec-type", "draft-simple", "-md", str(self.draft)] if self.draft else []),
@@ -62,6 +74,8 @@ class Serving:
             *(["-mm", str(self.projector)] if self.projector else []),
             *(["--no-mmproj-offload"] if self.projector_on_cpu else []),
             *(["--embeddings"] if self.embeddings else []),
+            *(["--pooling", self.pooling] if self.pooling else []),
+            *(["--reranking"] if self.reranking else []),
         ]  # fmt: skip
 
     @property

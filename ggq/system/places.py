@@ -30,6 +30,17 @@ def data() -> Path:
         raise _homeless("XDG_DATA_HOME") from error
 
 
+def logs() -> Path:
+    """Where servers write their logs; it need not exist yet. Raises OutputProblem where the user has no
+    home."""
+    import platformdirs
+
+    try:
+        return platformdirs.user_log_path("ggq")
+    except RuntimeError as error:
+        raise _homeless("XDG_STATE_HOME") from error
+
+
 def expanded(text: str) -> Path:
     """A path with its ``~``; one whose home is not known is left as it is written."""
     try:

@@ -78,6 +78,7 @@ def run(
     timeout_s: float | None = None,
     check: bool = True,
     echo: bool = True,
+    grace_s: float = 5,
 ) -> Completed:
     """Run a command to its end.
 
@@ -85,7 +86,8 @@ def run(
     current one, which may be a model's. So a ``Path`` in ``command`` is made absolute, and a path given as
     text must be. ``env`` is added to this process's environment. Each handler gets every line as it comes; a
     carriage return ends a line too, so that a child's progress bar can be followed. ``on_start`` gets the
-    child's process id; without ``echo`` nothing is told to ``echo_to``.
+    child's process id; without ``echo`` nothing is told to ``echo_to``. ``grace_s``: so long a child
+    that must end may take to end in its own way.
 
     Raises ToolFailed when ``check`` and the child did not exit 0 (also on time-out, as SIGKILL),
     ToolchainProblem when the program cannot be started at all, and what a handler raised. Whatever is raised
@@ -147,7 +149,7 @@ def run(
                 child.stdin.close()
         peak = _wait(child, timeout_s, own_rss_bytes)
     except BaseException:
-        _end(child)
+        _end(child, grace_s)
         raise
     for reader in readers:
         # A grandchild may hold the pipe open; the child itself is gone, so its words are here.
@@ -238,12 +240,12 @@ def _wait(child: subprocess.Popen[bytes], timeout_s: float | None, own_rss_bytes
             timer.cancel()
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: subprocess.Popen[bytes], grace_s: float) -> None:
     if child.returncode is not None:
         return
     _signal(child, signal.SIGTERM)
     try:
-        child.wait(timeout=5)
+        child.wait(timeout=grace_s)
     except subprocess.TimeoutExpired:
         _signal(child, signal.SIGKILL)
         child.wait()
