@@ -11,6 +11,7 @@ from pathlib import Path
 
 import no_torch
 import pytest
+import skips
 from cpu_seconds import CpuSeconds
 from hubserver import HubServer
 
@@ -45,6 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(CpuSeconds(), "cpu-seconds")
+    if os.environ.get("CI") == "true":
+        config.pluginmanager.register(skips.SkipsFail(), "skips-fail")
     if config.getoption("--unit"):
         no_torch.forbid()
 

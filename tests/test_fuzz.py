@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.tool
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory and processors are counted as Linux does")
+@pytest.mark.skipif(sys.platform != "linux", reason="this system is not Linux")
 def test_mutated_inputs_end_with_words(toolchain: object) -> None:
     fuzz = Path(__file__).parent / "fuzzing"
     done = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 
 GGQ = f"{sys.executable} -m ggq"
 FULL = Path("/dev/full")
-full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+full = pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
 
 
 def shell(command: str, **env: str) -> subprocess.CompletedProcess[str]:

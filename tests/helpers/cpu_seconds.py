@@ -6,7 +6,7 @@ A machine that does other work as well makes a test's wall time long, but not it
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Generator
 
 import pytest
@@ -26,7 +26,7 @@ class CpuSeconds:
 
     def __init__(self) -> None:
         self._since = used()
-        self._by_test: Counter[str] = Counter()
+        self._by_test: defaultdict[str, float] = defaultdict(float)
 
     def pytest_collection_finish(self) -> None:
         self._since = used()
@@ -49,5 +49,6 @@ class CpuSeconds:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         total = sum(self._by_test.values())
         terminalreporter.section(f"CPU seconds: {total:.0f} s in all, most of it in")
-        for name, seconds in self._by_test.most_common(SHOWN):
+        slowest = sorted(self._by_test.items(), key=lambda item: -item[1])
+        for name, seconds in slowest[:SHOWN]:
             terminalreporter.write_line(f"{seconds:7.1f}s {name}")

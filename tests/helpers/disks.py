@@ -18,7 +18,7 @@ def tmpfs(folder: Path, options: str) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", options, "ggq", str(folder)], capture_output=True, check=False
     )
     if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
+        pytest.skip(f"not root: no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
     try:
         yield folder
     finally:

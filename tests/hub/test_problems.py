@@ -295,7 +295,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small tmpfs cannot be mounted here (it takes root on Linux)")
+        pytest.skip("not root: no tmpfs can be mounted here")
     monkeypatch.setenv("HF_HOME", str(disk / "hf"))
     yield disk
     subprocess.run(["umount", str(disk)], check=True)

@@ -93,7 +93,7 @@ def test_what_belongs_to_another_user_is_refused(home: Path, place: str, pretend
     assert refusal().why == f"{path} belongs to user {STRANGER}."
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="not root: cannot give files away")
 def test_it_is_so_in_truth(home: Path) -> None:
     os.chown(home / "src" / "conversion" / "llama.py", STRANGER, -1)
     assert f"belongs to user {STRANGER}" in refusal().why

@@ -120,7 +120,7 @@ NO_FLUSH = "void _Z16common_log_flushP10common_log(void * log) { (void) log; }"
 
 
 @pytest.mark.tool
-@pytest.mark.skipif(sys.platform != "linux", reason="shrinks a pipe and preloads a library")
+@pytest.mark.skipif(sys.platform != "linux", reason="this system is not Linux")
 def test_a_slow_reader_gets_the_summary_too(
     toolchain: Toolchain, base_gguf: Path, text: Path, tmp_path: Path
 ) -> None:

@@ -24,7 +24,9 @@ from ggq.system import hardware
 
 pytestmark = pytest.mark.tool
 MIB = 1 << 20
-linux_only = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells")
+linux_only = pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="this system is not Linux"
+)
 
 
 @pytest.fixture(scope="session")

@@ -505,7 +505,7 @@ def test_problems_have_words(
     words: str,
 ) -> None:
     if arguments[0] == "-ngl" and bench.devices(toolchain):
-        pytest.skip("this machine has a GPU")
+        pytest.skip("a GPU is here")
     shown = ggq(base_gguf, "-o", tmp_path / "record.json", *arguments, "-t", 1)
     assert shown.exit_code == exit_code and words in " ".join(shown.stderr.split()), shown.output
     assert "next: " in shown.stderr and not shown.stdout

@@ -246,7 +246,7 @@ with pytest.MonkeyPatch.context() as patch:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="this system is not Linux")
 def test_kill_9_half_way_stops_ninja_leaves_nothing_finished_and_is_resumed(home: Path) -> None:
     source.fetch(home.mkdir() or home, pin(), silent)
     (home / "src" / "slow.sh").write_text("sleep 8")
@@ -473,7 +473,7 @@ def put_programs(folder: Path, *names: str) -> str:
         ([], ("cpu", "rpc")),
     ],
 )
-@pytest.mark.skipif(sys.platform == "darwin", reason="auto is Metal there")
+@pytest.mark.skipif(sys.platform == "darwin", reason="this system is macOS, where auto is Metal")
 def test_auto_takes_cuda_where_compiler_and_driver_are(
     programs: list[str], backends: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,9 +39,9 @@ unsigned long ggq_quantize(int type, float * rows, void * made, long count, long
 def own(toolchain: Toolchain) -> Toolchain:
     """A build that ought to have such a library."""
     if toolchain.build is None or "avx2" not in hardware.instruction_sets():
-        pytest.skip("libggq-quants is of ggq's own builds, for x86-64 with AVX2")
+        pytest.skip("this CPU has no AVX2, or this llama.cpp is not ggq's own build")
     if any("__FMA__" in line for line in process.run(["cc", "-dM", "-E", "-x", "c", os.devnull]).stdout):
-        pytest.skip("this compiler fuses products with sums by itself, and then there is no libggq-quants")
+        pytest.skip("this system's compiler fuses products with sums, and then there is no libggq-quants")
     return toolchain
 
 

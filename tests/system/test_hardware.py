@@ -124,7 +124,7 @@ def test_usable_cores_follow_affinity_and_quota() -> None:
     assert hardware.usable_cores(Limits(cpu_cores=10_000)) == allowed
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity cannot be set on this system")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot set an affinity")
 def test_one_core_is_one_core() -> None:
     before = os.sched_getaffinity(0)
     try:

@@ -58,7 +58,8 @@ int flock(int descriptor, int operation) { errno = atoi(getenv("WITHOUT_FLOCK"))
 
 
 @NO_FLOCK
-@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
+@pytest.mark.skipif(sys.platform != "linux", reason="this system is not Linux")
+@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
 def test_a_whole_command_without_flock(number: int, tmp_path: Path) -> None:
     (tmp_path / "without.c").write_text(SOURCE)
     library = tmp_path / "without.so"
@@ -109,8 +110,8 @@ def test_a_home_that_somebody_else_has_prepared_is_not_used(homeless: Path) -> N
     assert Path.home().parent == homeless and not Path.home().is_symlink()
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root, to be somebody else")
-@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="not root: cannot be somebody else")
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="this system has no setpriv")
 def test_the_command_as_a_user_without_an_entry(example: Path) -> None:
     reads_all = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
     done = subprocess.run(

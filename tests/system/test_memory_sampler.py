@@ -12,7 +12,9 @@ from ggq.system import process
 from ggq.system.memory_sampler import GpuPeak, GpuSampler, MemoryPeaks, ProcessSampler, gpu_memory_bytes
 
 MIB = 1 << 20
-linux_only = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells")
+linux_only = pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="this system is not Linux"
+)
 
 
 def peaks(code: str, *arguments: str) -> MemoryPeaks:

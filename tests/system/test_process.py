@@ -158,7 +158,7 @@ process.run(
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends orphans on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="this system does not end orphans: only Linux does")
 def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     parent = subprocess.Popen([PYTHON, "-c", PARENT, note])

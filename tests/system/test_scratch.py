@@ -71,7 +71,7 @@ def test_what_is_not_surely_left_stays(temporary: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can make another's folder"
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="not root: cannot make another's folder"
 )
 def test_another_users_folder_stays(temporary: Path) -> None:
     other = temporary / "ggq-view-other"
