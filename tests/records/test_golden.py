@@ -1,0 +1,100 @@
+"""What ggq 0.1.0 wrote is read with the same values."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ggq.cli.output import plain
+from ggq.llamacpp.bench import BenchResult
+from ggq.llamacpp.binding_bench import Timing
+from ggq.llamacpp.memory import FilledContext
+from ggq.llamacpp.perplexity import Divergence
+from ggq.measurement import compare, record, tables
+from ggq.records.journal import Journal
+from ggq.records.manifest import Manifest
+from ggq.records.memo import Memo
+
+
+@pytest.fixture
+def golden(data: Path) -> Path:
+    return data / "golden"
+
+
+def raw(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_record_has_its_figures(golden: Path) -> None:
+    rows = record.rows(record.Record(golden / "bench.json").entries)
+    assert tables.csv_text(rows) + "\n" == (golden / "bench.csv").read_text(encoding="utf-8")
+    assert tables.markdown(rows) + "\n" == (golden / "bench.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["bench.json", "bench-unsettled.json"])
+def test_a_record_that_is_written_again_loses_nothing(golden: Path, tmp_path: Path, name: str) -> None:
+    again = record.Record(Path(shutil.copy(golden / name, tmp_path)))
+    again.save()
+    assert raw(tmp_path / name) == raw(golden / name)
+
+
+def test_records_are_compared_as_they_were(golden: Path) -> None:
+    one, other = (compare.load(golden / name) for name in ("bench-unsettled.json", "bench.json"))
+    assert plain(compare.compare(one, other)) == raw(golden / "compare.json")
+
+
+KINDS = {
+    "speed": {"llama-bench": tuple[BenchResult, ...], "binding": tuple[tuple[Timing, ...], ...]},
+    "memory": {"load": FilledContext},
+    "quality": {"what": Divergence},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_journal_has_what_was_measured(golden: Path, name: str) -> None:
+    path = golden / f"journal-{name}.jsonl"
+    journal = Journal(path)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    found = []
+    for line in lines:
+        key = json.loads(line["key"])
+        for word, kind in KINDS[name].items():
+            if word in key and key[word] != "ground":
+                found.append(journal.get(key, kind))
+                assert found[-1] is not None
+    assert len(found) == {"speed": 3, "memory": 1, "quality": 4}[name]
+    first = found[0]
+    if isinstance(first, Divergence):
+        assert (first.perplexity.value, first.perplexity.standard_error) == (121.735657, 43.938558)
+        assert (first.max_kld, first.same_top.value) == (2.819603, 0.68548)
+    elif isinstance(first, FilledContext):
+        assert first.buffers[0].name == "CPU_Mapped" and first.buffers[0].size_bytes == 325059
+        assert first.peaks.resident_bytes == lines[0]["value"]["peaks"]["resident_bytes"]
+    else:
+        [result] = first
+        assert (result.prompt_tokens, result.threads, result.build_commit) == (16, 1, "0c1e57098")
+        assert list(result.samples_ns) == lines[0]["value"][0]["samples_ns"]
+
+
+def test_a_manifest_knows_its_files(golden: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(golden / "manifest.json", tmp_path / "stories260K.ggq.json"))
+    manifest = Manifest(path)
+    assert manifest.model["folder"] == "models/stories260K"
+    assert {name for step in manifest.steps.values() for name in (it.name for it in step.outputs)} == {
+        "stories260K-F32.gguf", "stories260K-Q4_0.gguf", "stories260K-Q8_0.gguf",
+    }  # fmt: skip
+    assert manifest.knows("87d1c799656155dc4a4d485c03ae2e1ae3fc4769ef022e01ce195c1fb8316860")
+    manifest.choose("a", "Q4_0")
+    assert raw(path) == {**raw(golden / "manifest.json"), "chosen_presets": {"a": "Q4_0"}}
+
+
+@pytest.mark.parametrize("name", ["account", "speed"])
+def test_a_memo_has_its_answers(golden: Path, name: str) -> None:
+    file = golden / f"memo-{name}.json"
+    owner = raw(file)["owner"]
+    assert Memo(file, owner).answers == raw(file)["answers"] != {}
+    assert Memo(file, {**owner, "cpu": "another"}).answers == {}
