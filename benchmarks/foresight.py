@@ -27,7 +27,8 @@ from benchmarks.common import EXAMPLE, RESULTS, ROOT, Bar, finish, random_llama
 from ggq.errors import GgufProblem
 from ggq.estimation.estimator import Account
 from ggq.estimation.hollow_model import HollowModel, hollow_model
-from ggq.estimation.speed import SpeedMeter, estimate
+from ggq.estimation.speed import estimate
+from ggq.estimation.speed_meter import SpeedMeter
 from ggq.estimation.timings import Calibration
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp import bench, rpc, toolchain
@@ -40,6 +41,7 @@ from ggq.measurement.memory import measure as measure_memory
 from ggq.operations.recommend import Limits, recommend
 from ggq.presets import catalogue
 from ggq.presets.catalogue import Preset
+from ggq.session import Session
 from ggq.system import hardware
 
 PRESETS = ("Q2_K", "Q4_K_M", "Q6_K", "Q8_0")
@@ -145,7 +147,7 @@ class Foresight:
         self._work = work
         self._tools = tools
         self._server = server
-        self._hollow = hollow_model(checkpoint, toolchain=tools)
+        self._hollow = hollow_model(checkpoint, Session(tools))
         self._account = Account(self._hollow)
         self._facts = self._account.facts()
         own = self._facts.context_length or max(contexts)
@@ -281,7 +283,7 @@ def regret(checkpoint: Path, files: Mapping[str, Path], tools: Toolchain) -> tup
 def hollow_8b(work: Path, tools: Toolchain) -> Iterator[Cell]:
     """From a few layers against the whole, both without weights."""
     shape = replace(headers.LLAMA_8B, vocabulary=_VOCABULARY)
-    hollow: HollowModel = hollow_model(headers.write(work / "hollow-8b", shape, EXAMPLE), toolchain=tools)
+    hollow: HollowModel = hollow_model(headers.write(work / "hollow-8b", shape, EXAMPLE), Session(tools))
     account = Account(hollow)
     (preset,) = catalogue.load().resolve([DEEP_PRESET])
     sizes = {preset.name: account.size(preset).file_bytes}

@@ -19,7 +19,7 @@ import ggq
 from benchmarks import headers
 from benchmarks.common import EXAMPLE, RESULTS, Bar, finish, random_llama
 from ggq.estimation.hollow_model import hollow_model
-from ggq.estimation.speed import timed
+from ggq.estimation.speed_meter import timed
 from ggq.gguf.file import read
 from ggq.llamacpp import bench, rpc, toolchain
 from ggq.llamacpp.memory import Load
@@ -34,6 +34,7 @@ from ggq.operations import plan
 from ggq.operations.convert_and_quantize import Settings
 from ggq.operations.plan import PlanSettings
 from ggq.presets import catalogue
+from ggq.session import Session
 
 _PRESET, _CONTEXT, _REPETITIONS = "Q4_K_M", 512, 3
 _LLAMA_70B = headers.Shape(8192, 28672, 80, 64, 8, 2048)
@@ -175,7 +176,7 @@ def main() -> None:
             source = headers.write(work / name, shape, EXAMPLE)
             [preset] = catalogue.load().resolve([_PRESET])
             large = work / f"{name}.gguf"
-            large.symlink_to(hollow_model(source, toolchain=tools).quantized(preset))
+            large.symlink_to(hollow_model(source, Session(tools)).quantized(preset))
             if servers:
                 print(f"{large.stem}: made, and not run on a CPU that only stands in")
                 continue

@@ -24,6 +24,7 @@ from ggq.errors import UsageProblem
 from ggq.model_ref import parse_reference
 from ggq.operations import convert_and_quantize
 from ggq.operations.base_estimate import ConvertPlan, plan_convert
+from ggq.session import Session
 from ggq.system import files
 
 
@@ -83,7 +84,7 @@ def convert(
             output = Path(default_name(convert_and_quantize.model_name(ref), kind, mmproj=mmproj))
         made = convert_checkpoint(
             folder, output, outtype=outtype, mmproj=mmproj, verify=verify, source=source, force=force,
-            listener=listener,
+            session=Session(offline=offline, listener=listener),
         )  # fmt: skip
     out.result(made)
     _show(out, made)

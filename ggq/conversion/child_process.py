@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ggq._version import __version__
 from ggq.checkpoint import model_card, transformers_model
@@ -20,58 +21,50 @@ from ggq.conversion import (
 )
 from ggq.conversion.checkpoint_view import SourceInfo
 from ggq.conversion.compare_packed import Unpacked
+from ggq.conversion.job import Job
 from ggq.conversion.parameter_count import account
 from ggq.conversion.pipes import Pipe
+from ggq.conversion.settings import Verify
 from ggq.conversion.source import source_of
 from ggq.conversion.verification import COMPARED, Findings, Verification, judge, not_compared, padded
 from ggq.conversion.weight_feeder import Feeder
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp import tool_output
-from ggq.llamacpp.toolchain import Toolchain
-from ggq.progress import Listener, Notice, Step, silent
+from ggq.progress import Notice, Step
+from ggq.session import Session
 from ggq.system import files, hardware, python_child, scratch
-
-Level = Literal["sampled", "full", "off"]
-
 
 # malloc then gives freed memory back as it comes, and does not learn to keep it: 5 % of the peak where there
 # is hardly anything but a tokenizer. Weights are handled faster without it.
 _THRIFTY = {"MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
-class Child:
-    """One run of ggq.conversion.child: its job, its events, its end.
+@dataclass(frozen=True)
+class Target:
+    """The GGUF that a child process writes or checks. ``outtype``: resolved; ``hollow`` and
+    ``without_values``: see ``job.Job``; ``pipe``: for the tensors' data; ``feeder``: of the checkpoint's
+    weights, where they are not on the disk."""
 
-    ``gguf``: what it writes or checks; ``hollow``, ``without_values`` and ``pipe``: see ``child.Job``;
-    ``feeder``: of the checkpoint's weights, where they are not on the disk.
-    """
+    gguf: Path
+    outtype: str
+    mmproj: bool = False
+    hollow: bool = False
+    without_values: bool = False
+    pipe: Pipe | None = None
+    feeder: Feeder | None = None
+
+
+class Child:
+    """One run of ggq.conversion.child: its job, its events, its end."""
 
     def __init__(
-        self,
-        given: Checkpoint,
-        gguf: Path,
-        outtype: str,
-        toolchain: Toolchain,
-        *,
-        mmproj: bool,
-        source: SourceInfo | None = None,
-        listener: Listener = silent,
-        hollow: bool = False,
-        without_values: bool = False,
-        pipe: Pipe | None = None,
-        feeder: Feeder | None = None,
+        self, given: Checkpoint, target: Target, session: Session, source: SourceInfo | None = None
     ) -> None:
         self._given = given
-        self._gguf = gguf
-        self._outtype = outtype
-        self._toolchain = toolchain
-        self._mmproj = mmproj
+        self._target = target
+        self._toolchain = session.toolchain
+        self._listener = session.listener
         self._source = source or source_of(given.path)
-        self._listener = listener
-        self._hollow = hollow
-        self._without_values = without_values
-        self._pipe = pipe
-        self._feeder = feeder
         self._on_written: Callable[[Path], None] | None = None
         self._on_header: Callable[[], None] | None = None
         self._phase = ""
@@ -86,7 +79,7 @@ class Child:
         self,
         *,
         convert: bool,
-        level: Level,
+        level: Verify,
         on_written: Callable[[Path], None] | None = None,
         on_header: Callable[[], None] | None = None,
         on_start: Callable[[int], None] | None = None,
@@ -103,8 +96,8 @@ class Child:
             job = self._job(folder, convert=convert, level=level)
             done = python_child.run(
                 "ggq.conversion.child",
-                stdin=json.dumps(job),
-                env=transformers_model.ENVIRONMENT | (_THRIFTY if self._hollow else {}),
+                stdin=json.dumps(asdict(job)),
+                env=transformers_model.ENVIRONMENT | (_THRIFTY if self._target.hollow else {}),
                 on_stdout=self._hear,
                 on_stderr=self._watch,
                 on_start=on_start,
@@ -120,46 +113,46 @@ class Child:
                 return
             raise converter_errors.died(self._phase, done.returncode, done.stderr)
 
-    def _job(self, folder: Path, *, convert: bool, level: Level) -> dict[str, Any]:
+    def _job(self, folder: Path, *, convert: bool, level: Verify) -> Job:
         why_not = self._no_logits()
         if why_not:
             self._found["logits"] = {"why_not": why_not}
         # Most files come to what is expected of them, and then need no change after their checks.
-        self.verdict = padded(COMPARED) if level != "off" and not why_not else not_compared(why_not)
+        self.verdict = padded(COMPARED) if level is not Verify.OFF and not why_not else not_compared(why_not)
         names = [tensor.name for tensor in self._given.tensors]
-        return {
-            "view": str(folder),
-            "name": checkpoint_view.model_name(self._given, self._source),
-            "gguf": str(self._gguf.absolute()),
-            "outtype": self._outtype,
-            "architecture": self._given.architectures[0],
-            "source_dir": str(self._toolchain.converter.parent),
-            "lib_dir": str(self._toolchain.lib_dir),
+        return Job(
+            view=str(folder),
+            name=checkpoint_view.model_name(self._given, self._source),
+            gguf=str(self._target.gguf.absolute()),
+            outtype=self._target.outtype,
+            architecture=self._given.architectures[0],
+            source_dir=str(self._toolchain.converter.parent),
+            lib_dir=str(self._toolchain.lib_dir),
             # llama.cpp's threads wait for each other: where another program takes a core from one of them,
             # all stand still, and a short prompt is not worth that.
-            "threads": max(1, hardware.usable_cores() // 2),
-            "convert": convert,
-            "check": level != "off",
-            "logits": not why_not,
-            "full": level == "full",
-            "mmproj": self._mmproj,
-            "bin_weights": self._given.weight_format == "bin",
-            "has_tokenizer_model": tokenizer_checks.MODEL in self._given.tokenizer_files,
-            "embedding_rows": vocabulary_rows.count(self._given),
-            "hollow": self._hollow,
-            "without_values": self._without_values,
-            "pipe_folder": str(self._pipe.folder.absolute()) if self._pipe else "",
-            "fed": list(self._feeder.files) if self._feeder else [],
-            "arguments": config_gaps.options(self._given.architectures[0], names),
-            "metadata": {"general.quantized_by": f"ggq {__version__}"},
-            "verdict": self.verdict,
-            "repo_id": self._source.repo_id if self._source else "",
-            "commit": self._source.commit if self._source else "",
-        }
+            threads=max(1, hardware.usable_cores() // 2),
+            convert=convert,
+            check=level is not Verify.OFF,
+            logits=not why_not,
+            full=level is Verify.FULL,
+            mmproj=self._target.mmproj,
+            bin_weights=self._given.weight_format == "bin",
+            has_tokenizer_model=tokenizer_checks.MODEL in self._given.tokenizer_files,
+            embedding_rows=vocabulary_rows.count(self._given),
+            hollow=self._target.hollow,
+            without_values=self._target.without_values,
+            pipe_folder=str(self._target.pipe.folder.absolute()) if self._target.pipe else "",
+            fed=list(self._target.feeder.files) if self._target.feeder else [],
+            arguments=config_gaps.options(self._given.architectures[0], names),
+            metadata={"general.quantized_by": f"ggq {__version__}"},
+            verdict=self.verdict,
+            repo_id=self._source.repo_id if self._source else "",
+            commit=self._source.commit if self._source else "",
+        )
 
     def _no_logits(self) -> str:
         """Why the logits cannot be compared here, or an empty text."""
-        if self._mmproj:
+        if self._target.mmproj:
             return "a projector has no logits of its own"
         available = hardware.available_ram_bytes()
         wanted = transformers_model.needed_bytes(self._given)
@@ -183,13 +176,13 @@ class Child:
             self.completed = event["keys"]
         elif kind == "written":
             if self._on_written is not None:
-                self._on_written(self._gguf)
+                self._on_written(self._target.gguf)
         elif kind == "header":
             if self._on_header is not None:
                 self._on_header()
         elif kind == "want":
-            assert self._feeder is not None
-            self._feeder.want(event["file"], event["offset"], event["bytes"])
+            assert self._target.feeder is not None
+            self._target.feeder.want(event["file"], event["offset"], event["bytes"])
         elif kind == "remark":
             if event.get("warning"):
                 self._remarks.append(event["text"])
@@ -203,15 +196,15 @@ class Child:
         if progress:
             self._listener(Step("convert", *progress))
 
-    def judged(self, level: Level, made: gguf_file.GgufFile) -> Verification:
+    def judged(self, level: Verify, made: gguf_file.GgufFile) -> Verification:
         """The verdict on what was found. Raises ConversionProblem."""
-        if level == "off":
+        if level is Verify.OFF:
             remarks = tuple(remark.rstrip(".") for remark in self._remarks)
             return Verification("off", len(made.tensors), made.parameter_count, warnings=remarks)
         values = self._found.get("values", {})
         return judge(
             level,
-            self._outtype,
+            self._target.outtype,
             Findings(
                 tensor_count=len(made.tensors),
                 gguf_parameters=made.parameter_count,
@@ -232,12 +225,16 @@ class Child:
 
     def _unpacked(self, made: gguf_file.GgufFile) -> Unpacked:
         """Where there are no logits, the values of packed weights that ggq can unpack itself."""
-        if self._mmproj or self._given.storage.method is None or "cosine" in self._found.get("logits", {}):
+        if (
+            self._target.mmproj
+            or self._given.storage.method is None
+            or "cosine" in self._found.get("logits", {})
+        ):
             return Unpacked()
         return compare_packed.compare(self._given, made)
 
     def _account(self, made: gguf_file.GgufFile) -> Any:
-        if self._given.quantization is not None or self._mmproj:
+        if self._given.quantization is not None or self._target.mmproj:
             return None
         elements = {tensor.name: tensor.elements for tensor in self._given.tensors}
         elements |= self._found.get("weights", {}).get("elements", {})

@@ -11,18 +11,16 @@ from typing import Any
 from ggq.checkpoint import checkpoint
 from ggq.checkpoint.checkpoint import Checkpoint
 from ggq.conversion.checkpoint_view import SourceInfo
-from ggq.conversion.child_process import Child, Level
+from ggq.conversion.child_process import Child, Target
+from ggq.conversion.settings import ConvertSettings, Outtype, Verify
 from ggq.conversion.verification import KEY, Verification
-from ggq.errors import OutputProblem, UsageProblem
+from ggq.errors import OutputProblem
 from ggq.gguf import file as gguf_file
 from ggq.gguf import names as gguf_names
-from ggq.llamacpp import toolchain as toolchains
-from ggq.llamacpp.toolchain import Toolchain
-from ggq.progress import Listener, Notice, silent
+from ggq.progress import Listener, Notice
+from ggq.session import Session
+from ggq.settings import choice, filled
 from ggq.system import files
-
-LEVELS = ("sampled", "full", "off")
-OUTTYPES = ("auto", "bf16", "f16", "f32", "q8_0")
 
 BITS_PER_WEIGHT = {"bf16": 16.0, "f16": 16.0, "f32": 32.0, "q8_0": 8.5}
 _OWN_TYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32", "F64": "f32"}
@@ -55,13 +53,9 @@ def resolve_outtype(given: Checkpoint, outtype: str) -> str:
 
     Weights that are quantized become the type that the config computes in, or bf16. Raises UsageProblem.
     """
-    word = outtype.lower()
-    if word not in OUTTYPES:
-        raise UsageProblem(
-            f"There is no output type {outtype!r}.", "", f"Choose one of {', '.join(OUTTYPES)}."
-        )
-    if word != "auto":
-        return word
+    word = choice(outtype, "output type", Outtype)
+    if word is not Outtype.AUTO:
+        return word.value
     if given.dtype in _OWN_TYPES:
         return _OWN_TYPES[given.dtype]
     said = str(given.config.get("dtype") or given.config.get("torch_dtype")).removeprefix("torch.")
@@ -81,49 +75,47 @@ def needed_bytes(given: Checkpoint, outtype: str) -> int:
 
 
 def convert(
-    checkpoint_folder: Path,
-    output: Path,
+    checkpoint_folder: str | Path,
+    output: str | Path,
+    settings: ConvertSettings | None = None,
     *,
-    outtype: str = "auto",
-    mmproj: bool = False,
-    verify: str = "sampled",
     source: SourceInfo | None = None,
-    toolchain: Toolchain | None = None,
-    force: bool = False,
-    listener: Listener = silent,
+    session: Session | None = None,
     on_written: Callable[[Path], None] | None = None,
+    **keywords: Any,
 ) -> Conversion:
     """Convert a checkpoint folder to one GGUF, and hold it against the checkpoint.
 
-    ``verify``: see ``verify()``. ``on_written`` is called, perhaps from another thread, with the staged file
-    when it is complete and its checks begin; and again when its checks led to a change in it. The output
-    gets its name only whole, and only when it passed.
+    ``keywords``: fields of the settings (``verify``: see ``verify()``). ``on_written`` is called, perhaps
+    from another thread, with the staged file when it is complete and its checks begin; and again when its
+    checks led to a change in it. The output gets its name only whole, and only when it passed.
 
     Raises CheckpointProblem, ConversionProblem, UsageProblem, OutputProblem, DiskFull, ToolchainProblem.
     """
-    level = _level(verify)
-    refuse_existing(output, force=force)
-    given = checkpoint.read(checkpoint_folder)
+    settings = filled(ConvertSettings, settings, keywords)
+    session = session or Session()
+    output = Path(output)
+    refuse_existing(output, force=settings.force)
+    given = checkpoint.read(Path(checkpoint_folder))
     checkpoint.require_convertible(given)
     reading = checkpoint.unchanged(given)
-    kind = resolve_outtype(given, outtype)
-    tools = toolchain or toolchains.find()
+    kind = resolve_outtype(given, settings.outtype)
     folder = files.make_folder(output.absolute().parent)
     with ExitStack() as stack:
-        stack.enter_context(files.lock(folder, listener=listener))
+        stack.enter_context(files.lock(folder, listener=session.listener))
         staged = stack.enter_context(files.staging(folder)) / output.name
         files.require_space(folder, needed_bytes(given, kind), f"the {kind.upper()} GGUF")
-        child = Child(given, staged, kind, tools, mmproj=mmproj, source=source, listener=listener)
+        child = Child(given, Target(staged, kind, mmproj=settings.mmproj), session, source)
         with reading.guard():
-            child.run(convert=True, level=level, on_written=on_written)
+            child.run(convert=True, level=settings.verify, on_written=on_written)
         made = gguf_file.read(staged)
-        verification = child.judged(level, made)
+        verification = child.judged(settings.verify, made)
         if verification.verdict != child.verdict:
             made.overwrite_text(KEY, verification.verdict)
             if on_written is not None:
                 on_written(staged)
-        if not mmproj:
-            remark(given, made, verification, listener)
+        if not settings.mmproj:
+            remark(given, made, verification, session.listener)
         files.publish(staged, output)
     return Conversion(
         output=output,
@@ -136,8 +128,8 @@ def convert(
         verification=verification,
         seconds=round(child.seconds, 2),
         peak_memory_bytes=child.peak_memory_bytes,
-        checkpoint=checkpoint_folder,
-        mmproj=mmproj,
+        checkpoint=Path(checkpoint_folder),
+        mmproj=settings.mmproj,
     )
 
 
@@ -165,8 +157,7 @@ def convert_hollow(
     outtype: str = "auto",
     without_values: bool = False,
     source: SourceInfo | None = None,
-    toolchain: Toolchain,
-    listener: Listener = silent,
+    session: Session,
 ) -> HollowBase:
     """Write the file that ``convert`` would, with every byte of its header, and holes for its weights.
 
@@ -178,17 +169,13 @@ def convert_hollow(
     given = checkpoint.read(checkpoint_folder)
     checkpoint.require_convertible(given)
     kind = resolve_outtype(given, outtype)
-    child = Child(
-        given, staged, kind, toolchain, mmproj=False, source=source, listener=listener,
-        hollow=True, without_values=without_values,
-    )  # fmt: skip
-    child.run(convert=True, level="off")
+    target = Target(staged, kind, hollow=True, without_values=without_values)
+    child = Child(given, target, session, source)
+    child.run(convert=True, level=Verify.OFF)
     return HollowBase(kind, child.completed, round(child.seconds, 2), child.peak_memory_bytes)
 
 
-def verify(
-    made: Conversion, level: str = "sampled", listener: Listener = silent, toolchain: Toolchain | None = None
-) -> Verification:
+def verify(made: Conversion, level: str = Verify.SAMPLED, session: Session | None = None) -> Verification:
     """Hold a converted GGUF against its checkpoint, in a child process.
 
     Values (no NaN, no infinity; ``sampled`` looks at 64 rows of each tensor, ``full`` at all), the count of
@@ -197,26 +184,12 @@ def verify(
 
     Raises ConversionProblem when it is not the same model.
     """
-    wanted = _level(level)
+    wanted = choice(level, "verification", Verify)
     given = checkpoint.read(made.checkpoint)
-    child = Child(
-        given,
-        made.output,
-        made.outtype,
-        toolchain or toolchains.find(),
-        mmproj=made.mmproj,
-        listener=listener,
-    )
-    if wanted != "off":
+    child = Child(given, Target(made.output, made.outtype, mmproj=made.mmproj), session or Session())
+    if wanted is not Verify.OFF:
         child.run(convert=False, level=wanted)
     return child.judged(wanted, gguf_file.read(made.output))
-
-
-def _level(word: str) -> Level:
-    for level in LEVELS:
-        if word.lower() == level:
-            return level  # type: ignore[return-value]
-    raise UsageProblem(f"There is no way {word!r} to verify.", "", f"Choose one of {', '.join(LEVELS)}.")
 
 
 def remark(

@@ -16,16 +16,16 @@ from typing import Any
 
 from ggq.checkpoint import checkpoint
 from ggq.conversion.checkpoint_view import SourceInfo
-from ggq.conversion.child_process import Child
+from ggq.conversion.child_process import Child, Target
 from ggq.conversion.conversion import remark, resolve_outtype
 from ggq.conversion.pipes import Pipe
+from ggq.conversion.settings import Verify
 from ggq.conversion.verification import Verification
 from ggq.conversion.weight_feeder import Feeder, Weights
 from ggq.gguf import file as gguf_file
 from ggq.gguf.file import GgufFile
 from ggq.gguf.header import TensorInfo
-from ggq.llamacpp.toolchain import Toolchain
-from ggq.progress import Listener, silent
+from ggq.session import Session
 from ggq.system import process
 
 _PATIENCE_S = 0.05  # between looks at whether the child still lives
@@ -52,23 +52,21 @@ class StreamedBase(contextlib.AbstractContextManager["StreamedBase"]):
         *,
         outtype: str,
         source: SourceInfo | None,
-        toolchain: Toolchain,
+        session: Session,
         weights: Weights | None = None,
-        listener: Listener = silent,
     ) -> None:
         given = checkpoint.read(checkpoint_folder)
         checkpoint.require_convertible(given)
         self._given = given
         self._identity = identity
         self.is_remote = weights is not None
-        self._listener = listener
+        self._listener = session.listener
         self._file = work / "header.gguf"
         self._pipe = Pipe(work)
         self._feeder = Feeder(work, weights, self._stop) if weights else None
-        self._child = Child(
-            given, self._file, resolve_outtype(given, outtype), toolchain, mmproj=False, source=source,
-            listener=listener, pipe=self._pipe, feeder=self._feeder,
-        )  # fmt: skip
+        kind = resolve_outtype(given, outtype)
+        target = Target(self._file, kind, pipe=self._pipe, feeder=self._feeder)
+        self._child = Child(given, target, session, source)
         self._thread = threading.Thread(target=self._convert, daemon=True)
         self._told = threading.Event()  # the header is written, or the child has ended
         self._ended = threading.Event()
@@ -169,7 +167,7 @@ class StreamedBase(contextlib.AbstractContextManager["StreamedBase"]):
     def _convert(self) -> None:
         """In a thread of its own."""
         try:
-            self._child.run(convert=True, level="off", on_start=self._started, on_header=self._told.set)
+            self._child.run(convert=True, level=Verify.OFF, on_start=self._started, on_header=self._told.set)
         except BaseException as failure:
             self._failure = (self._feeder.failure if self._feeder else None) or failure
         finally:

@@ -8,41 +8,37 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ggq import hub
 from ggq._version import __version__
 from ggq.checkpoint import checkpoint
 from ggq.conversion import SourceInfo, convert_hollow
+from ggq.conversion.settings import Outtype
 from ggq.conversion.source import model_name as folder_name
-from ggq.errors import UsageProblem
+from ggq.estimation.hollow_parts import Parts
 from ggq.gguf import file as gguf_file
 from ggq.gguf import hollow as gguf_hollow
 from ggq.gguf import names as gguf_names
-from ggq.gguf.file import EMBEDDINGS, GgufFile
-from ggq.gguf.header import Array
-from ggq.gguf.hollow import HollowTensor
 from ggq.hub.client import DEFAULT_RETRY, Retry
-from ggq.llamacpp import toolchain as toolchains
-from ggq.llamacpp.ggml_rows import quantize_rows
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.model_ref import ModelRef
 from ggq.presets.catalogue import Preset
-from ggq.progress import Listener, Notice, silent
+from ggq.progress import Notice, silent
 from ggq.quantization import expected_imatrix
 from ggq.quantization.imatrix import default_name
-from ggq.quantization.output_files import changed_entries
 from ggq.quantization.recipe import Recipe, ask
 from ggq.records.manifest import is_ours
+from ggq.session import Session
 from ggq.system import files, places, scratch
 
 _RECORD = "hollow.json"
@@ -55,13 +51,6 @@ _ELSEWHERE = "set XDG_CACHE_HOME to a folder on another file system"
 _OF_PROCESS = re.compile(r"\.(\d+)-[0-9a-f]{8}\.gguf$")
 # Processes of another host, or container, that share the cache are not seen; none plans for so long.
 _LEFT_AFTER_S = 3600
-_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
-_ROUTER = ".ffn_gate_inp.weight"
-# Reckoned from the config, not learnt; and small.
-_TABLE = re.compile(r"rope_(freqs|factors_(long|short))\.weight$")
-# A prime, so that no pattern of token ids falls together with the rows.
-_DISTINCT_ROWS = 251
-_FEW_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -140,7 +129,7 @@ class HollowModel:
             return target
         base = gguf_file.read_all(self.base)
         recipe = self.recipe(preset)
-        parts = _Parts(base, recipe, self.toolchain)
+        parts = Parts(base, recipe, self.toolchain)
         if layers is not None:
             parts.cut(layers)
         if narrow:
@@ -156,12 +145,10 @@ class HollowModel:
 
 def hollow_model(
     ref: ModelRef | Path,
+    session: Session | None = None,
     *,
-    outtype: str = "auto",
-    offline: bool = False,
-    toolchain: Toolchain | None = None,
+    outtype: str = Outtype.AUTO,
     retry: Retry = DEFAULT_RETRY,
-    listener: Listener = silent,
 ) -> HollowModel:
     """Make, or find in the cache, the hollow model of a reference (a path: a checkpoint folder or a GGUF).
 
@@ -173,10 +160,9 @@ def hollow_model(
     ConversionProblem, GgufProblem, OutputProblem (the cache folder cannot hold holes), DiskFull,
     ToolchainProblem, UsageProblem.
     """
-    tools = toolchain or toolchains.find()
     if isinstance(ref, Path):
         ref = ModelRef("gguf" if ref.is_file() else "folder", path=ref)
-    maker = _Maker(tools, outtype, offline, retry, listener)
+    maker = _Maker(session or Session(), outtype, retry)
     if ref.kind == "hub":
         return maker.of_repository(ref)
     assert ref.path is not None
@@ -186,27 +172,21 @@ def hollow_model(
 class _Maker:
     """The three kinds of references, each with what identifies it."""
 
-    def __init__(
-        self, toolchain: Toolchain, outtype: str, offline: bool, retry: Retry, listener: Listener
-    ) -> None:
-        self._toolchain = toolchain
+    def __init__(self, session: Session, outtype: str, retry: Retry) -> None:
+        self._session = session
+        self._toolchain = session.toolchain
+        self._listener = session.listener
         self._outtype = outtype
-        self._offline = offline
-        self._retry = retry
-        self._listener = listener
+        self._how: Any = {"offline": session.offline, "retry": retry, "listener": session.listener}
 
     def of_repository(self, ref: ModelRef) -> HollowModel:
-        model = hub.inspect(
-            ref.repo_id, ref.revision, offline=self._offline, retry=self._retry, listener=self._listener
-        )
+        model = hub.inspect(ref.repo_id, ref.revision, **self._how)
         name = model.repo_id.rpartition("/")[2]
         folder = self._folder(name, [model.repo_id, model.commit, self._outtype])
         source = SourceInfo(model.repo_id, model.commit, model.license)
 
         def fill(staged: Path) -> _Made:
-            found = hub.gather(
-                model, staged, offline=self._offline, retry=self._retry, listener=self._listener
-            )
+            found = hub.gather(model, staged, **self._how)
             made = self._convert(found.folder, staged, source, without_values=not found.with_values)
             return replace(made, network_bytes=found.received_bytes)
 
@@ -245,8 +225,7 @@ class _Maker:
             outtype=self._outtype,
             without_values=without_values,
             source=source,
-            toolchain=self._toolchain,
-            listener=self._listener,
+            session=self._session,
         )
         return _Made(peak_memory_bytes=done.peak_memory_bytes)
 
@@ -341,100 +320,3 @@ def _identity(folder: Path) -> Iterator[str]:
                 yield hashlib.sha256(stream.read()).hexdigest()
             else:
                 yield str(stat.st_mtime_ns)
-
-
-# --- the parts of a quantized file -----------------------------------------------------------------------
-
-
-class _Parts:
-    """Tensors and changed metadata of a hollow quantized file: first those of the whole."""
-
-    def __init__(self, base: GgufFile, recipe: Recipe, toolchain: Toolchain) -> None:
-        self._base = base
-        self._toolchain = toolchain
-        self._source = {tensor.name: tensor for tensor in base.tensors}
-        self.tensors = [
-            HollowTensor(tensor.name, tensor.shape, tensor.target_type) for tensor in recipe.tensors
-        ]
-        self.tensors = [replace(tensor, data=self._table(tensor)) for tensor in self.tensors]
-        self.changed = changed_entries(base, recipe)
-
-    def _table(self, tensor: HollowTensor) -> Iterable[bytes]:
-        """The content of a tensor that the base has for real."""
-        source = self._source[tensor.name]
-        if not _TABLE.match(tensor.name) or source.type != tensor.type:
-            return ()
-        with source.path.open("rb") as stream:
-            stream.seek(source.offset_bytes)
-            return (stream.read(source.data_bytes),)
-
-    def cut(self, layers: int) -> None:
-        """Leave the first ``layers`` blocks. Raises UsageProblem."""
-        base, architecture = self._base, self._base.architecture
-        blocks = base.block_count or 0
-        # Blocks for multi-token prediction stand after the others, and are counted with them.
-        extra = base.integer(f"{architecture}.nextn_predict_layers") or 0
-        depth = blocks - extra
-        if not 1 <= layers <= depth:
-            raise UsageProblem(
-                f"{layers} layers were asked for; {base.path.name} has {depth}.",
-                "",
-                f"Choose from 1 to {depth}.",
-            )
-        given = {tensor.name: tensor for tensor in self.tensors}
-        kept = []
-        for tensor in self.tensors:
-            block = _BLOCK.fullmatch(tensor.name)
-            if block is None:
-                kept.append(tensor)
-            elif int(block[1]) < layers:
-                # The presets give the first and the last blocks better types: a few must stand for all.
-                model = (2 * int(block[1]) + 1) * depth // (2 * layers)
-                typed = given.get(f"blk.{model}.{block[2]}", tensor)
-                kept.append(replace(tensor, type=typed.type) if typed.shape == tensor.shape else tensor)
-        self.tensors = kept
-        self.changed[f"{architecture}.block_count"] = layers
-        if extra:
-            self.changed[f"{architecture}.nextn_predict_layers"] = 0
-        for key, value in base.metadata.items():
-            if not key.startswith(f"{architecture}.") or ".rope." in key:
-                continue
-            if isinstance(value, Array) and len(value) == blocks and not value.is_of_texts:
-                self.changed[key] = value.first(layers)
-
-    def narrow(self) -> None:
-        """Leave a few tokens, nameless, in every tensor that has a row or a value for each."""
-        tokens, few = self._base.embedded_tokens, _FEW_TOKENS
-        self.tensors = [
-            replace(tensor, shape=(*tensor.shape[:-1], few)) if tensor.shape[-1] == tokens else tensor
-            for tensor in self.tensors
-        ]
-        self.changed["tokenizer.ggml.model"] = "no_vocab"
-        self.changed[f"{self._base.architecture}.vocab_size"] = few
-
-    def enliven(self) -> None:
-        """Random embeddings and routers, and norms of one: each router then sees another vector at every
-        token, and chooses experts by it. What the experts add is nothing, since they are holes."""
-        self.tensors = [replace(tensor, data=self._values(tensor)) for tensor in self.tensors]
-
-    def _values(self, tensor: HollowTensor) -> Iterable[bytes]:
-        import numpy as np
-
-        width, rows = tensor.shape[0], tensor.elements // tensor.shape[0]
-        if tensor.name == EMBEDDINGS:
-            few = self._random(tensor, min(rows, _DISTINCT_ROWS))
-            whole, rest = divmod(rows, _DISTINCT_ROWS)
-            last = few[: len(few) * rest // _DISTINCT_ROWS] if whole else b""
-            return itertools.chain(itertools.repeat(few, max(1, whole)), (last,))
-        if tensor.name.endswith(_ROUTER):
-            return (self._random(tensor, rows),)
-        if "norm" in tensor.name and tensor.name.endswith(".weight") and rows == 1:
-            return (quantize_rows(self._toolchain, tensor.type, np.ones((1, width), np.float32)),)
-        return tensor.data
-
-    def _random(self, tensor: HollowTensor, rows: int) -> bytes:
-        import numpy as np
-
-        seed = int.from_bytes(hashlib.sha256(tensor.name.encode()).digest()[:8], "little")
-        values = np.random.default_rng(seed).standard_normal((rows, tensor.shape[0]), dtype=np.float32)
-        return quantize_rows(self._toolchain, tensor.type, values)

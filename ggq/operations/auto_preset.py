@@ -13,7 +13,8 @@ from ggq import hub, model_ref
 from ggq.errors import DoesNotFit, GgqError, NeedsWeights
 from ggq.estimation.estimator import Account
 from ggq.estimation.hollow_model import HollowModel, hollow_model
-from ggq.estimation.speed import RateEstimate, timed
+from ggq.estimation.speed import RateEstimate
+from ggq.estimation.speed_meter import timed
 from ggq.gguf import names as gguf_names
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.server import Serving
@@ -29,6 +30,7 @@ from ggq.presets import catalogue as presets
 from ggq.presets.catalogue import Preset
 from ggq.progress import Listener, Notice, Step, silent
 from ggq.records.manifest import Manifest
+from ggq.session import Session
 from ggq.system import files
 
 WORD = "auto"
@@ -145,7 +147,7 @@ def make(
     )  # fmt: skip
     (file,) = result.files
     outcomes = [Outcome("file", "", chosen.chosen.file_bytes, file.size.file_bytes)]
-    opened = partial(hollow_model, ref, offline=offline, toolchain=toolchain, listener=listener)
+    opened = partial(hollow_model, ref, Session(toolchain, offline=offline, listener=listener))
     runs = (partial(_memory, chosen.serving, opened, preset), partial(_speed, chosen))
     for done, measure in enumerate(runs):
         listener(Step(STEP, done, 2, "runs"))

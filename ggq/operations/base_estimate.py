@@ -20,6 +20,7 @@ from ggq.model_ref import ModelRef
 from ggq.operations.convert_and_quantize import model_name, parameters_ahead
 from ggq.operations.convert_step import LocalCheckpoint, announced
 from ggq.progress import Listener, silent
+from ggq.session import Session
 from ggq.system import files
 
 
@@ -89,7 +90,7 @@ def _hollow_base(
 ) -> GgufFile | None:
     """None: it can only be planned after its download."""
     try:
-        made = hollow_model(ref, outtype=outtype, offline=offline, toolchain=toolchain, listener=listener)
+        made = hollow_model(ref, Session(toolchain, offline=offline, listener=listener), outtype=outtype)
     except NeedsWeights:
         return None
     return gguf_file.read_all(made.base)

@@ -265,8 +265,7 @@ class ConvertedBase:
         self._begin_digests()
         return StreamedBase(
             self._given.folder, self._job.staging, self.name, outtype=self._outtype,
-            source=self._given.source, toolchain=self._job.toolchain,
-            weights=self._given.remote, listener=self._job.listener,
+            source=self._given.source, session=self._job.session, weights=self._given.remote,
         )  # fmt: skip
 
     def name(self) -> str:
@@ -316,7 +315,7 @@ class ConvertedBase:
         with self._unchanged.guard():
             made = convert(
                 self._given.folder, staged, outtype=self._outtype, verify=self._verify,
-                source=self._given.source, toolchain=job.toolchain, listener=job.listener, on_written=digest,
+                source=self._given.source, session=job.session, on_written=digest,
             )  # fmt: skip
             self._end_digests()
         output = OutputFile(self._name, made.file_bytes, digests[-1].result())

@@ -17,7 +17,8 @@ from ggq.estimation.estimator import Account, PresetSize
 from ggq.estimation.hollow_model import HollowModel, hollow_model
 from ggq.estimation.memory import MemoryEstimate
 from ggq.estimation.placement import Room, most_layers, projector_room
-from ggq.estimation.speed import Costs, Kind, SpeedEstimate, SpeedMeter, blocks, estimate
+from ggq.estimation.speed import Costs, Kind, SpeedEstimate, blocks, estimate
+from ggq.estimation.speed_meter import SpeedMeter
 from ggq.estimation.timings import Calibration
 from ggq.llamacpp import bench as llama_bench
 from ggq.llamacpp import devices as ggml
@@ -31,6 +32,7 @@ from ggq.presets import catalogue as presets
 from ggq.presets.catalogue import Preset
 from ggq.presets.published_losses import PublishedLoss
 from ggq.progress import Listener, Step, silent
+from ggq.session import Session
 from ggq.system import files, hardware
 
 DEFAULT_PRESETS = ("k-quants",)
@@ -190,7 +192,7 @@ def plan(
     chosen = catalogue.resolve(preset_names)
     toolchain = toolchain or toolchains.find()
     ref = model_ref.parse_reference(str(model), revision)
-    hollow = hollow_model(ref, offline=offline, toolchain=toolchain, listener=listener)
+    hollow = hollow_model(ref, Session(toolchain, offline=offline, listener=listener))
     account = Account(hollow)
     facts = account.facts()
     loads = _loads(settings, facts.context_length, hollow.name)

@@ -15,6 +15,7 @@ from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Notice
 from ggq.records.environment import environment
 from ggq.records.manifest import Manifest, StepRecord
+from ggq.session import Session
 from ggq.system import files
 
 
@@ -44,6 +45,7 @@ class Job(AbstractContextManager["Job"]):
         self.force = force
         self.toolchain = toolchain or toolchains.find()
         self.listener = listener
+        self.session = Session(self.toolchain, listener=listener)
         self.tool = tool_name(self.toolchain)
 
     def __enter__(self) -> Job:

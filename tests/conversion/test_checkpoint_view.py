@@ -18,6 +18,7 @@ from ggq.conversion import checkpoint_view, convert
 from ggq.errors import CheckpointProblem
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.session import Session
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_the_models_name_is_the_folders_all_the_same(
     """The header is what llama.cpp's converter makes by hand of a folder of that name."""
     folder = Path(shutil.copytree(example, tmp_path / "Some-0.5B-Instruct-v1.2"))
     assert convert_by_hand(toolchain, folder, tmp_path / "hand.gguf", "bf16").returncode == 0
-    convert(folder, tmp_path / "ours.gguf", verify="off", toolchain=toolchain)
+    convert(folder, tmp_path / "ours.gguf", verify="off", session=Session(toolchain))
     by_hand, ours = (gguf_file.read(tmp_path / name).metadata for name in ("hand.gguf", "ours.gguf"))
     general = {
         key: value for key, value in ours.items() if key.startswith("general.") and "Array" not in repr(value)

@@ -20,6 +20,7 @@ from ggq.conversion import SourceInfo, convert, resolve_outtype, verify
 from ggq.errors import CheckpointProblem, ConversionProblem, OutputProblem, UsageProblem
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.session import Session
 from ggq.system import files, hardware
 
 pytestmark = pytest.mark.tool
@@ -42,8 +43,8 @@ def test_a_conversion_and_what_it_says(example: Path, toolchain: Toolchain, tmp_
         example,
         tmp_path / "tiny.gguf",
         source=SourceInfo("org/tiny", "0" * 40, "mit"),
-        toolchain=toolchain,
         on_written=written.append,
+        session=Session(toolchain),
     )
     read = gguf_file.read(made.output)
     assert read.text("general.quantized_by") == "ggq 0.1.0"
@@ -65,7 +66,7 @@ def test_a_model_too_large_for_memory_is_checked_without_running(
     example: Path, toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "available_ram_bytes", lambda: 1_000_000)
-    made = convert(example, tmp_path / "out.gguf", toolchain=toolchain)
+    made = convert(example, tmp_path / "out.gguf", session=Session(toolchain))
     assert made.verification.logits_cosine is None
     assert "1.00 MB are free" in made.verification.why_not
     assert made.verification.tokenizer_strings > 300
@@ -76,26 +77,26 @@ def test_an_output_that_exists_is_kept(example: Path, toolchain: Toolchain, tmp_
     output = tmp_path / "mine.gguf"
     output.write_text("mine")
     with pytest.raises(OutputProblem, match="exists"):
-        convert(example, output, toolchain=toolchain)
+        convert(example, output, session=Session(toolchain))
     assert output.read_text() == "mine"
-    convert(example, output, toolchain=toolchain, force=True, verify="off")
+    convert(example, output, force=True, verify="off", session=Session(toolchain))
     assert gguf_file.read(output).architecture == "llama"
 
 
 def test_verify_finds_a_model_that_is_not_the_same(model: Path, toolchain: Toolchain, tmp_path: Path) -> None:
-    made = convert(model, tmp_path / "base.gguf", verify="off", toolchain=toolchain)
+    made = convert(model, tmp_path / "base.gguf", verify="off", session=Session(toolchain))
     assert made.verification.level == "off" and made.verification.logits_cosine is None
-    full = verify(made, "full", toolchain=toolchain)
+    full = verify(made, "full", session=Session(toolchain))
     assert full.level == "full" and full.logits_cosine is not None
     # The same weights under another rotary base are another model.
     rope = {"rope_type": "default", "rope_theta": 1000.0}
     change(model / "config.json", rope_parameters=rope, rope_theta=1000.0)
     with pytest.raises(ConversionProblem, match="does not compute"):
-        verify(made, toolchain=toolchain)
+        verify(made, session=Session(toolchain))
 
 
 def test_eight_bits_are_asked_for_less(example: Path, toolchain: Toolchain, tmp_path: Path) -> None:
-    made = convert(example, tmp_path / "q8.gguf", outtype="q8_0", toolchain=toolchain)
+    made = convert(example, tmp_path / "q8.gguf", outtype="q8_0", session=Session(toolchain))
     assert "Q8_0" in gguf_file.read(made.output).types
     assert made.verification.logits_cosine is not None and made.verification.logits_cosine > 0.99
 
@@ -128,7 +129,7 @@ def test_nothing_of_a_checkpoint_is_run(model: Path, toolchain: Toolchain, tmp_p
     code = {"AutoConfig": "modeling_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
     change(model / "config.json", auto_map=code)
     change(model / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_own.Tokenizer", None]})
-    made = convert(model, tmp_path / "out.gguf", toolchain=toolchain)
+    made = convert(model, tmp_path / "out.gguf", session=Session(toolchain))
     assert made.verification.logits_cosine is not None
     assert not (tmp_path / "ran").exists()
 
@@ -136,20 +137,20 @@ def test_nothing_of_a_checkpoint_is_run(model: Path, toolchain: Toolchain, tmp_p
 def test_an_unknown_architecture_has_a_nearest_one(model: Path, toolchain: Toolchain, tmp_path: Path) -> None:
     change(model / "config.json", architectures=["LlamaForCasualLM"], model_type="lama")
     with pytest.raises(CheckpointProblem, match="LlamaForCasualLM") as caught:
-        convert(model, tmp_path / "out.gguf", toolchain=toolchain)
+        convert(model, tmp_path / "out.gguf", session=Session(toolchain))
     assert "the nearest is LlamaForCausalLM" in caught.value.why
     assert not (tmp_path / "out.gguf").exists()
 
 
 def test_a_text_model_has_no_projector(example: Path, toolchain: Toolchain, tmp_path: Path) -> None:
     with pytest.raises(CheckpointProblem, match="no multimodal projector"):
-        convert(example, tmp_path / "mmproj.gguf", mmproj=True, toolchain=toolchain)
+        convert(example, tmp_path / "mmproj.gguf", mmproj=True, session=Session(toolchain))
 
 
 def test_a_name_that_llama_cpp_reads_as_phi3(model: Path, toolchain: Toolchain, tmp_path: Path) -> None:
     """llama.cpp does not load a file of that name without Phi-3's tokens."""
     named = model.rename(tmp_path / "my-phi3-copy")
-    made = convert(named, tmp_path / "out.gguf", toolchain=toolchain)
+    made = convert(named, tmp_path / "out.gguf", session=Session(toolchain))
     name = gguf_file.read(made.output).name
     assert name is not None and "phi3" not in name.lower() and "phi-3" not in name.lower()
 
@@ -165,7 +166,7 @@ def test_an_unknown_tokenizer_is_refused(toolchain: Toolchain, tmp_path: Path) -
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     with pytest.raises(CheckpointProblem, match="not one that"):
-        convert(folder, tmp_path / "out.gguf", toolchain=toolchain)
+        convert(folder, tmp_path / "out.gguf", session=Session(toolchain))
 
 
 def test_a_model_that_sees_has_a_text_part_and_a_projector(toolchain: Toolchain, tmp_path: Path) -> None:
@@ -183,13 +184,13 @@ def test_a_model_that_sees_has_a_text_part_and_a_projector(toolchain: Toolchain,
     make(Case("", model, "Gemma3Config", "gemma", settings), folder)
     processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "image_seq_length": 4}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    whole = convert(folder, tmp_path / "text.gguf", toolchain=toolchain)
+    whole = convert(folder, tmp_path / "text.gguf", session=Session(toolchain))
     assert whole.verification.logits_cosine is not None and whole.verification.logits_cosine > 0.9999
     # transformers 5 saves the encoder under shorter names than the repositories (and the converter) have.
     with pytest.raises(CheckpointProblem, match="a tensor that"):
-        convert(folder, tmp_path / "mmproj.gguf", mmproj=True, toolchain=toolchain)
+        convert(folder, tmp_path / "mmproj.gguf", mmproj=True, session=Session(toolchain))
     rename_tensors(folder / "model.safetensors", "vision_tower.", "vision_tower.vision_model.")
-    convert(folder, tmp_path / "mmproj.gguf", mmproj=True, toolchain=toolchain)
+    convert(folder, tmp_path / "mmproj.gguf", mmproj=True, session=Session(toolchain))
     assert gguf_file.read(tmp_path / "mmproj.gguf").architecture == "clip"
 
 

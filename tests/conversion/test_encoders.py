@@ -21,6 +21,7 @@ from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import model_file, quality, speed_tests
 from ggq.progress import Event
 from ggq.quantization.imatrix import imatrix
+from ggq.session import Session
 
 SMALL = {
     "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": ...,
@@ -71,7 +72,7 @@ def xlm_roberta(folder: Path) -> Path:
 def test_wordpiece_from_its_vocabulary(toolchain: Toolchain, tmp_path: Path) -> None:
     events: list[Event] = []
     made = convert(
-        bert(tmp_path / "bert"), tmp_path / "bert.gguf", toolchain=toolchain, listener=events.append
+        bert(tmp_path / "bert"), tmp_path / "bert.gguf", session=Session(toolchain, listener=events.append)
     )
     found = made.verification
     assert found.vectors_cosine is not None and found.vectors_cosine > 0.9999
@@ -115,7 +116,7 @@ def test_an_encoder_is_served_for_its_vectors(tmp_path: Path) -> None:
 @pytest.mark.tool
 @pytest.mark.timeout(300)
 def test_unigram_without_a_sentencepiece_file(toolchain: Toolchain, tmp_path: Path) -> None:
-    made = convert(xlm_roberta(tmp_path / "xlmr"), tmp_path / "xlmr.gguf", toolchain=toolchain)
+    made = convert(xlm_roberta(tmp_path / "xlmr"), tmp_path / "xlmr.gguf", session=Session(toolchain))
     found = made.verification
     assert found.vectors_cosine is not None and found.vectors_cosine > 0.9999
     assert found.pooled_cosine is not None and found.pooled_cosine > 0.9999

@@ -21,6 +21,7 @@ from ggq.conversion.verification import Findings, judge
 from ggq.errors import ConversionProblem
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.session import Session
 
 pytestmark = pytest.mark.torch
 
@@ -192,7 +193,7 @@ def test_a_checkpoint_that_transformers_does_not_load(toolchain: Toolchain, tmp_
     checkpoints.edit_tensors(folder, change)
     settings = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": True, "sym": False}
     checkpoints.edit(folder / "config.json", quantization_config=settings)
-    found = convert(folder, tmp_path / "made.gguf", toolchain=toolchain).verification
+    found = convert(folder, tmp_path / "made.gguf", session=Session(toolchain)).verification
     if found.logits_cosine is not None:
         pytest.skip("this transformers runs GPTQ")
     assert found.why_not and found.unpacked_compared == found.unpacked_tensors > 0

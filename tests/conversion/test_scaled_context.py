@@ -22,6 +22,7 @@ from ggq.errors import ConversionProblem
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp.inference import Witness
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.session import Session
 
 YARN = {
     "rope_type": "yarn",
@@ -58,14 +59,14 @@ def _checkpoint(folder: Path, rope: Mapping[str, Any]) -> Path:
 def yarn(tmp_path_factory: pytest.TempPathFactory, toolchain: Toolchain) -> Path:
     """A checkpoint, and beside it its GGUF."""
     folder = _checkpoint(tmp_path_factory.mktemp("yarn"), YARN)
-    convert(folder, folder / "made.gguf", toolchain=toolchain, verify="off")
+    convert(folder, folder / "made.gguf", verify="off", session=Session(toolchain))
     return folder
 
 
 @pytest.fixture(scope="module")
 def llama3(tmp_path_factory: pytest.TempPathFactory, toolchain: Toolchain) -> Path:
     folder = _checkpoint(tmp_path_factory.mktemp("llama3"), LLAMA3)
-    convert(folder, folder / "made.gguf", toolchain=toolchain, verify="off")
+    convert(folder, folder / "made.gguf", verify="off", session=Session(toolchain))
     return folder
 
 
@@ -104,7 +105,7 @@ def _other_factor(gguf: Path) -> None:
 @tool
 def test_a_conversion_is_compared_beyond_its_original_context(tmp_path: Path, toolchain: Toolchain) -> None:
     folder = _checkpoint(tmp_path / "model", LINEAR)
-    found = convert(folder, tmp_path / "made.gguf", toolchain=toolchain).verification
+    found = convert(folder, tmp_path / "made.gguf", session=Session(toolchain)).verification
     assert found.original_context == 512
     assert found.beyond_cosine is not None
     assert found.beyond_cosine > 0.99999

@@ -22,6 +22,7 @@ from ggq.errors import ConversionProblem
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp.inference import Witness
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.session import Session
 
 GOOD = {"positions": 32, "cosine": 1.0, "lowest_cosine": 1.0, "top1_agreement": 1.0}
 WINDOW = {**GOOD, "window": 128, "tried": 8, "written": 128}
@@ -41,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, toolchain: Toolchain) -> tupl
     )  # fmt: skip
     checkpoints.save_tokenizer(folder, tokenizer)
     gguf = folder / "made.gguf"
-    return folder, gguf, convert(folder, gguf, toolchain=toolchain).verification
+    return folder, gguf, convert(folder, gguf, session=Session(toolchain)).verification
 
 
 def _found(folder: Path, gguf: Path, toolchain: Toolchain, layers: list[str] | None = None) -> dict[str, Any]:

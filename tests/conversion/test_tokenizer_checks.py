@@ -14,6 +14,7 @@ from ggq.conversion import convert, convert_hollow, tokenizer_checks, tokenizer_
 from ggq.conversion.tokenizer_checks import UnsoundTokenizer
 from ggq.errors import CheckpointProblem
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.session import Session
 from ggq.system import files
 
 Change = Callable[[dict[str, Any]], None]
@@ -124,7 +125,7 @@ def test_a_conversion_says_which_file(toolchain: Toolchain, tmp_path: Path) -> N
     folder = checkpoints.llama(tmp_path / "model", checkpoints.tokenizer())
     _changed(folder, _no_id)
     with pytest.raises(CheckpointProblem) as caught:
-        convert(folder, tmp_path / "out.gguf", toolchain=toolchain)
+        convert(folder, tmp_path / "out.gguf", session=Session(toolchain))
     assert str(folder) in caught.value.what
     assert (
         "tokenizer.json is not one that the tokenizers library reads: invalid type: null" in caught.value.why
@@ -132,4 +133,4 @@ def test_a_conversion_says_which_file(toolchain: Toolchain, tmp_path: Path) -> N
     # With a tokenizer.model the converter does not look into tokenizer.json; the check would.
     (folder / "tokenizer.model").write_bytes(checkpoints.sentencepiece_model())
     with files.staging(tmp_path) as staging, pytest.raises(CheckpointProblem, match=r"tokenizer\.json is"):
-        convert_hollow(folder, staging / "out.gguf", toolchain=toolchain)
+        convert_hollow(folder, staging / "out.gguf", session=Session(toolchain))

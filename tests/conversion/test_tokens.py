@@ -13,6 +13,7 @@ from ggq.conversion import Conversion, convert, stop_tokens, tokenizer_file, voc
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp.inference import Witness
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.session import Session
 
 WORD, SINGLE = "Section 5A", "apportionment"
 
@@ -36,7 +37,7 @@ def test_the_rules_are_those_of_tokenizer_json(
     """Whatever the class says that it should be: transformers 5 would build another tokenizer."""
     own = checkpoints.tokenizer("smollm")
     folder = checkpoints.llama(tmp_path / "model", own, tokenizer_class=tokenizer_class)
-    made = convert(folder, tmp_path / "out.gguf", toolchain=toolchain)
+    made = convert(folder, tmp_path / "out.gguf", session=Session(toolchain))
     checked = made.verification
     assert gguf_file.read(made.output).text("tokenizer.ggml.pre") == "smollm"
     assert tokens(made, "x 12345 done") == own.encode("x 12345 done").ids
@@ -54,7 +55,7 @@ def test_added_tokens_and_what_ends_a_turn(toolchain: Toolchain, tmp_path: Path,
     folder = checkpoints.llama(tmp_path / "model", own)
     last = own.token_to_id("<|turn_end|>")
     checkpoints.edit(folder / "generation_config.json", eos_token_id=[0, last - 1, last])
-    made = convert(folder, tmp_path / "out.gguf", toolchain=toolchain)
+    made = convert(folder, tmp_path / "out.gguf", session=Session(toolchain))
     checked = made.verification
     assert checked.stop_tokens == (0, last - 1, last) and not checked.stop_tokens_lost
     assert tokens(made, f"under {WORD} of") == own.encode(f"under {WORD} of").ids
@@ -72,7 +73,7 @@ def test_what_llama_cpp_lacks_is_told(toolchain: Toolchain, tmp_path: Path) -> N
         checkpoints.QWEN2, [AddedToken("<mask>", special=True, lstrip=True)], nfc=True
     )
     folder = checkpoints.llama(tmp_path / "model", own)
-    form, token = convert(folder, tmp_path / "out.gguf", toolchain=toolchain).verification.warnings
+    form, token = convert(folder, tmp_path / "out.gguf", session=Session(toolchain)).verification.warnings
     assert "NFC" in form and "<mask>" in token and "lstrip" in token
 
 
@@ -84,7 +85,7 @@ def test_tokens_without_rows_are_left_out_by_name(toolchain: Toolchain, tmp_path
     folder = checkpoints.llama(tmp_path / "model", own)
     own.add_special_tokens([AddedToken("<|plugin|>", special=True), AddedToken("<|im_start|>", special=True)])
     own.save(str(folder / "tokenizer.json"))
-    made = convert(folder, tmp_path / "out.gguf", toolchain=toolchain)
+    made = convert(folder, tmp_path / "out.gguf", session=Session(toolchain))
     (warning,) = made.verification.warnings
     count = own.get_vocab_size()
     assert f"ids up to {count - 1}" in warning and f"{count - 2} rows" in warning
@@ -102,7 +103,7 @@ def test_no_ordinary_token_ends_a_turn_unsaid(named: bool, toolchain: Toolchain,
         checkpoints.edit(folder / name, eos_token_id=..., bos_token_id=...)
     if not named:
         checkpoints.edit(folder / "tokenizer_config.json", eos_token=...)
-    made = convert(folder, tmp_path / "out.gguf", toolchain=toolchain)
+    made = convert(folder, tmp_path / "out.gguf", session=Session(toolchain))
     with Witness(toolchain, made.output, 1, weights=False) as witness:
         ends = [token for token in range(witness.token_count) if witness.ends_generation(token)]
     told = [warning for warning in made.verification.warnings if "ordinary token" in warning]

@@ -16,6 +16,7 @@ from ggq.operations import convert_and_quantize
 from ggq.operations.convert_and_quantize import Settings
 from ggq.progress import Event, Notice
 from ggq.records.manifest import Manifest
+from ggq.session import Session
 from ggq.system import files
 
 
@@ -94,7 +95,10 @@ def test_a_verdict_that_was_not_expected_is_put_in_place(
     output = tmp_path / "made.gguf"
     written: list[str] = []
     convert(
-        example, output, toolchain=toolchain, on_written=lambda path: written.append(files.sha256_file(path))
+        example,
+        output,
+        on_written=lambda path: written.append(files.sha256_file(path)),
+        session=Session(toolchain),
     )
     known = files.sha256_file(uncompared.folder / "tiny-llama-BF16.gguf")
     assert files.sha256_file(output) == known

@@ -16,6 +16,7 @@ from ggq.conversion import convert, convert_hollow, tokenizer_checks, vocabulary
 from ggq.conversion.vocabulary_rows import Rows, UnequalRows
 from ggq.errors import CheckpointProblem
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.session import Session
 from ggq.system import files
 
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
@@ -121,7 +122,7 @@ def test_what_does_not_fit_is_told_without_the_weights(
 ) -> None:
     words = change(folder)
     with files.staging(tmp_path) as staging, pytest.raises(CheckpointProblem, match=words) as caught:
-        convert_hollow(folder, staging / "out.gguf", toolchain=toolchain)
+        convert_hollow(folder, staging / "out.gguf", session=Session(toolchain))
     assert "does not fit the model's weights" in caught.value.what
 
 
@@ -135,4 +136,4 @@ def test_the_same_of_a_sentencepiece_vocabulary(toolchain: Toolchain, tmp_path: 
     )
     assert not tokenizer_checks.find_fault(tmp_path / "model")
     with pytest.raises(CheckpointProblem, match=r"tokenizer\.model has ids up to .* 400 rows"):
-        convert(tmp_path / "model", tmp_path / "out.gguf", toolchain=toolchain)
+        convert(tmp_path / "model", tmp_path / "out.gguf", session=Session(toolchain))

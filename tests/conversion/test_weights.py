@@ -14,6 +14,7 @@ from ggq.checkpoint import transformers_model
 from ggq.conversion import compare_logits, convert
 from ggq.errors import CheckpointProblem, ConversionProblem
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.session import Session
 
 
 @pytest.fixture
@@ -109,5 +110,5 @@ def test_a_conversion_without_a_tensor_that_llama_cpp_could_do_without(
 ) -> None:
     checkpoints.edit_tensors(folder, lambda tensors: tensors.__delitem__(BIAS))
     with pytest.raises((CheckpointProblem, ConversionProblem), match="missing") as caught:
-        convert(folder, tmp_path / "out.gguf", toolchain=toolchain)
+        convert(folder, tmp_path / "out.gguf", session=Session(toolchain))
     assert BIAS in caught.value.why and not (tmp_path / "out.gguf").exists()

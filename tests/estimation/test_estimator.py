@@ -16,6 +16,7 @@ from ggq.measurement import memory as bench_memory
 from ggq.measurement.memory import MemorySettings
 from ggq.operations.convert_and_quantize import PipelineResult, Settings, convert_and_quantize
 from ggq.presets import catalogue
+from ggq.session import Session
 
 pytestmark = pytest.mark.tool
 
@@ -45,7 +46,7 @@ def wide(example: Path, tmp_path_factory: pytest.TempPathFactory) -> PipelineRes
 def test_a_large_vocabulary(wide: PipelineResult, layers: int, rpc_server: str, toolchain: Toolchain) -> None:
     assert wide.base is not None
     offload = Offload(n_gpu_layers=layers, rpc=(rpc_server,)) if layers else Offload()
-    account = Account(hollow_model(wide.base, toolchain=toolchain))
+    account = Account(hollow_model(wide.base, Session(toolchain)))
     predicted = account.memory(PRESET, Load(512, offload=offload))
     settings = MemorySettings(contexts=(512,), load_modes=("none",), offload=offload)
     (cell,) = bench_memory.measure(wide.files[0].paths[0], settings, toolchain=toolchain).cells

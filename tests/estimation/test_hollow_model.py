@@ -30,6 +30,7 @@ from ggq.model_ref import ModelRef
 from ggq.presets import catalogue
 from ggq.presets.catalogue import Preset
 from ggq.progress import Event, Notice
+from ggq.session import Session
 from ggq.system import files, process
 
 pytestmark = pytest.mark.tool
@@ -65,15 +66,15 @@ def tiny(example: Path, toolchain: Toolchain, tmp_path_factory: pytest.TempPathF
     """The embedded model, hollow: made once, in a cache of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("hollow")))
-        made = hollow_model(example, toolchain=toolchain)
-        assert not made.reused and hollow_model(example, toolchain=toolchain).reused
+        made = hollow_model(example, Session(toolchain))
+        assert not made.reused and hollow_model(example, Session(toolchain)).reused
     return made
 
 
 @pytest.fixture
 def from_gguf(base_gguf: Path, toolchain: Toolchain) -> HollowModel:
     """The quickest to make: the base is there."""
-    return hollow_model(base_gguf, toolchain=toolchain)
+    return hollow_model(base_gguf, Session(toolchain))
 
 
 @pytest.mark.hub
@@ -81,26 +82,26 @@ def test_a_model_of_the_hub_by_its_headers(
     hub: HubServer, example: Path, toolchain: Toolchain, tmp_path: Path, isolated_environment: Path
 ) -> None:
     repo = hub.add_repo("org/tiny-llama", example, card={"license": "mit"})
-    made = hollow_model(TINY, toolchain=toolchain)
+    made = hollow_model(TINY, Session(toolchain))
     assert not made.reused and made.commit == repo.refs["main"]
     assert made.network_bytes == hub.bytes_sent() < 200_000
     assert hub.bytes_sent("model.safetensors") == 32 << 10
     source = SourceInfo("org/tiny-llama", repo.refs["main"], "mit")
-    real = convert(example, tmp_path / "real.gguf", source=source, verify="off", toolchain=toolchain)
+    real = convert(example, tmp_path / "real.gguf", source=source, verify="off", session=Session(toolchain))
     assert made.base.stat().st_size == real.file_bytes
     assert header(made.base) == header(real.output)
     assert disk_bytes(made.folder) < 0.2 * MB
     # Again: one look at the repository, and nothing else; offline not even that.
     before = hub.bytes_sent()
-    again = hollow_model(TINY, toolchain=toolchain)
+    again = hollow_model(TINY, Session(toolchain))
     assert again.reused and again.base == made.base and again.network_bytes == 0
     assert hub.bytes_sent() == before
     asked = len(hub.log)
-    assert hollow_model(TINY, toolchain=toolchain, offline=True).base == made.base
+    assert hollow_model(TINY, Session(toolchain, offline=True)).base == made.base
     assert len(hub.log) == asked
     # Another commit is another model.
     repo.commit({file.name: file for file in example.iterdir() if file.name != "LICENSE-python.txt"})
-    assert hollow_model(TINY, toolchain=toolchain).folder != made.folder
+    assert hollow_model(TINY, Session(toolchain)).folder != made.folder
 
 
 def test_a_folder(tiny: HollowModel, base_gguf: Path) -> None:
@@ -174,14 +175,14 @@ def test_texts_end_at_a_nul_as_in_llama_cpp(base_gguf: Path, toolchain: Toolchai
         "general.tags": ["one", "t\0wo", "three"],
     }
     given = rewritten(base_gguf, tmp_path / "nul.gguf", texts)
-    hollow = hollow_model(given, toolchain=toolchain).quantized(preset("Q8_0"))
+    hollow = hollow_model(given, Session(toolchain)).quantized(preset("Q8_0"))
     tools.quantize(toolchain, given, tmp_path / "real.gguf", "Q8_0", threads=1)
     assert header(hollow) == header(tmp_path / "real.gguf")
 
 
 def test_what_is_said_of_each_layer_is_cut_too(base_gguf: Path, toolchain: Toolchain, tmp_path: Path) -> None:
     given = rewritten(base_gguf, tmp_path / "arrays.gguf", {"llama.attention.head_count": [4, 4]})
-    fewer = hollow_model(given, toolchain=toolchain).quantized(preset("Q8_0"), layers=1)
+    fewer = hollow_model(given, Session(toolchain)).quantized(preset("Q8_0"), layers=1)
     bench(toolchain, fewer)
 
 
@@ -203,7 +204,7 @@ def test_experts_are_chosen_at_random(
     toolchain: Toolchain, example: Path, base_gguf: Path, tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "experts", Shape(layers=2, experts=8), example)
-    made = hollow_model(folder, toolchain=toolchain)
+    made = hollow_model(folder, Session(toolchain))
     chosen = preset("Q4_K_M")
     plain, routed = made.quantized(chosen), made.quantized(chosen, routed=True)
     assert plain.stat().st_size == routed.stat().st_size
@@ -246,7 +247,7 @@ def test_eight_billion_parameters_in_a_few_megabytes(
     }
     tokenizer = HubFile.of(folder / "tokenizer.model", lfs=True)
     repo.commits[repo.refs["main"]].update({**model, "tokenizer.model": tokenizer})
-    made = hollow_model(ModelRef("hub", "org/Llama-8B"), toolchain=toolchain)
+    made = hollow_model(ModelRef("hub", "org/Llama-8B"), Session(toolchain))
     quantized = made.quantized(preset("Q4_K_M"))
     assert made.network_bytes == hub.bytes_sent() < 2 * MB
     assert made.base.stat().st_size > 14_000 * MB and 4_300 * MB < quantized.stat().st_size < 4_500 * MB
@@ -263,7 +264,7 @@ def test_a_vocabulary_of_128_thousand_tokens_is_planned_in_little_memory(
 ) -> None:
     shape = replace(LLAMA_8B, vocabulary=vocabulary.TOKENS + vocabulary.SPECIAL)
     folder = write(tmp_path / "Llama-3-8B", shape, vocabulary.write(tmp_path / "tokenizer"), shards=4)
-    made = hollow_model(folder, toolchain=toolchain)
+    made = hollow_model(folder, Session(toolchain))
     base = gguf_file.read_all(made.base)
     assert base.vocabulary_size == shape.vocabulary
     assert len(base.metadata["tokenizer.ggml.merges"]) == vocabulary.MERGES
@@ -289,18 +290,18 @@ def test_values_that_the_converter_needs_are_not_made_up(
     )
     hub.add_repo("org/mamba", folder)
     with pytest.raises(NeedsWeights, match="can only be planned after download"):
-        hollow_model(ModelRef("hub", "org/mamba"), toolchain=toolchain)
+        hollow_model(ModelRef("hub", "org/mamba"), Session(toolchain))
 
 
 @pytest.mark.hub
 def test_offline_without_a_cache(hub: HubServer, example: Path, toolchain: Toolchain) -> None:
     hub.add_repo("org/tiny-llama", example)
     with pytest.raises(HubProblem, match="not in the Hub cache"):
-        hollow_model(TINY, toolchain=toolchain, offline=True)
+        hollow_model(TINY, Session(toolchain, offline=True))
 
 
 def test_no_second_quantization(from_gguf: HollowModel, toolchain: Toolchain) -> None:
-    quantized = hollow_model(from_gguf.quantized(preset("Q4_0")), toolchain=toolchain)
+    quantized = hollow_model(from_gguf.quantized(preset("Q4_0")), Session(toolchain))
     with pytest.raises(GgufProblem, match="quantized already"):
         quantized.quantized(preset("Q4_K_M"))
 
@@ -311,7 +312,7 @@ def test_a_file_system_without_holes(
     # Mounting one takes an administrator; so what this one tells of a file is replaced.
     monkeypatch.setattr(files, "_taken_bytes", lambda stat: stat.st_size)
     with pytest.raises(OutputProblem, match="no sparse files"):
-        hollow_model(example, toolchain=toolchain)
+        hollow_model(example, Session(toolchain))
 
 
 # --- two at once -----------------------------------------------------------------------------------------
@@ -340,11 +341,11 @@ def test_a_preset_waits_for_another_ggq(from_gguf: HollowModel) -> None:
 
 
 def test_a_model_waits_for_another_ggq_and_says_so(base_gguf: Path, toolchain: Toolchain) -> None:
-    folder = hollow_model(base_gguf, toolchain=toolchain).folder
+    folder = hollow_model(base_gguf, Session(toolchain)).folder
     (folder / "hollow.json").unlink()
     heard: list[Event] = []
     with held(folder, 1.5):
-        assert not hollow_model(base_gguf, toolchain=toolchain, listener=heard.append).reused
+        assert not hollow_model(base_gguf, Session(toolchain, listener=heard.append)).reused
     (notice,) = [event for event in heard if isinstance(event, Notice)]
     assert "waits" in notice.text
 
@@ -352,7 +353,7 @@ def test_a_model_waits_for_another_ggq_and_says_so(base_gguf: Path, toolchain: T
 def test_what_another_ggq_made_meanwhile_is_not_made_again(
     base_gguf: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = hollow_model(base_gguf, toolchain=toolchain)
+    made = hollow_model(base_gguf, Session(toolchain))
     record = (made.folder / "hollow.json").read_text()
     (made.folder / "hollow.json").unlink()
 
@@ -360,7 +361,7 @@ def test_what_another_ggq_made_meanwhile_is_not_made_again(
         (made.folder / "hollow.json").write_text(record)
 
     with held(made.folder, 1.5):
-        assert hollow_model(base_gguf, toolchain=toolchain, listener=finish).reused
+        assert hollow_model(base_gguf, Session(toolchain, listener=finish)).reused
 
 
 def test_each_process_has_files_of_its_own(from_gguf: HollowModel, base_gguf: Path) -> None:
@@ -390,6 +391,6 @@ def test_what_dead_processes_left_is_removed(
         shutil.copy(ours, other)
     for old in (left, living, ours):
         os.utime(old, (0, 0))
-    assert hollow_model(base_gguf, toolchain=toolchain).folder == from_gguf.folder
+    assert hollow_model(base_gguf, Session(toolchain)).folder == from_gguf.folder
     assert not left.exists() and living.exists() and ours.exists() and young.exists()
     young.unlink()

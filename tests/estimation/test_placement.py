@@ -30,6 +30,7 @@ from ggq.llamacpp.memory import ROUNDING_BYTES, Load
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.presets import catalogue
+from ggq.session import Session
 
 pytestmark = pytest.mark.tool
 
@@ -58,7 +59,9 @@ def models(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         return {
-            name: hollow_model(enlarged(base_gguf, folder / f"{name}.gguf", shape), toolchain=toolchain)
+            name: hollow_model(
+                enlarged(base_gguf, folder / f"{name}.gguf", shape), session=Session(toolchain)
+            )
             for name, shape in SHAPES.items()
         }
 

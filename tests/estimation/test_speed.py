@@ -12,7 +12,8 @@ from ggq.errors import DoesNotFit, GgqError, GgufProblem
 from ggq.estimation import timings as calibration
 from ggq.estimation.estimator import Account
 from ggq.estimation.hollow_model import HollowModel, hollow_model
-from ggq.estimation.speed import Costs, Kind, Line, SpeedMeter, blocks, estimate
+from ggq.estimation.speed import Costs, Kind, Line, blocks, estimate
+from ggq.estimation.speed_meter import SpeedMeter
 from ggq.estimation.timings import Calibration, Timings
 from ggq.llamacpp import bench
 from ggq.llamacpp.memory import Load
@@ -21,6 +22,7 @@ from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement.speed_tests import ALL_LAYERS, ThreadChoice
 from ggq.presets import catalogue
 from ggq.records.memo import Memo
+from ggq.session import Session
 from ggq.system import hardware
 
 QUANTS = catalogue.load().resolve(["Q4_K_M", "Q8_0"])
@@ -99,7 +101,7 @@ def test_a_mixed_placement_is_the_sum_of_its_places() -> None:
 def tiny(example: Path, toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> HollowModel:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("hollow")))
-        return hollow_model(example, toolchain=toolchain)
+        return hollow_model(example, Session(toolchain))
 
 
 def meter(tiny: HollowModel, file: Path, load: Load | None = None) -> SpeedMeter:

@@ -26,6 +26,7 @@ from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp import tools
 from ggq.llamacpp.inference import Witness
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.session import Session
 from ggq.system import hardware
 
 QUANTIZED = ("Q8_0", "Q4_K_M")
@@ -142,10 +143,10 @@ def _run(case: Case, work: Path, toolchain: Toolchain) -> Row:
     base = work / "base.gguf"
     remarks: list[str] = []
     try:
-        made = convert(
-            folder, base, toolchain=toolchain, force=True,
-            listener=lambda event: remarks.append(event.text) if hasattr(event, "text") else None,
-        )  # fmt: skip
+        session = Session(
+            toolchain, listener=lambda event: remarks.append(event.text) if hasattr(event, "text") else None
+        )
+        made = convert(folder, base, force=True, session=session)
     except GgqError as problem:
         outcome = f"{problem.what} {problem.why}".replace(f"{folder.parent}/", "")
         return Row(case, outcome, remarks=tuple(remarks))

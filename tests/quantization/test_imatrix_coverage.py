@@ -22,6 +22,7 @@ from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.quantization import imatrix_coverage
 from ggq.quantization.imatrix import ImatrixSettings, imatrix
+from ggq.session import Session
 
 pytestmark = pytest.mark.tool
 LOST = "blk.1."
@@ -51,7 +52,7 @@ def made(toolchain: Toolchain, example: Path, tmp_path_factory: pytest.TempPathF
     """A 16-bit GGUF and its matrix."""
     folder = tmp_path_factory.mktemp("covered")
     base = folder / "tiny-BF16.gguf"
-    convert(example, base, outtype="bf16", verify="off", toolchain=toolchain)
+    convert(example, base, outtype="bf16", verify="off", session=Session(toolchain))
     text = folder / "text.txt"
     text.write_text("Once upon a time there was a little dog. " * 200)
     return base, imatrix(base, text, ImatrixSettings(chunks=4, context=64), toolchain=toolchain).path

@@ -39,6 +39,7 @@ from ggq.quantization.imatrix import ImatrixSettings, imatrix
 from ggq.quantization.one_pass import JOURNAL, Swept, obstacle, sweep
 from ggq.quantization.recipe import Recipe
 from ggq.quantization.tensor_source import BaseFile, Stream
+from ggq.session import Session
 from ggq.system import files, process
 
 pytestmark = pytest.mark.tool
@@ -71,7 +72,7 @@ def bases(
 
     def made(name: str, folder: Path, outtype: str) -> Path:
         target = files.make_folder(work / f"{name}-base") / f"{name}.gguf"
-        convert(folder, target, outtype=outtype, verify="off", toolchain=toolchain)
+        convert(folder, target, outtype=outtype, verify="off", session=Session(toolchain))
         return target
 
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -296,6 +297,7 @@ from ggq.llamacpp.tools import QuantizeOptions
 from ggq.quantization.recipe import ask
 from ggq.quantization.tensor_source import BaseFile
 from ggq.quantization.one_pass import sweep
+from ggq.session import Session
 base, folder = gguf_file.read_all(Path(sys.argv[1])), Path(sys.argv[2])
 tools = toolchain.find()
 recipes = [ask(tools, base, preset, QuantizeOptions()) for preset in catalogue.load().resolve(sys.argv[3:])]

@@ -19,6 +19,7 @@ from ggq.operations import convert_and_quantize
 from ggq.operations.request import Settings
 from ggq.progress import Event, Step
 from ggq.quantization.imatrix import ImatrixSettings, imatrix
+from ggq.session import Session
 from ggq.system import files
 from ggq.system.unchanged import Unchanged
 
@@ -102,7 +103,7 @@ def test_an_error_is_due_to_the_change(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def base_of_example(toolchain: Toolchain, example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("base") / "tiny-BF16.gguf"
-    convert(example, base, outtype="bf16", verify="off", toolchain=toolchain)
+    convert(example, base, outtype="bf16", verify="off", session=Session(toolchain))
     return base
 
 
