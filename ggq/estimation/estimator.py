@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from ggq.estimation.hollow_model import HollowModel
 from ggq.estimation.memory import MemoryEstimate, estimate, touched
@@ -53,11 +52,11 @@ class Account:
         self._memo = Memo(hollow.folder / "account.json", build_and_cpu(hollow.toolchain))
 
     def facts(self) -> ModelFacts:
-        return ModelFacts(**self._memo.get("header", self._facts))
+        return self._memo.get("header", ModelFacts, self._facts)
 
     def size(self, preset: Preset) -> PresetSize:
         """Raises as ``quantize.recipe.ask`` does."""
-        return PresetSize(**self._memo.get(f"{self._hollow.key(preset)} size", lambda: self._size(preset)))
+        return self._memo.get(f"{self._hollow.key(preset)} size", PresetSize, lambda: self._size(preset))
 
     def memory(self, preset: Preset, load: Load) -> MemoryEstimate:
         """With what is free now. Raises as ``plan.memory.estimate`` does."""
@@ -65,7 +64,7 @@ class Account:
             # Devices come and go, and what is free on them changes.
             return self._settled(preset, load, self._memory(preset, load))
         question = f"{self._hollow.key(preset)} {load}"
-        kept = MemoryEstimate(**self._memo.get(question, lambda: asdict(self._memory(preset, load))))
+        kept = self._memo.get(question, MemoryEstimate, lambda: self._memory(preset, load))
         now = replace(kept, devices=(), ram_free_bytes=hardware.available_ram_bytes())
         return self._settled(preset, load, now)
 
@@ -83,7 +82,7 @@ class Account:
         """What is the same for all presets, as it was first seen: the process itself, with or without
         devices; and the room for computing that is touched, where that for logits is a good part of it."""
         kind = "devices" if memory.devices else "CPU"
-        process_bytes = self._memo.get(f"process with {kind}", lambda: memory.process_bytes)
+        process_bytes = self._memo.get(f"process with {kind}", int, lambda: memory.process_bytes)
         memory = replace(memory, process_bytes=process_bytes)
         tokens = self.facts().embedded_tokens
         logits_bytes = 4 * tokens * min(load.n_ubatch, load.context_tokens)
@@ -94,32 +93,29 @@ class Account:
             file = self._hollow.quantized(preset, narrow=True)
             return estimate(self._hollow.toolchain, file, load).compute_bytes
 
-        return touched(memory, self._memo.get(f"computing without logits, {load}", compute_bytes), tokens)
+        narrow_bytes = self._memo.get(f"computing without logits, {load}", int, compute_bytes)
+        return touched(memory, narrow_bytes, tokens)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> ModelFacts:
         base = gguf_file.read_all(self._hollow.base)
         window = base.integer(f"{base.architecture}.attention.sliding_window")
-        return asdict(
-            ModelFacts(
-                parameter_count=base.parameter_count,
-                context_length=base.context_length,
-                block_count=base.block_count or 0,
-                expert_count=base.expert_count or 0,
-                sliding_window_tokens=window or None,
-                embedded_tokens=base.embedded_tokens,
-                is_encoder=base.is_encoder,
-            )
+        return ModelFacts(
+            parameter_count=base.parameter_count,
+            context_length=base.context_length,
+            block_count=base.block_count or 0,
+            expert_count=base.expert_count or 0,
+            sliding_window_tokens=window or None,
+            embedded_tokens=base.embedded_tokens,
+            is_encoder=base.is_encoder,
         )
 
-    def _size(self, preset: Preset) -> dict[str, Any]:
+    def _size(self, preset: Preset) -> PresetSize:
         recipe = self._hollow.recipe(preset)
-        return asdict(
-            PresetSize(
-                **vars(recipe.size),
-                main_type=recipe.main_type,
-                content=recipe.content,
-                remark=imatrix_coverage.words(recipe.uncovered, preset.name),
-            )
+        return PresetSize(
+            **vars(recipe.size),
+            main_type=recipe.main_type,
+            content=recipe.content,
+            remark=imatrix_coverage.words(recipe.uncovered, preset.name),
         )
 
     def _memory(self, preset: Preset, load: Load) -> MemoryEstimate:

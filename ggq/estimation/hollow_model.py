@@ -39,7 +39,7 @@ from ggq.quantization.imatrix import default_name
 from ggq.quantization.recipe import Recipe, ask
 from ggq.records.manifest import is_ours
 from ggq.session import Session
-from ggq.system import files, places, scratch
+from ggq.system import codec, files, places, scratch
 
 _RECORD = "hollow.json"
 _BASE = "base.gguf"
@@ -283,24 +283,35 @@ def _remove_leftovers(folder: Path) -> None:
                     file.unlink()
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What is written beside a base that is whole: of what it was made."""
+
+    schema_version: int
+    name: str
+    repo_id: str | None
+    commit: str | None
+    network_bytes: int
+
+
 def _is_made(folder: Path) -> bool:
     try:
-        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        return bool(record["schema_version"] == _SCHEMA_VERSION)
-    except (OSError, ValueError, KeyError, TypeError):
+        found = codec.decode(_Record, json.loads((folder / _RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         return False
+    return found.schema_version == _SCHEMA_VERSION
 
 
 def _write_record(folder: Path, name: str, source: SourceInfo | None, made: _Made) -> None:
     """The last thing to be written: with it the folder is whole, and a person can tell what it is of."""
-    record = {
-        "schema_version": _SCHEMA_VERSION,
-        "name": name,
-        "repo_id": source.repo_id if source else None,
-        "commit": source.commit if source else None,
-        "network_bytes": made.network_bytes,
-    }
-    files.write_json(folder / _RECORD, record)
+    record = _Record(
+        schema_version=_SCHEMA_VERSION,
+        name=name,
+        repo_id=source.repo_id if source else None,
+        commit=source.commit if source else None,
+        network_bytes=made.network_bytes,
+    )
+    files.write_json(folder / _RECORD, codec.encode(record))
 
 
 def _identity(folder: Path) -> Iterator[str]:

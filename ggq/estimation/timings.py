@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,31 +39,33 @@ class Calibration:
     def __init__(self, file: Path, toolchain: Toolchain) -> None:
         self._memo = Memo(file, {**build_and_cpu(toolchain), "power": hardware.power_state()})
         now_s = probe_s()
-        before_s = self._memo.answers.get(_PROBE, now_s)
+        before_s = self._memo.find(_PROBE, float) or now_s
         if not before_s / _TOLERANCE <= now_s <= before_s * _TOLERANCE:
-            self._memo.answers.clear()
-        self._memo.get(_PROBE, lambda: now_s)
+            self._memo.forget()
+        self._memo.get(_PROBE, float, lambda: now_s)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._memo.answers
+        return key in self._memo
 
     def __getitem__(self, key: str) -> Timings:
-        kept = self._memo.answers[key]
-        return Timings(tuple(kept["prompt_s"]), tuple(kept["generation_s"]))
+        found = self._memo.find(key, Timings)
+        if found is None:
+            raise KeyError(key)
+        return found
 
     def add(self, key: str, more: Timings) -> None:
         before = self[key] if key in self else Timings()
         both = Timings((*before.prompt_s, *more.prompt_s), (*before.generation_s, *more.generation_s))
-        self._memo.put(key, asdict(both))
+        self._memo.put(key, both)
 
     def threads(self, key: str, choose: Callable[[], ThreadChoice]) -> ThreadChoice:
         """A choice of threads, made once."""
 
-        def ask() -> list[int]:
+        def ask() -> tuple[int, int]:
             chosen = choose()
-            return [chosen.prompt, chosen.generation]
+            return chosen.prompt, chosen.generation
 
-        prompt, generation = self._memo.get(key, ask)
+        prompt, generation = self._memo.get(key, tuple[int, int], ask)
         return ThreadChoice(prompt, generation)
 
     def save(self) -> None:

@@ -8,15 +8,15 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ggq.errors import ToolchainProblem
 from ggq.llamacpp import ownership
 from ggq.llamacpp.ownership import Exposed, Part
 from ggq.llamacpp.pin import pin
-from ggq.system import hardware, package_data, places, process
+from ggq.system import codec, hardware, package_data, places, process
 
 CONVERTER = "convert_hf_to_gguf.py"
 NEEDED_TOOLS = ("llama-quantize",)
@@ -61,14 +61,9 @@ class BuildInfo:
     def load(file: Path) -> BuildInfo | None:
         """The record, or None when there is none that this ggq can read."""
         try:
-            raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            lists = ("backends", "cmake_flags", "quick_types")
-            return BuildInfo(**raw | {name: tuple(raw[name]) for name in lists if name in raw})
-        except (OSError, ValueError, KeyError, TypeError):
+            return codec.decode(BuildInfo, json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
             return None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

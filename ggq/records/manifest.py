@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ggq.errors import OutputProblem
 from ggq.progress import Listener, silent
-from ggq.system import files
+from ggq.system import codec, files
 
 SCHEMA_VERSION = 1
 MANIFEST_SUFFIX = ".ggq.json"
@@ -73,6 +73,20 @@ class StepRecord:
         return dict(self.inputs) == dict(inputs) and dict(self.options) == dict(options) and self.tool == tool
 
 
+@dataclass(frozen=True)
+class _Content:
+    """A manifest's file. ``superseded``: digests of outputs that a later run replaced: a file that has one of
+    them is ours, too; ``chosen_presets``: model -> the preset that ggq chose for it here, which another day
+    might be another."""
+
+    schema_version: int
+    model: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    steps: Mapping[str, StepRecord]
+    superseded: tuple[str, ...]
+    chosen_presets: Mapping[str, str] = field(default_factory=dict)
+
+
 class Manifest:
     """The steps that made the files beside it; one JSON file per model and folder."""
 
@@ -81,9 +95,7 @@ class Manifest:
         self.model: dict[str, Any] = {}
         self.environment: dict[str, Any] = {}
         self.steps: dict[str, StepRecord] = {}
-        # Digests of outputs that a later run replaced: a file that has one of them is ours, too.
         self.superseded: list[str] = []
-        # Model -> the preset that ggq chose for it here: another day it might choose another.
         self.chosen_presets: dict[str, str] = {}
         self._load()
 
@@ -108,21 +120,20 @@ class Manifest:
                 "Remove it to start again; files that it knew of will then need --force.",
             ) from error
         try:
-            if raw["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(f"schema_version {raw['schema_version']!r}")
-            for name, step in raw["steps"].items():
-                outputs = tuple(OutputFile(**output) for output in step.pop("outputs"))
-                self.steps[name] = StepRecord(outputs=outputs, **step)
-            self.superseded = list(raw["superseded"])
-            self.model = dict(raw["model"])
-            self.environment = dict(raw["environment"])
-            self.chosen_presets = dict(raw.get("chosen_presets", {}))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            found = codec.decode(_Content, raw)
+            if found.schema_version != SCHEMA_VERSION:
+                raise codec.WrongContent(f"schema_version is {found.schema_version}")
+        except codec.WrongContent as error:
             raise OutputProblem(
                 f"{self.path} is not a manifest that this ggq knows.",
-                f"{type(error).__name__}: {error}.",
+                f"{error}.",
                 "Remove it to start again, or choose another folder.",
             ) from error
+        self.steps = dict(found.steps)
+        self.superseded = list(found.superseded)
+        self.model = dict(found.model)
+        self.environment = dict(found.environment)
+        self.chosen_presets = dict(found.chosen_presets)
 
     def current(self, step: str, inputs: Mapping[str, str], options: Mapping[str, Any], tool: str) -> bool:
         """Whether the step's record is of exactly this work (its outputs are not looked at)."""
@@ -191,17 +202,15 @@ class Manifest:
         self._save()
 
     def _save(self) -> None:
-        files.write_json(
-            self.path,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "model": self.model,
-                "environment": self.environment,
-                "steps": {name: asdict(step) for name, step in self.steps.items()},
-                "superseded": self.superseded,
-                "chosen_presets": self.chosen_presets,
-            },
+        content = _Content(
+            schema_version=SCHEMA_VERSION,
+            model=self.model,
+            environment=self.environment,
+            steps=self.steps,
+            superseded=tuple(self.superseded),
+            chosen_presets=self.chosen_presets,
         )
+        files.write_json(self.path, codec.encode(content))
 
 
 def checkpoints_of(folder: Path) -> list[Path]:

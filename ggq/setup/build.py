@@ -23,7 +23,7 @@ from ggq.llamacpp.pin import cmake_hook, pin
 from ggq.llamacpp.toolchain import TOOLS, BuildInfo, Toolchain
 from ggq.progress import Listener, Notice, Step, silent
 from ggq.setup import fast_quants, sdist, selftest
-from ggq.system import files, hardware, process
+from ggq.system import codec, files, hardware, process
 
 Backend = Literal["auto", "cpu", "cuda", "metal", "vulkan"]
 
@@ -182,7 +182,7 @@ def _make(
         self_test=results,
         quick_types=_quick_types(candidate, listener),
     )
-    files.write_json(home / "build.json", info.to_json())
+    files.write_json(home / "build.json", codec.encode(info))
     return replace(candidate, build=info)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("convert_hf_to_gguf.py", "conversion/llama.py", "gguf-py/gguf/constants.py"):
         (home / "src" / name).parent.mkdir(parents=True, exist_ok=True)
         (home / "src" / name).write_text("")
-    (home / "build.json").write_text(json.dumps(info().to_json()))
+    (home / "build.json").write_text(json.dumps(asdict(info())))
     monkeypatch.setattr(toolchain, "home", lambda: home)
     ownership.tell_to(None)
     return home

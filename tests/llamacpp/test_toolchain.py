@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_nothing_anywhere_says_where_it_looked() -> None:
 
 def test_ggqs_own_build(own_home: Path) -> None:
     put_tools(own_home / "build" / "bin")
-    (own_home / "build.json").write_text(json.dumps(info().to_json()))
+    (own_home / "build.json").write_text(json.dumps(asdict(info())))
     found = toolchains.find()
     assert found.origin == "built" and found.build == info() and found.caveats == ()
     assert found.converter == own_home / "src" / "convert_hf_to_gguf.py"
@@ -43,7 +44,7 @@ def test_ggqs_own_build(own_home: Path) -> None:
 
 @pytest.mark.parametrize(
     "record",
-    [None, "", "{", "[]", "null", '{"schema_version": 1}', json.dumps(info(commit="1234567").to_json())],
+    [None, "", "{", "[]", "null", '{"schema_version": 1}', json.dumps(asdict(info(commit="1234567")))],
 )
 def test_a_build_without_a_whole_record_of_the_pin_is_no_build(own_home: Path, record: str | None) -> None:
     put_tools(own_home / "build" / "bin")
@@ -53,7 +54,7 @@ def test_a_build_without_a_whole_record_of_the_pin_is_no_build(own_home: Path, r
 
 
 def test_a_record_without_its_tools_is_no_build(own_home: Path) -> None:
-    (own_home / "build.json").write_text(json.dumps(info().to_json()))
+    (own_home / "build.json").write_text(json.dumps(asdict(info())))
     assert toolchains.built() is None
 
 
