@@ -17,6 +17,7 @@ from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.system import hardware, process
 from ggq.system.files import human_bytes
+from ggq.system.hardware import Device, DeviceKind
 
 TOOL = "llama-bench"
 # Words that llama-bench takes; it answers others with its whole help text.
@@ -28,19 +29,6 @@ _MIB = 1 << 20
 _LISTING_TIMEOUT_S = 30  # a first look at CUDA takes seconds; a busy RPC server answers nobody else
 # When ggml gives up it would call a debugger for a trace of its stack, which takes seconds.
 ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
-
-
-@dataclass(frozen=True)
-class Device:
-    """What can hold layers: ggml's name (``CUDA0``, ``RPC0``), the maker's or the server's address."""
-
-    name: str
-    description: str
-    memory_total_bytes: int
-    memory_free_bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.description})"
 
 
 @dataclass(frozen=True)
@@ -145,7 +133,8 @@ def devices(toolchain: Toolchain, rpc: tuple[str, ...] = ()) -> tuple[Device, ..
 def listed_devices(lines: Iterable[str]) -> tuple[Device, ...]:
     """Parse ``llama-bench --list-devices``. Raises ToolchainProblem for a line that is not known.
 
-    What has no memory of its own (a BLAS library) holds no layers and is left out.
+    What has no memory of its own (a BLAS library) holds no layers and is left out. Whether a GPU is an
+    integrated one is not said here, but by ``devices.gpus``.
     """
     heading, *rest = [line for line in lines if line.strip()] or [""]
     if heading != "Available devices:" or not rest:
@@ -155,7 +144,9 @@ def listed_devices(lines: Iterable[str]) -> tuple[Device, ...]:
         match = re.fullmatch(r"  (\S+): (.*) \((\d+) MiB, (\d+) MiB free\)", line)
         if match is None:
             raise tool_output.unknown(f"{TOOL} --list-devices", f"{line.strip()!r} is not a device")
-        found.append(Device(match[1], match[2], int(match[3]) * _MIB, int(match[4]) * _MIB))
+        name, description, total, free = match.groups()
+        kind = DeviceKind.RPC if name.startswith("RPC") else DeviceKind.GPU
+        found.append(Device(name, description, kind, int(total) * _MIB, int(free) * _MIB))
     return tuple(device for device in found if device.memory_total_bytes)
 
 

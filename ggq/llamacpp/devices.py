@@ -6,21 +6,21 @@ import ctypes
 import json
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ggq.errors import ToolFailed
 from ggq.llamacpp import endings
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.system import python_child
-from ggq.system.hardware import Gpu
+from ggq.system import codec, python_child
+from ggq.system.hardware import Device, DeviceKind
 
 # enum ggml_backend_dev_type: the CPU itself (0), accelerators that share its memory (3) and ggml's device
 # of devices (4) are not GPUs.
-_KINDS: dict[int, Literal["gpu", "igpu"]] = {1: "gpu", 2: "igpu"}
+_KINDS = {1: DeviceKind.GPU, 2: DeviceKind.IGPU}
 _TIMEOUT_S = 60  # a first look at CUDA may take seconds
 
 
-def gpus(toolchain: Toolchain) -> tuple[Gpu, ...]:
+def gpus(toolchain: Toolchain) -> tuple[Device, ...]:
     """The GPUs as ggml sees them, with their memory now.
 
     Raises ToolFailed when the library cannot be loaded or the driver takes the child process with it.
@@ -30,15 +30,14 @@ def gpus(toolchain: Toolchain) -> tuple[Gpu, ...]:
         of_file=False,
     )
     try:
-        return tuple(Gpu(**device) for device in json.loads(done.stdout[-1]))
-    except (IndexError, ValueError, TypeError) as error:
+        return codec.decode(tuple[Device, ...], json.loads(done.stdout[-1]))
+    except (IndexError, ValueError) as error:
         raise ToolFailed(done.command, done.returncode, done.tail) from error
 
 
 def sharing_ram(toolchain: Toolchain) -> frozenset[str]:
-    """The names of GPUs that have no memory of their own: what ggml calls integrated, and Apple's (``MTL0``),
-    which it calls a GPU. Raises as ``gpus``."""
-    return frozenset(it.name for it in gpus(toolchain) if it.kind == "igpu" or it.name.startswith("MTL"))
+    """The names of GPUs that have no memory of their own. Raises as ``gpus``."""
+    return frozenset(it.name for it in gpus(toolchain) if it.shares_ram)
 
 
 def _devices(lib_dir: Path) -> list[dict[str, Any]]:

@@ -8,9 +8,10 @@ from typing import Literal
 
 from ggq.errors import CannotServe, UsageProblem
 from ggq.gguf.file import GgufFile
-from ggq.llamacpp.bench import BenchResult, Device
+from ggq.llamacpp.bench import BenchResult
 from ggq.llamacpp.offload import Offload
 from ggq.measurement.throughput import Precision, rate
+from ggq.system.hardware import Device
 
 ALL_LAYERS = -1
 PROMPT_TOKENS, GENERATED_TOKENS = 512, 128  # llama-bench's own

@@ -23,7 +23,7 @@ from ggq.progress import Listener, silent
 from ggq.setup import build, selftest
 from ggq.system import hardware
 from ggq.system.files import human_bytes
-from ggq.system.hardware import Gpu, Machine
+from ggq.system.hardware import Device, Machine
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -75,7 +75,7 @@ def examine(listener: Listener = silent) -> Report:
         found = toolchain.find()
     except ToolchainProblem as error:
         problem = error
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[Device, ...] = ()
     gpu_failure: ToolFailed | None = None
     if found is not None:
         try:

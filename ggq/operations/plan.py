@@ -285,9 +285,7 @@ def _without_servers(found: Plan) -> Plan:
     )
 
 
-def _room(
-    settings: PlanSettings, devices: Sequence[llama_bench.Device], shared: Collection[str] = ()
-) -> Room:
+def _room(settings: PlanSettings, devices: Sequence[hardware.Device], shared: Collection[str] = ()) -> Room:
     """What may be used: what is free here, or all of the machine that is asked about, less a margin. Of the
     RAM that devices share no more than is free of it."""
     if settings.ram_bytes is None:

@@ -9,8 +9,9 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ggq.system import cgroup, files
 
@@ -25,16 +26,32 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
+class DeviceKind(StrEnum):
+    """``IGPU`` shares the machine's memory; ``RPC`` is of a server, perhaps on another machine."""
+
+    GPU = "gpu"
+    IGPU = "igpu"
+    RPC = "rpc"
+
+
 @dataclass(frozen=True)
-class Gpu:
-    """A device that ggml can compute on. ``name`` is ggml's (``CUDA0``), ``description`` the maker's;
-    ``kind`` ``igpu`` shares the machine's memory."""
+class Device:
+    """What ggml can compute on beside the CPU. ``name`` is ggml's (``CUDA0``, ``RPC0``), ``description`` the
+    maker's, or the server's address."""
 
     name: str
     description: str
-    kind: Literal["gpu", "igpu"]
+    kind: DeviceKind
     memory_total_bytes: int
     memory_free_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.description})"
+
+    @property
+    def shares_ram(self) -> bool:
+        """Whether it has no memory of its own: an integrated one, or Apple's, which ggml calls a GPU."""
+        return self.kind is DeviceKind.IGPU or self.name.startswith("MTL")
 
 
 @dataclass(frozen=True)
@@ -62,13 +79,13 @@ class Machine:
     ram_total_bytes: int
     ram_available_bytes: int
     disks: tuple[Disk, ...]
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[Device, ...]
 
 
 def describe(
     *,
     folders: Mapping[str, Path] | None = None,
-    gpus: Sequence[Gpu] = (),
+    gpus: Sequence[Device] = (),
     limits: cgroup.Limits | None = None,
 ) -> Machine:
     """This machine now.

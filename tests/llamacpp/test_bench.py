@@ -13,10 +13,11 @@ from killing import killing
 
 from ggq.errors import DoesNotFit, GgufProblem, ToolchainProblem, ToolFailed, UsageProblem
 from ggq.llamacpp import bench
-from ggq.llamacpp.bench import BenchOptions, Device
+from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.system import process
+from ggq.system.hardware import Device, DeviceKind
 
 CAPTURED = Path(__file__).parent / "captured"
 QUICK = BenchOptions(prompt_tokens=(16,), repetitions=2)
@@ -90,7 +91,7 @@ def test_a_key_that_is_missing_is_refused() -> None:
 def test_devices_as_it_lists_them() -> None:
     assert bench.listed_devices(captured("bench_no_devices.txt")) == ()
     assert bench.listed_devices(captured("bench_devices.txt")) == (
-        Device("RPC0", "127.0.0.1:50052", 24103 << 20, 24103 << 20),
+        Device("RPC0", "127.0.0.1:50052", DeviceKind.RPC, 24103 << 20, 24103 << 20),
     )
     assert str(bench.listed_devices(captured("bench_devices.txt"))[0]) == "RPC0 (127.0.0.1:50052)"
 

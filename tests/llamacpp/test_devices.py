@@ -14,7 +14,7 @@ from ggq.llamacpp import devices
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.setup import selftest
 from ggq.system import process
-from ggq.system.hardware import Gpu
+from ggq.system.hardware import Device, DeviceKind
 
 STAND_IN = """
 #include <stddef.h>
@@ -45,8 +45,8 @@ def stand_in(folder: Path, crash: bool) -> Toolchain:
 
 def test_gpus_and_their_memory(tmp_path: Path) -> None:
     assert devices.gpus(stand_in(tmp_path, crash=False)) == (
-        Gpu("CUDA0", "A card", "gpu", 100_000_000_000, 150_000_000_000),
-        Gpu("Vulkan1", "A card", "igpu", 200_000_000_000, 150_000_000_000),
+        Device("CUDA0", "A card", DeviceKind.GPU, 100_000_000_000, 150_000_000_000),
+        Device("Vulkan1", "A card", DeviceKind.IGPU, 200_000_000_000, 150_000_000_000),
     )
 
 

@@ -22,7 +22,6 @@ from ggq.errors import UsageProblem
 from ggq.gguf import file as gguf_file
 from ggq.gguf.file import GgufFile
 from ggq.llamacpp import bench, binding_bench
-from ggq.llamacpp.bench import Device
 from ggq.llamacpp.binding_bench import Timing
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
@@ -37,11 +36,12 @@ from ggq.progress import Event, Step
 from ggq.records.journal import Journal
 from ggq.setup import selftest
 from ggq.system import hardware, process
+from ggq.system.hardware import Device, DeviceKind
 
 QUICK = SpeedSettings(
     prompt_tokens=(16,), generated_tokens=(4,), threads=1, precision=Precision(batch=2, most=4), binding=False
 )
-GPU = Device("CUDA0", "a GPU", 1 << 30, 1 << 30)
+GPU = Device("CUDA0", "a GPU", DeviceKind.GPU, 1 << 30, 1 << 30)
 
 
 @pytest.fixture(scope="session")

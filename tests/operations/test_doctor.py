@@ -221,7 +221,7 @@ def test_a_binding_that_is_missing_is_a_problem(named: Path, monkeypatch: pytest
 
 
 def test_a_gpu_is_shown_with_its_free_memory(named: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = hardware.Gpu("CUDA0", "A card", "gpu", 150_000_000_000, 149_000_000_000)
+    gpu = hardware.Device("CUDA0", "A card", hardware.DeviceKind.GPU, 150_000_000_000, 149_000_000_000)
     monkeypatch.setattr(ggml, "gpus", lambda found: (gpu,))
     _, report = examine()
     assert lines(report, "GPU")[0]["finding"] == "CUDA0: A card, 149 GB free of 150 GB"

@@ -173,7 +173,7 @@ def test_memory_that_a_gpu_shares_with_the_cpu_is_counted_once(
     [cell] = plan.plan(example, ["Q8_0"], steady, toolchain=toolchain).presets[0].loads
     [device] = cell.memory.devices
     both = cell.memory.ram_bytes + device.needed_bytes + ROUNDING_BYTES
-    gpu = hardware.Gpu(device.name, "Integrated", "igpu", 1 << 40, 1 << 40)
+    gpu = hardware.Device(device.name, "Integrated", hardware.DeviceKind.IGPU, 1 << 40, 1 << 40)
     monkeypatch.setattr(ggml, "gpus", lambda _: (gpu,))
     monkeypatch.setattr(Toolchain, "may_see_gpus", True)
     for free_bytes, missing_bytes in ((both, 0), (both - 1, 1)):

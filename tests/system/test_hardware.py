@@ -135,7 +135,7 @@ def test_one_core_is_one_core() -> None:
 
 
 def test_this_machine(tmp_path: Path) -> None:
-    gpu = hardware.Gpu("CUDA0", "A GPU", "gpu", 2 * GIB, GIB)
+    gpu = hardware.Device("CUDA0", "A GPU", hardware.DeviceKind.GPU, 2 * GIB, GIB)
     machine = hardware.describe(folders={"here": tmp_path}, gpus=[gpu])
     assert machine.cpu and machine.system and machine.architecture
     assert 1 <= machine.usable_cores <= machine.logical_cores
