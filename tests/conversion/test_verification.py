@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ggq.conversion import convert, default_name
-from ggq.conversion.child_process import Child, Level
+from ggq.conversion.child_process import Child
+from ggq.conversion.settings import Verify
 from ggq.conversion.verification import COMPARED, KEY, Verification, not_compared
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp.toolchain import Toolchain
@@ -87,7 +88,7 @@ def test_a_verdict_that_was_not_expected_is_put_in_place(
     """The same bytes as where it was known in advance, and their digest."""
     judged = Child.judged
 
-    def failing(self: Child, level: Level, made: gguf_file.GgufFile) -> Verification:
+    def failing(self: Child, level: Verify, made: gguf_file.GgufFile) -> Verification:
         self._found["logits"] = {"why_not": "it does not fit into memory: it was killed"}
         return judged(self, level, made)
 

@@ -133,7 +133,7 @@ def test_quantized_it_is_what_llama_quantize_writes(
     hollow = from_gguf.quantized(chosen)
     real = tmp_path / "real.gguf"
     tools.quantize(toolchain, base_gguf, real, chosen.ftype, threads=1)
-    assert hollow.stat().st_size == real.stat().st_size == from_gguf.recipe(chosen).file_bytes
+    assert hollow.stat().st_size == real.stat().st_size == from_gguf.recipe(chosen).size.file_bytes
     assert header(hollow) == header(real)
     assert (files.allocated_bytes(hollow) or 0) < 0.2 * MB
 
@@ -141,7 +141,7 @@ def test_quantized_it_is_what_llama_quantize_writes(
 def test_every_preset_has_a_hollow_file(from_gguf: HollowModel) -> None:
     for chosen in catalogue.load().presets:
         made = gguf_file.read(from_gguf.quantized(chosen))
-        assert made.file_bytes == from_gguf.recipe(chosen).file_bytes
+        assert made.file_bytes == from_gguf.recipe(chosen).size.file_bytes
         assert made.file_type == (chosen.ftype if chosen.ftype != "COPY" else "BF16")
 
 
