@@ -128,6 +128,16 @@ def base_gguf(toolchain: Toolchain, example: Path, tmp_path_factory: pytest.Temp
     return base
 
 
+@pytest.fixture(scope="session")
+def chat_gguf(toolchain: Toolchain, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers a few questions (see train_chat_model.py), as a BF16 GGUF. Tests only read it."""
+    made = tmp_path_factory.mktemp("chat") / "chat260K-BF16.gguf"
+    done = convert_by_hand(toolchain, data / "models" / "chat260K", made, "bf16")
+    if done.returncode:
+        raise done.failed()
+    return made
+
+
 @pytest.fixture
 def rpc_server(toolchain: Toolchain) -> Iterator[str]:
     """``host:port`` of a device that llama.cpp treats like a GPU."""

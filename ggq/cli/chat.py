@@ -66,7 +66,6 @@ def chat(
 
         session = Session(offline=offline, listener=listener)
         chosen = chosen_parameters(model, session, load, revision)
-        chosen.file.require_text_generation()
         if not chosen.file.has_chat_template:
             raise CannotServe(
                 f"{chosen.file.path.name} has no chat template.",

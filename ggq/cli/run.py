@@ -11,7 +11,7 @@ import click
 from ggq.cli.options import hub_options, output_options
 from ggq.cli.output import Output
 from ggq.cli.settings import settings_options
-from ggq.errors import UsageProblem
+from ggq.errors import CannotServe, UsageProblem
 from ggq.serving.settings import GrammarSettings, LoadSettings, SamplingSettings
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def run(
 
         session = Session(offline=offline, listener=listener)
         chosen = chosen_parameters(model, session, load, revision)
-        chosen.file.require_text_generation()
         raw = raw or not chosen.file.has_chat_template
+        _require_context(chosen, most_tokens)
         if raw and system:
             raise UsageProblem(
                 "There is no place for a system prompt.",
@@ -99,6 +99,7 @@ def chosen_parameters(model: str, session: Session, load: LoadSettings, revision
     from ggq.serving.parameters import choose
 
     found = ready(model, session, load, revision=revision)
+    found.file.require_text_generation()
     return choose(session.toolchain, found.file.path, load)
 
 
@@ -122,6 +123,33 @@ def _prompt(given: str | None) -> str:
     return sys.stdin.read().strip()
 
 
+def _require_context(chosen: Parameters, most_tokens: int | None) -> None:
+    """Raises CannotServe for an answer that the context could not hold."""
+    if most_tokens and most_tokens >= chosen.context_tokens:
+        raise CannotServe(
+            f"{chosen.file.path.name} has no context of {most_tokens:,} tokens.",
+            f"It has {chosen.context_tokens:,} here; it was trained for {chosen.file.context_length or 0:,}.",
+            "Ask for fewer tokens with -n, or give more context with -c.",
+        )
+
+
+def _chat_prompt(model: Model, text: str, system: str | None, out: Output) -> str | None:
+    """The prompt that the model's template makes of a question. None, and said why, where it makes none."""
+    from ggq.serving.template import ChatTemplate
+
+    messages = [{"role": "system", "content": system}] if system else []
+    try:
+        template = ChatTemplate(
+            model.parameters.file.text("tokenizer.chat_template") or "", model.bos, model.eos
+        )
+        return template.prompt([*messages, {"role": "user", "content": text}])
+    except CannotServe as problem:
+        if system:
+            raise
+        out.warning(f"{problem.what} {problem.why} The prompt is continued as it stands.")
+        return None
+
+
 def _answered(
     model: Model,
     text: str,
@@ -131,18 +159,17 @@ def _answered(
     out: Output,
 ) -> Answer:
     from ggq.serving.model import Sampling
-    from ggq.serving.template import ChatTemplate
 
     most_tokens, settings, wanted = asked
     file = model.parameters.file
+    prompt = None if raw else _chat_prompt(model, text, system, out)
+    raw = prompt is None
     sampling = Sampling.of(settings, file, greedy=raw)
+    tokens = model.tokens(text if prompt is None else prompt, special=not raw)
     if raw:
-        tokens = model.tokens(text, special=False)
         most_tokens = most_tokens or 64
-    else:
-        template = ChatTemplate(file.text("tokenizer.chat_template") or "", model.bos, model.eos)
-        messages = [{"role": "system", "content": system}] if system else []
-        tokens = model.tokens(template.prompt([*messages, {"role": "user", "content": text}]), special=True)
+        model.require_room(len(tokens))
+        out.stream(text)
     for piece in model.stream(
         tokens, sampling, most_tokens=most_tokens, grammar=grammar_of(model, wanted), trim=not raw
     ):

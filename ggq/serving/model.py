@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ggq.errors import CannotServe, DoesNotFit, GgufProblem
 from ggq.gguf.file import GgufFile
-from ggq.llamacpp import binding, grammars
+from ggq.llamacpp import binding, grammars, in_process
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.serving.parameters import Parameters
 from ggq.serving.settings import SamplingSettings
@@ -98,7 +98,7 @@ class Model:
                 "Serve it: `ggq serve`.",
             )
         try:
-            self._llama = self._lib.Llama(str(parameters.file.path.absolute()), verbose=False, **options)
+            self._llama = in_process.open_model(self._lib, parameters.file.path, options)
         except (ValueError, RuntimeError, MemoryError) as error:
             raise self._not_loaded(error) from error
         self._vocab = self._llama._model.vocab

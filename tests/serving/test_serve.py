@@ -1,0 +1,176 @@
+"""`ggq serve`: what the official client of OpenAI's interface gets, who is let in, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from click.testing import CliRunner
+from servers import Serving, serving
+
+from ggq.cli.main import cli
+
+openai = pytest.importorskip("openai")
+pytestmark = pytest.mark.tool
+PARIS = [{"role": "user", "content": "What is the capital of France?"}]
+KEY = "the-right-key"
+
+
+def client(server: Serving, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, timeout=120, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def server(chat_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    log = tmp_path_factory.mktemp("log") / "serve.log"
+    with serving(chat_gguf, "--parallel", "2", "--api-key", KEY, "--log-file", log) as found:
+        yield found
+
+
+def test_the_openai_client_gets_an_answer(server: Serving) -> None:
+    answer = client(server, KEY).chat.completions.create(
+        model=next(iter(server.told["models"])), messages=PARIS, temperature=0
+    )
+    assert (answer.choices[0].message.content or "").strip() == "The capital of France is Paris."
+    assert answer.usage and answer.usage.completion_tokens > 5
+
+
+def test_the_openai_client_gets_a_stream(server: Serving) -> None:
+    stream = client(server, KEY).chat.completions.create(
+        model="any", messages=PARIS, temperature=0, stream=True
+    )
+    pieces = [it.choices[0].delta.content or "" for it in stream if it.choices]
+    assert len([it for it in pieces if it]) > 3
+    assert "".join(pieces).strip() == "The capital of France is Paris."
+
+
+def test_fifty_requests_at_once_are_all_answered(server: Serving) -> None:
+    asked = client(server, KEY)
+
+    def one(_: int) -> str:
+        answer = asked.chat.completions.create(model="any", messages=PARIS, temperature=0)
+        return (answer.choices[0].message.content or "").strip()
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(one, range(50)))
+    assert answers == ["The capital of France is Paris."] * 50
+
+
+def test_a_wrong_key_is_refused(server: Serving) -> None:
+    for key in ("wrong", "none"):
+        with pytest.raises(openai.AuthenticationError):
+            client(server, key).chat.completions.create(model="any", messages=PARIS)
+    # Others see the command line: the key must not stand in it.
+    commands = [it.cmdline() for it in server.family()]
+    assert commands and all(KEY not in " ".join(it) for it in commands)
+    assert Path(server.told["log_file"]).stat().st_mode & 0o077 == 0
+    assert KEY not in Path(server.told["log_file"]).read_text(encoding="utf-8")
+
+
+def test_each_client_has_a_whole_context(server: Serving) -> None:
+    command = server.told["command"]
+    assert command[command.index("-c") + 1] == "1024" and command[command.index("-np") + 1] == "2"
+    (model,) = server.told["models"].values()
+    assert model["parameters"]["context"].startswith("512 tokens for each of 2")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_in_order(chat_gguf: Path, number: signal.Signals) -> None:
+    with serving(chat_gguf, "-c", "65536") as server:
+        family = server.family()
+        # An answer without an end is on its way.
+        stream = client(server).chat.completions.create(
+            model="any", messages=[{"role": "user", "content": "Sing a song."}], temperature=0, stream=True
+        )
+        next(iter(stream))
+        server.process.send_signal(number)
+        server.process.wait(30)  # 3 s of grace, and a busy machine
+        assert server.process.returncode == 0
+        assert family and psutil.wait_procs(family, timeout=10)[1] == []
+
+
+def test_kill_9_leaves_no_process(chat_gguf: Path, tmp_path: Path) -> None:
+    other = shutil.copy(chat_gguf, tmp_path / "other.gguf")
+    for models in ((chat_gguf,), (chat_gguf, other)):
+        with serving(*models) as server:
+            asked = client(server)
+            asked.chat.completions.create(model=next(iter(server.told["models"])), messages=PARIS)
+            family = server.family()
+            assert len(family) == len(models), "the router runs one model, and itself"
+            server.process.send_signal(signal.SIGKILL)
+            server.process.wait(30)
+            assert psutil.wait_procs(family, timeout=30)[1] == []
+
+
+def test_several_models_share_an_address(chat_gguf: Path, tmp_path: Path) -> None:
+    other = shutil.copy(chat_gguf, tmp_path / "other.gguf")
+    with serving(chat_gguf, other, "--api-key", KEY) as server:
+        asked = client(server, KEY)
+        assert {it.id for it in asked.models.list()} == {"chat260K-BF16", "other"}
+        for name in ("chat260K-BF16", "other"):
+            answer = asked.chat.completions.create(model=name, messages=PARIS, temperature=0)
+            assert (answer.choices[0].message.content or "").strip() == "The capital of France is Paris."
+            assert answer.model == name
+        with pytest.raises(openai.BadRequestError):
+            asked.chat.completions.create(model="nobody", messages=PARIS)
+
+
+def test_vectors(chat_gguf: Path) -> None:
+    with serving(chat_gguf, "--embeddings") as server:
+        assert next(iter(server.told["models"].values()))["use"] == "embeddings"
+        found = client(server).embeddings.create(model="any", input=["a dog", "a dog", "the sky"])
+        dog, again, sky = (it.embedding for it in found.data)
+        assert len(dog) == 64, "the model is 64 wide"
+        assert dog == pytest.approx(again, abs=1e-4) and dog != pytest.approx(sky, abs=1e-2)
+
+
+def test_the_default_port_is_left_to_who_has_it(chat_gguf: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(cli, ["serve", str(chat_gguf), "--port", str(port)])
+        assert done.exit_code == 2 and f"Port {port}" in done.stderr
+    done = CliRunner().invoke(cli, ["serve", str(chat_gguf), "--dry-run", "--json"])
+    first = json.loads(done.stdout)["url"].rsplit(":", 1)[1]
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", int(first)))
+        taken.listen()
+        done = CliRunner().invoke(cli, ["serve", str(chat_gguf), "--dry-run", "--json"])
+        assert json.loads(done.stdout)["url"].rsplit(":", 1)[1] != first
+
+
+def test_other_addresses_need_a_key(chat_gguf: Path) -> None:
+    done = CliRunner().invoke(cli, ["serve", str(chat_gguf), "--host", "0.0.0.0", "--dry-run"])
+    assert done.exit_code == 2 and "needs an API key" in done.stderr
+    made = [
+        CliRunner().invoke(cli, ["serve", str(chat_gguf), "--host", "0.0.0.0", "--api-key", "auto", "--dry-run",
+                                 "--json"])
+        for _ in range(2)
+    ]  # fmt: skip
+    keys = [json.loads(it.stdout)["api_key"] for it in made]
+    assert keys[0] != keys[1] and min(map(len, keys)) >= 24
+
+
+def test_what_cannot_be_served_is_told(chat_gguf: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["serve", str(chat_gguf), "-c", "900000000"])
+    assert done.exit_code == 3 and "does not fit this machine" in done.stderr
+    # llama.cpp knows no such architecture; its header says one thing, llama-server's log another.
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(
+        chat_gguf.read_bytes().replace(b"llama.attention.head_count\x04", b"llama.attention.head_cOunt\x04")
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "ggq", "serve", str(broken)], capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 1 and "error: " in ended.stderr and "Traceback" not in ended.stderr
