@@ -12,44 +12,49 @@ from typing import TYPE_CHECKING, Any
 from ggq._version import __version__
 
 if TYPE_CHECKING:
-    from ggq.conversion import Conversion, convert
+    from ggq.conversion import Conversion
     from ggq.errors import GgqError
     from ggq.measurement.settings import BenchSettings
     from ggq.operations.bench import BenchResult, bench
-    from ggq.operations.convert_and_quantize import (
-        PipelineResult,
-        QuantizedFile,
-        Settings,
-        convert_and_quantize,
-        quantize,
-    )
-    from ggq.operations.plan import Plan, PlanSettings, plan
-    from ggq.operations.recommend import Limits, Recommendation, recommend
+    from ggq.operations.convert import ConvertSettings, convert
+    from ggq.operations.convert_and_quantize import convert_and_quantize
+    from ggq.operations.execute import PipelineResult
+    from ggq.operations.plan import plan
+    from ggq.operations.plan_settings import PlanSettings
+    from ggq.operations.plan_types import Plan
+    from ggq.operations.preset_files import QuantizedFile
+    from ggq.operations.quantize import quantize
+    from ggq.operations.recommend import recommend
+    from ggq.operations.recommend_types import Limits, Recommendation
     from ggq.operations.report import ReportResult, ReportSettings, report
+    from ggq.operations.request import Settings
     from ggq.quantization.imatrix import ImatrixResult, ImatrixSettings, imatrix
+    from ggq.session import Session
 
 _HOMES = {
     "BenchResult": "ggq.operations.bench",
     "BenchSettings": "ggq.measurement.settings",
     "Conversion": "ggq.conversion",
+    "ConvertSettings": "ggq.operations.convert",
     "GgqError": "ggq.errors",
     "ImatrixResult": "ggq.quantization.imatrix",
     "ImatrixSettings": "ggq.quantization.imatrix",
-    "Limits": "ggq.operations.recommend",
-    "PipelineResult": "ggq.operations.convert_and_quantize",
-    "Plan": "ggq.operations.plan",
-    "PlanSettings": "ggq.operations.plan",
-    "QuantizedFile": "ggq.operations.convert_and_quantize",
-    "Recommendation": "ggq.operations.recommend",
+    "Limits": "ggq.operations.recommend_types",
+    "PipelineResult": "ggq.operations.execute",
+    "Plan": "ggq.operations.plan_types",
+    "PlanSettings": "ggq.operations.plan_settings",
+    "QuantizedFile": "ggq.operations.preset_files",
+    "Recommendation": "ggq.operations.recommend_types",
+    "Session": "ggq.session",
+    "Settings": "ggq.operations.request",
     "ReportResult": "ggq.operations.report",
     "ReportSettings": "ggq.operations.report",
-    "Settings": "ggq.operations.convert_and_quantize",
     "bench": "ggq.operations.bench",
-    "convert": "ggq.conversion",
+    "convert": "ggq.operations.convert",
     "convert_and_quantize": "ggq.operations.convert_and_quantize",
     "imatrix": "ggq.quantization.imatrix",
     "plan": "ggq.operations.plan",
-    "quantize": "ggq.operations.convert_and_quantize",
+    "quantize": "ggq.operations.quantize",
     "recommend": "ggq.operations.recommend",
     "report": "ggq.operations.report",
 }
@@ -58,6 +63,7 @@ __all__ = [
     "BenchResult",
     "BenchSettings",
     "Conversion",
+    "ConvertSettings",
     "GgqError",
     "ImatrixResult",
     "ImatrixSettings",
@@ -69,6 +75,7 @@ __all__ = [
     "Recommendation",
     "ReportResult",
     "ReportSettings",
+    "Session",
     "Settings",
     "__version__",
     "bench",

@@ -34,6 +34,11 @@ class ModelRef:
         return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
 
 
+def reference(model: str | Path | ModelRef) -> ModelRef:
+    """What the API takes as a model. Raises UsageProblem."""
+    return model if isinstance(model, ModelRef) else parse_reference(str(model))
+
+
 def parse_reference(text: str, revision: str | None = None) -> ModelRef:
     """Read ``org/name``, ``org/name@revision``, a checkpoint folder, or a ``.gguf`` file.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -28,7 +28,8 @@ class Option:
 
     ``flags``: its names; ``aliases``: names that work and are not shown; ``least``: the smallest number;
     ``parse``: makes a value of a word, and raises ValueError or UsageProblem for a wrong one (``metavar``
-    then says what is expected); ``split``: several values may stand behind one flag, with commas between;
+    then says what is expected); ``choices``: those of a StrEnum that are offered; ``split``: several values
+    may stand behind one flag, with commas between;
     ``exists``: a path that must be there; ``folder``: it is one; ``shown_default``: in the help, in place of
     the field's default.
     """
@@ -39,6 +40,7 @@ class Option:
     least: float | None
     parse: Callable[[str], Any] | None
     metavar: str | None
+    choices: tuple[StrEnum, ...] | None
     split: bool
     exists: bool
     folder: bool
@@ -52,6 +54,7 @@ class Option:
         least: float | None = None,
         parse: Callable[[str], Any] | None = None,
         metavar: str | None = None,
+        choices: tuple[StrEnum, ...] | None = None,
         split: bool = False,
         exists: bool = False,
         folder: bool = False,
@@ -105,12 +108,10 @@ def _bare(hint: Any) -> tuple[Any, bool]:
 def filled(kind: type[S], given: S | None, keywords: Mapping[str, Any]) -> S:
     """``given`` (or the defaults), with what ``keywords`` say in place; those of a group by their own names.
 
-    Words become what they name: a path, a choice; a single value a tuple of it.
+    Words become what they name, as on the command line: a path, a size, a choice; a single value a tuple.
     Raises UsageProblem for a word that is no choice, TypeError for a name that is no setting.
     """
     settings = kind() if given is None else given
-    if not keywords:
-        return settings
     left = dict(keywords)
     changed: S = _changed(settings, left)
     if left:
@@ -121,31 +122,40 @@ def filled(kind: type[S], given: S | None, keywords: Mapping[str, Any]) -> S:
 def _changed(settings: Any, left: dict[str, Any]) -> Any:
     """``settings`` with what ``left`` has of it, which is taken from there."""
     changes = {}
-    hints = typing.get_type_hints(type(settings))
+    hints = typing.get_type_hints(type(settings), include_extras=True)
     for field in dataclasses.fields(settings):
-        kind, many = _bare(hints[field.name])
+        setting = _setting(field, hints[field.name])
         if field.name in left:
-            changes[field.name] = _valued(left.pop(field.name), field.name, kind, many)
-        elif dataclasses.is_dataclass(kind) and (own := getattr(settings, field.name)) is not None:
-            changes[field.name] = _changed(own, left)
+            changes[field.name] = _valued(left.pop(field.name), setting)
+        elif setting.group:
+            changes[field.name] = _changed(getattr(settings, field.name), left)
     return dataclasses.replace(settings, **changes)
 
 
-def _valued(value: Any, name: str, kind: Any, many: bool) -> Any:
-    if many and isinstance(value, (str, int, float, Path)):
-        value = (value,)
-    if many and value is not None:
-        return tuple(_valued(it, name, kind, many=False) for it in value)
-    if isinstance(value, str) and isinstance(kind, type) and issubclass(kind, Path):
+def _valued(value: Any, setting: Setting) -> Any:
+    if setting.many and value is not None:
+        values = (value,) if isinstance(value, (str, int, float, Path)) else value
+        return tuple(_single(it, setting) for it in values)
+    return _single(value, setting)
+
+
+def _single(value: Any, setting: Setting) -> Any:
+    if not isinstance(value, str):
+        return value
+    kind, option = setting.kind, setting.option
+    if option and option.parse:
+        return option.parse(value)
+    if isinstance(kind, type) and issubclass(kind, Path):
         return Path(value)
-    if isinstance(value, str) and isinstance(kind, type) and issubclass(kind, StrEnum):
-        return choice(value, name, kind)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return choice(value, setting.name, kind, option.choices if option else None)
     return value
 
 
-def choice(word: str, name: str, kind: type[Word]) -> Word:
-    """The choice that a word names, in any case. Raises UsageProblem."""
-    found = next((it for it in kind if it.value.lower() == word.lower()), None)
+def choice(word: str, name: str, kind: type[Word], among: Collection[StrEnum] | None = None) -> Word:
+    """The choice (one of ``among``) that a word names, in any case. Raises UsageProblem."""
+    offered = [it for it in kind if among is None or it in among]
+    found = next((it for it in offered if it.value.lower() == word.lower()), None)
     if found is None:
-        raise UsageProblem(f"There is no {name} {word!r}.", "", f"Choose one of {', '.join(kind)}.")
+        raise UsageProblem(f"There is no {name} {word!r}.", "", f"Choose one of {', '.join(offered)}.")
     return found

@@ -1,94 +1,47 @@
-"""``ggq convert``: a checkpoint to a base GGUF."""
+"""``ggq convert``: a checkpoint to a GGUF."""
 
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 import click
 
-from ggq import hub
-from ggq.checkpoint import checkpoint
-from ggq.cli.options import (
-    dry_run_option,
-    force_option,
-    hub_options,
-    output_options,
-    outtype_option,
-    verify_option,
-)
+from ggq.cli.options import dry_run_option, model_argument, session_options
 from ggq.cli.output import Output, human_seconds
-from ggq.conversion import Conversion, SourceInfo, Verification, default_name, resolve_outtype
-from ggq.conversion import convert as convert_checkpoint
-from ggq.errors import UsageProblem
-from ggq.model_ref import parse_reference
-from ggq.operations import convert_and_quantize
-from ggq.operations.base_estimate import ConvertPlan, plan_convert
+from ggq.cli.settings import settings_options
+from ggq.conversion import Conversion, Verification
+from ggq.model_ref import ModelRef
+from ggq.operations.convert import ConvertPlan, ConvertSettings, execute_convert, prepare_convert
 from ggq.session import Session
 from ggq.system import files
 
 
 @click.command()
-@click.argument("src", metavar="SRC")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: ./NAME-TYPE.gguf."
-)
-@outtype_option("bf16", "f16", "f32", "q8_0")
-@click.option("--mmproj", is_flag=True, help="Convert the multimodal projector instead of the text model.")
-@verify_option
-@hub_options
-@force_option
+@model_argument
+@settings_options(ConvertSettings)
 @dry_run_option
-@output_options
-def convert(
-    src: str,
-    output: Path | None,
-    outtype: str,
-    mmproj: bool,
-    verify: str,
-    revision: str | None,
-    offline: bool,
-    force: bool,
-    dry_run: bool,
-    out: Output,
-) -> None:
+@session_options(hub=True)
+def convert(model: ModelRef, settings: ConvertSettings, dry_run: bool, session: Session, out: Output) -> None:
     """Convert a checkpoint to a GGUF, and prove that it is the same model.
 
-    SRC is a checkpoint folder, or org/name[@revision] on the Hub. The result is compared with the checkpoint:
-    its parameters, its values, its tokenizer, and its logits against those of transformers.
+    MODEL is a checkpoint folder, or org/name[@revision] on the Hub. The result is compared with the
+    checkpoint: its parameters, its values, its tokenizer, and its logits against those of transformers.
 
     \b
     ggq convert ./my-checkpoint
     ggq convert Qwen/Qwen3-0.6B --outtype f16 -o qwen3.gguf
     ggq convert google/gemma-3-4b-it --mmproj
     """
-    ref = parse_reference(src, revision)
-    if ref.kind == "gguf":
-        raise UsageProblem(f"{src} is a GGUF already.", "", f"Quantize it: ggq quantize {shlex.quote(src)}")
+    with out.progress():
+        plan = prepare_convert(model, settings, session, exact=dry_run)
     if dry_run:
-        with out.progress() as listener:
-            plan = plan_convert(
-                ref, output, outtype=outtype, mmproj=mmproj, offline=offline, force=force, listener=listener
-            )
         show_plan(out, plan)
         return
-    source = None
-    folder = ref.path
-    with out.progress() as listener:
-        if folder is None:
-            fetched = hub.download(ref, offline=offline, listener=listener)
-            folder = fetched.folder
-            source = SourceInfo(fetched.repo_id, fetched.commit)
-        if output is None:
-            kind = resolve_outtype(checkpoint.read(folder), outtype)
-            output = Path(default_name(convert_and_quantize.model_name(ref), kind, mmproj=mmproj))
-        made = convert_checkpoint(
-            folder, output, outtype=outtype, mmproj=mmproj, verify=verify, source=source, force=force,
-            session=Session(offline=offline, listener=listener),
-        )  # fmt: skip
+    with out.progress():
+        made = execute_convert(plan, session)
     out.result(made)
     _show(out, made)
-    if not mmproj and made.outtype != "q8_0":  # quantized already
+    if not settings.mmproj and made.outtype != "q8_0":  # quantized already
         out.hint(f"next: ggq quantize {shlex.quote(str(made.output))}")
 
 

@@ -8,72 +8,34 @@ from pathlib import Path
 
 import click
 
-from ggq.cli.options import (
-    dry_run_option,
-    engine_options,
-    force_option,
-    hub_options,
-    output_options,
-    outtype_option,
-    preset_options,
-    quantize_options,
-    threads_option,
-    verify_option,
-)
-from ggq.cli.output import Output, plain
+from ggq.cli.options import dry_run_option, model_argument, outdir_option, preset_option, session_options
+from ggq.cli.output import Output
 from ggq.cli.quantize import show_files, show_plan
-from ggq.errors import DoesNotFit, NeedsWeights
-from ggq.llamacpp.tools import QuantizeOptions
-from ggq.operations import auto_preset
-from ggq.operations import convert_and_quantize as pipeline
-from ggq.operations.auto_preset import Outcome
-from ggq.operations.convert_and_quantize import PipelineResult, Settings
-from ggq.operations.dry_run import plan_convert_and_quantize
-from ggq.operations.recommend import Recommendation
-from ggq.presets import catalogue as presets
+from ggq.cli.settings import settings_options
+from ggq.model_ref import ModelRef
+from ggq.operations.auto_preset import AutoChoice
+from ggq.operations.execute import PipelineResult, execute
+from ggq.operations.outcomes import Outcome
+from ggq.operations.prepare import prepare
+from ggq.operations.request import DEFAULT_PRESETS, Settings, request
+from ggq.session import Session
 from ggq.system import files
-from ggq.system.texts import Text
 
 
 @click.command("convert-and-quantize")
-@click.argument("model")
-@preset_options
-@click.option(
-    "--outdir", type=click.Path(path_type=Path, file_okay=False), help="Default: ./NAME, or beside a GGUF.",
-)  # fmt: skip
-@click.option("--keep-base", is_flag=True, help="Keep the 16-bit GGUF, too.")
-@click.option(
-    "--stream", is_flag=True,
-    help="Read the weights from the Hub while they are quantized, and keep nothing of them.",
-)  # fmt: skip
-@outtype_option("bf16", "f16", "f32")
-@verify_option
-@quantize_options
-@engine_options
-@threads_option
-@hub_options
-@force_option
+@model_argument
+@preset_option
+@outdir_option
+@settings_options(Settings)
 @dry_run_option
-@output_options
+@session_options(hub=True, presets=True)
 def convert_and_quantize(
-    model: str,
-    preset_names: tuple[str, ...],
-    presets_file: Path | None,
+    model: ModelRef,
+    presets: tuple[str, ...],
     outdir: Path | None,
-    keep_base: bool,
-    stream: bool,
-    outtype: str,
-    verify: str,
-    options: QuantizeOptions,
-    calibration: Text | None,
-    parse_special: bool,
-    engine: str,
-    max_memory_bytes: int,
-    threads: int | None,
-    revision: str | None,
-    offline: bool,
-    force: bool,
+    settings: Settings,
     dry_run: bool,
+    session: Session,
     out: Output,
 ) -> None:
     """Download MODEL, convert it, check the conversion, and quantize it.
@@ -83,7 +45,7 @@ def convert_and_quantize(
     With options for llama-quantize, of which a recommendation does not know, it is Q4_K_M. Stop it at any
     moment: the same command goes on where it was, with the preset chosen then.
 
-    With --stream the disk needs room for the files alone; a run that breaks off goes on with the first
+    With --stream the disk needs room for the files alone. A run that breaks off goes on with the first
     tensor that is not finished, and the conversion is not checked.
 
     \b
@@ -92,66 +54,28 @@ def convert_and_quantize(
     ggq convert-and-quantize ./my-checkpoint --preset q4_k_m,q8_0 --keep-base
     ggq convert-and-quantize Qwen/Qwen3-32B --preset q4_k_m --stream
     """
-    catalogue = presets.load(presets_file)
-    settings = Settings(
-        outtype=outtype, options=options, calibration=calibration, parse_special=parse_special, engine=engine,
-        max_memory_bytes=max_memory_bytes, threads=threads, verify=verify, keep_base=keep_base, force=force,
-        stream=stream,
-    )  # fmt: skip
-    chosen = None
-    names = preset_names or (auto_preset.WORD,)
-    left_to_ggq = [name.lower() for name in names] == [auto_preset.WORD]
-    if left_to_ggq and (options != QuantizeOptions() or calibration is not None):
-        names = pipeline.DEFAULT_PRESETS
-    elif left_to_ggq:
-        before = None if force else auto_preset.chosen_before(model, outdir, revision=revision)
-        try:
-            with out.progress() as listener:
-                chosen = auto_preset.predict(
-                    model, before, revision=revision, offline=offline, download=not (dry_run or stream),
-                    catalogue=catalogue, listener=listener,
-                )  # fmt: skip
-        except (DoesNotFit, NeedsWeights) as problem:
-            if before is None:
-                raise
-            out.warning(f"Nothing is predicted of {before}: {problem.why}")
-        if before is not None:
-            out.text(f"{before} was chosen here before (--force chooses again).\n")
-            names = (before,)
-        elif chosen is not None:
-            show_choice(out, chosen)
-            names = (chosen.chosen.preset,)
+    with out.progress():
+        plan = prepare(request(model, presets, outdir, settings, session), session, download=not dry_run)
+    if plan.choice is not None:
+        show_choice(out, plan.choice)
     if dry_run:
-        with out.progress() as listener:
-            plan = plan_convert_and_quantize(
-                model, names, outdir, settings, revision=revision, offline=offline, catalogue=catalogue,
-                listener=listener,
-            )  # fmt: skip
         show_plan(out, plan)
         return
-    with out.progress() as listener:
-        if chosen is None:
-            result = pipeline.convert_and_quantize(
-                model, names, outdir, settings, revision=revision, offline=offline, catalogue=catalogue,
-                listener=listener,
-            )  # fmt: skip
-            outcomes: tuple[Outcome, ...] = ()
-        else:
-            made = auto_preset.make(
-                model, chosen, outdir, settings, revision=revision, offline=offline, catalogue=catalogue,
-                listener=listener,
-            )  # fmt: skip
-            result, outcomes = made.result, made.outcomes
+    with out.progress():
+        result = execute(plan, session)
     show_files(out, result.files)
-    show_outcomes(out, outcomes)
+    show_outcomes(out, result.outcomes)
     show_end(out, result)
-    out.result(result if chosen is None else {**plain(result), "outcomes": outcomes})
+    out.result(result)
 
 
-def show_choice(out: Output, chosen: Recommendation) -> None:
+def show_choice(out: Output, choice: AutoChoice) -> None:
     """Which preset is made, and why."""
-    out.text(f"{chosen.chosen.preset} is recommended for this machine (--preset chooses another):")
-    for reason in chosen.reasons:
+    if choice.remembered:
+        out.text(f"{choice.preset.name} was chosen here before (--force chooses again).\n")
+        return
+    out.text(f"{choice.preset.name} is recommended for this machine (--preset chooses another):")
+    for reason in choice.recommendation.reasons if choice.recommendation else ():
         out.paragraph(f"- {reason}")
     out.text()
 
@@ -188,11 +112,11 @@ def show_end(out: Output, result: PipelineResult) -> None:
     """How the conversion was proven, and the next commands to type."""
     cosine = result.verification.get("logits_cosine")
     if cosine is not None:
-        out.text(f"The base answers as the checkpoint does: cosine of their logits {cosine:.6f}.")
+        out.text(f"The 16-bit GGUF answers as the checkpoint does: cosine of their logits {cosine:.6f}.")
     vectors = result.verification.get("vectors_cosine")
     if vectors is not None:
-        out.text(f"The base gives the checkpoint's vectors: cosine {vectors:.6f}.")
-    usual = [file for file in result.files if file.preset in pipeline.DEFAULT_PRESETS]
+        out.text(f"The 16-bit GGUF gives the checkpoint's vectors: cosine {vectors:.6f}.")
+    usual = [file for file in result.files if file.preset in DEFAULT_PRESETS]
     first = (usual or result.files)[0].paths[0]
     shown = shlex.quote(str(first))
     out.hint(f'\nrun it:      ggq run {shown} "Once upon a time"')

@@ -1,4 +1,4 @@
-"""``ggq imatrix``: the importance matrix of a base GGUF."""
+"""``ggq imatrix``: the importance matrix of a 16-bit GGUF."""
 
 from __future__ import annotations
 
@@ -7,48 +7,20 @@ from pathlib import Path
 
 import click
 
-from ggq.cli.bench.options import Layers
-from ggq.cli.options import force_option, output_options, parse_special_option, threads_option
+from ggq.cli.options import session_options
 from ggq.cli.output import Output, human_seconds
-from ggq.llamacpp.imatrix import LEAST_CONTEXT
+from ggq.cli.settings import settings_options
 from ggq.quantization.imatrix import ImatrixResult, ImatrixSettings
 from ggq.quantization.imatrix import imatrix as make_imatrix
+from ggq.session import Session
 from ggq.system import files
 
 
 @click.command()
-@click.argument("base", type=click.Path(path_type=Path))
-@click.option(
-    "--text", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="The text to make it from. Default: Python's language reference, which needs no network.",
-)  # fmt: skip
-@click.option("--chunks", type=click.IntRange(min=1), help="Of the text's beginning. Default: all of it.")
-@click.option("-c", "--ctx", "context", type=click.IntRange(min=LEAST_CONTEXT), metavar="TOKENS",
-              help="Tokens in a chunk. Default: 512, or what the model has, if that is less.")  # fmt: skip
-@click.option(
-    "-ngl", "--n-gpu-layers", type=Layers(),
-    help="Layers on GPUs, the output layer counted. Default: as many as llama.cpp finds room for.",
-)  # fmt: skip
-@parse_special_option
-@threads_option
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
-    help="Default: NAME-imatrix.gguf beside the base.",
-)  # fmt: skip
-@force_option
-@output_options
-def imatrix(
-    base: Path,
-    text: Path | None,
-    chunks: int | None,
-    context: int | None,
-    n_gpu_layers: int | None,
-    parse_special: bool,
-    threads: int | None,
-    output: Path | None,
-    force: bool,
-    out: Output,
-) -> None:
+@click.argument("base", metavar="GGUF", type=click.Path(path_type=Path))
+@settings_options(ImatrixSettings)
+@session_options()
+def imatrix(base: Path, settings: ImatrixSettings, session: Session, out: Output) -> None:
     """Make the importance matrix of a 16-bit GGUF: how much each column of its weights counts.
 
     llama-imatrix sums up what flows through the model while it reads a text. The smallest presets need such a
@@ -60,9 +32,8 @@ def imatrix(
     ggq imatrix Qwen3-0.6B-BF16.gguf --text calibration.txt --chunks 100 -o first-100.gguf
     ggq quantize Qwen3-0.6B-BF16.gguf --preset iq2_xs --imatrix Qwen3-0.6B-imatrix.gguf
     """
-    settings = ImatrixSettings(chunks, context, threads, n_gpu_layers, parse_special)
-    with out.progress() as listener:
-        made = make_imatrix(base, text, settings, output=output, force=force, listener=listener)
+    with out.progress():
+        made = make_imatrix(base, settings, session=session)
     out.result(made)
     _show(out, made)
     shown = f"{shlex.quote(str(base))} --imatrix {shlex.quote(str(made.path))}"

@@ -34,6 +34,7 @@ class Output:
         self.as_json = json
         self.is_quiet = quiet
         self.is_verbose = verbose
+        self._bars: _Bars | None = None
 
     def result(self, value: Any) -> None:
         """The command's result for a program: printed as JSON with ``--json``, otherwise not at all."""
@@ -141,11 +142,23 @@ class Output:
     @contextmanager
     def progress(self) -> Iterator[Listener]:
         """A listener that draws a bar per step on stderr (none with ``--json``, ``-q`` or into a pipe)."""
-        bars = _Bars(self)
+        self._bars = bars = _Bars(self)
         try:
             yield bars
         finally:
+            self._bars = None
             bars.close()
+
+    def listen(self, event: Event) -> None:
+        """The listener of a session: bars within ``progress``, remarks at any time."""
+        if self._bars is not None:
+            self._bars(event)
+        elif isinstance(event, Notice):
+            self.notice(event)
+
+    def notice(self, notice: Notice) -> None:
+        """A remark or a warning of the work's."""
+        (self.warning if notice.level == "warning" else self.info)(notice.text)
 
 
 # What steers a terminal: control characters but for the end of a line and the tabulator (escape sequences
@@ -210,14 +223,13 @@ class _Bars:
             self._draw(event.name, event.done, event.total, event.unit)
 
     def _notice(self, notice: Notice) -> None:
-        speak = self._output.warning if notice.level == "warning" else self._output.info
         if not self._bars:
-            speak(notice.text)
+            self._output.notice(notice)
             return
         from tqdm import tqdm
 
         with tqdm.external_write_mode(file=sys.stderr):
-            speak(notice.text)
+            self._output.notice(notice)
 
     def _draw(self, name: str, done: float, total: float | None, unit: str) -> None:
         from tqdm import tqdm
@@ -252,7 +264,8 @@ def plain(value: Any) -> Any:
     """A value as JSON can hold it: dataclasses become objects, paths and enums strings, infinities null, and
     what is no character (in the name of a file, a header) a question mark."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        shown = [it.name for it in dataclasses.fields(value) if not it.metadata.get("internal")]
+        return {name: plain(getattr(value, name)) for name in shown}
     if isinstance(value, Mapping):
         return {plain(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -2,160 +2,52 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import shlex
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-from ggq.cli.bench.options import Layers, rpc_option
-from ggq.cli.options import Listed, Seconds, Size, hub_options, output_options, preset_options, threads_option
+from ggq.cli.options import model_argument, preset_option, session_options
 from ggq.cli.output import Output, human_seconds
+from ggq.cli.settings import settings_options
 from ggq.estimation.estimator import PresetSize
 from ggq.estimation.speed import RateEstimate
-from ggq.llamacpp import bench as llama_bench
-from ggq.operations import plan as foresee
-from ggq.operations.plan import LoadPlan, Plan, PlanSettings, PresetPlan
+from ggq.model_ref import ModelRef
+from ggq.operations import plan as plans
+from ggq.operations.plan_settings import PlanSettings
+from ggq.operations.plan_types import LoadPlan, Plan, PresetPlan
 from ggq.operations.recommend import make_command
-from ggq.presets import catalogue as presets
 from ggq.presets.published_losses import PublishedLoss
+from ggq.session import Session
 from ggq.system import files
 
 _OTHERS_SHOWN = 2
 _LEAST_SHOWN = 0.0001
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def plan_options(function: F) -> F:
-    """``-c --kv -ngl --rpc -t --budget --ram --vram …``; the command gets ``settings: PlanSettings``."""
-
-    @click.option(
-        "-c", "--ctx", "contexts", type=Listed(click.IntRange(min=16)), default=(),
-        help="Contexts in tokens, as 4096,32768 (`ggq recommend` takes one). Default: 4096, or the model's.",
-    )  # fmt: skip
-    @click.option(
-        "--kv", "cache_types", type=Listed(click.Choice(llama_bench.CACHE_TYPES)), default="f16",
-        show_default=True, help="Types of the cache, as f16,q8_0 (`ggq recommend` takes one).",
-    )  # fmt: skip
-    @click.option(
-        "-ngl", "--n-gpu-layers", type=Layers(),
-        help="Layers on GPUs, the output layer counted. Default: as many as fit.",
-    )  # fmt: skip
-    @rpc_option
-    @threads_option
-    @click.option(
-        "--budget", "budget_s", type=Seconds(), default=f"{foresee.DEFAULT_BUDGET_S:.0f}s",
-        show_default=True, help="How long hollow models may run to predict the speed.",
-    )  # fmt: skip
-    @click.option("--no-speed", is_flag=True, help="Foretell no speed.")
-    @click.option(
-        "--draft", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        help="A GGUF of a draft model that is loaded beside it: its memory is counted.",
-    )  # fmt: skip
-    @click.option(
-        "--mmproj", "projector", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        help="A projector (mmproj) that is loaded beside it: its memory is counted.",
-    )  # fmt: skip
-    @click.option("--ram", "ram_bytes", type=Size(), help="For another machine: its RAM, as 16G.")
-    @click.option("--vram", "vram_bytes", type=Size(), help="For another machine: a GPU's memory; 0: none.")
-    @click.option(
-        "--gpu-count", type=click.IntRange(min=1), default=1, show_default=True,
-        help="For another machine: how many such GPUs.",
-    )  # fmt: skip
-    @click.option(
-        "--reserve-ram", "reserve_ram_bytes", type=Size(),
-        help="RAM to leave to others. Default: a tenth, at most 1 GiB.",
-    )  # fmt: skip
-    @click.option(
-        "--reserve-vram", "reserve_vram_bytes", type=Size(),
-        help="The same on each GPU.",
-    )  # fmt: skip
-    @functools.wraps(function)
-    def wrapped(
-        *args: Any,
-        contexts: tuple[int, ...],
-        cache_types: tuple[str, ...],
-        n_gpu_layers: int | None,
-        rpc: tuple[str, ...],
-        threads: int | None,
-        budget_s: float,
-        no_speed: bool,
-        draft: Path | None,
-        projector: Path | None,
-        ram_bytes: int | None,
-        vram_bytes: int | None,
-        gpu_count: int,
-        reserve_ram_bytes: int | None,
-        reserve_vram_bytes: int | None,
-        **kwargs: Any,
-    ) -> Any:
-        settings = PlanSettings(
-            contexts=contexts,
-            cache_types=tuple((kind, kind) for kind in cache_types),
-            n_gpu_layers=n_gpu_layers,
-            rpc=rpc,
-            speed_budget_s=0 if no_speed else budget_s,
-            threads=threads,
-            draft=draft,
-            projector=projector,
-            ram_bytes=ram_bytes,
-            vram_bytes=vram_bytes,
-            gpu_count=gpu_count,
-            reserve_ram_bytes=reserve_ram_bytes,
-            reserve_vram_bytes=reserve_vram_bytes,
-        )
-        return function(*args, settings=settings, **kwargs)
-
-    return wrapped  # type: ignore[return-value]
-
 
 @click.command()
-@click.argument("model")
-@preset_options
-@plan_options
-@hub_options
-@output_options
+@model_argument
+@preset_option
+@settings_options(PlanSettings)
+@session_options(hub=True, presets=True)
 def plan(
-    model: str,
-    preset_names: tuple[str, ...],
-    presets_file: Path | None,
-    settings: PlanSettings,
-    revision: str | None,
-    offline: bool,
-    out: Output,
+    model: ModelRef, presets: tuple[str, ...], settings: PlanSettings, session: Session, out: Output
 ) -> None:
     """Say what each preset of MODEL will weigh, to the byte, need in memory, and do on this machine.
 
-    Of a model on the Hub only its config, its tokenizer and the headers of its weights are read; llama.cpp is
-    then asked about, and runs, files with the right header and holes for weights.
+    Of a model on the Hub only its config, its tokenizer and the headers of its weights are read. llama.cpp is
+    then asked about, and runs, files with the right header and no weights.
 
     \b
     ggq plan Qwen/Qwen3-0.6B
-    ggq plan Qwen/Qwen3-8B --preset q4_k_m,q6_k --ctx 4096,32768 --kv f16,q8_0
+    ggq plan Qwen/Qwen3-8B --preset q4_k_m,q6_k -c 4096,32768 -ctk f16,q8_0
     ggq plan ./my-checkpoint --no-speed --json
     """
-    with out.progress() as listener:
-        found = foresee.plan(
-            model,
-            preset_names or foresee.DEFAULT_PRESETS,
-            settings,
-            revision=revision,
-            offline=offline,
-            catalogue=presets.load(presets_file),
-            listener=listener,
-        )
+    with out.progress():
+        found = plans.plan(model, presets, settings, session=session)
     show(out, found)
-    if not any(cell.fits for it in found.presets for cell in it.loads):
-        out.result(found)
-        return
-    make = make_command(model, _usual(found), found, revision=revision, offline=offline)
-    if presets_file is not None:
-        make = (*make, "--presets", str(presets_file))
-    out.hint(f"\nmake one:  {shlex.join(make)}")
+    if any(cell.fits for it in found.presets for cell in it.loads):
+        out.hint(f"\nmake one:  {shlex.join(make_command(model, _usual(found), found, session))}")
     out.result(found)
 
 

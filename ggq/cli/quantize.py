@@ -1,4 +1,4 @@
-"""``ggq quantize``: a base GGUF over presets."""
+"""``ggq quantize``: a 16-bit GGUF over presets."""
 
 from __future__ import annotations
 
@@ -7,49 +7,34 @@ from pathlib import Path
 
 import click
 
-from ggq.cli.options import (
-    dry_run_option,
-    engine_options,
-    force_option,
-    output_options,
-    preset_options,
-    quantize_options,
-    threads_option,
-)
+from ggq.cli.options import dry_run_option, outdir_option, preset_option, session_options
 from ggq.cli.output import Output, human_seconds, plain
-from ggq.llamacpp.tools import QuantizeOptions
-from ggq.operations import convert_and_quantize
-from ggq.operations.convert_and_quantize import QuantizedFile, Settings
-from ggq.operations.dry_run import PipelinePlan, PlannedBase, PlannedFile, plan_quantize
-from ggq.presets import catalogue as presets
+from ggq.cli.settings import settings_options
+from ggq.operations.execute import execute
+from ggq.operations.job_plan import JobPlan, PlannedBase, PlannedFile
+from ggq.operations.prepare import prepare
+from ggq.operations.preset_files import QuantizedFile
+from ggq.operations.quantize import quantize_request
+from ggq.operations.request import DEFAULT_PRESETS, Settings
 from ggq.quantization import imatrix_coverage
+from ggq.session import Session
 from ggq.system import files
-from ggq.system.texts import Text
 
 
 @click.command()
-@click.argument("base", type=click.Path(path_type=Path))
-@preset_options
-@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), help="Default: beside the base.")
-@quantize_options
-@engine_options
-@threads_option
-@force_option
+@click.argument("base", metavar="GGUF", type=click.Path(path_type=Path))
+@preset_option
+@outdir_option
+@settings_options(Settings, leave=("outtype", "verify", "keep_base", "stream"))
 @dry_run_option
-@output_options
+@session_options(presets=True)
 def quantize(
     base: Path,
-    preset_names: tuple[str, ...],
-    presets_file: Path | None,
+    presets: tuple[str, ...],
     outdir: Path | None,
-    options: QuantizeOptions,
-    calibration: Text | None,
-    parse_special: bool,
-    engine: str,
-    max_memory_bytes: int,
-    threads: int | None,
-    force: bool,
+    settings: Settings,
     dry_run: bool,
+    session: Session,
     out: Output,
 ) -> None:
     """Quantize a 16-bit GGUF as llama-quantize does, and check each result against its recipe.
@@ -63,28 +48,21 @@ def quantize(
     ggq quantize Qwen3-0.6B-BF16.gguf --preset iq2_xs --imatrix auto
     ggq quantize Qwen3-0.6B-BF16.gguf --preset q4_k_m --dry-run
     """
-    catalogue = presets.load(presets_file)
-    names = preset_names or convert_and_quantize.DEFAULT_PRESETS
-    settings = Settings(
-        options=options, calibration=calibration, parse_special=parse_special, engine=engine,
-        max_memory_bytes=max_memory_bytes, threads=threads, force=force,
-    )  # fmt: skip
+    with out.progress():
+        asked = quantize_request(base, presets or DEFAULT_PRESETS, outdir, settings, session)
+        plan = prepare(asked, session)
     if dry_run:
-        with out.progress() as listener:
-            plan = plan_quantize(base, names, outdir, settings, catalogue=catalogue, listener=listener)
         show_plan(out, plan)
         return
-    with out.progress() as listener:
-        result = convert_and_quantize.quantize(
-            base, names, outdir, settings, catalogue=catalogue, listener=listener
-        )
+    with out.progress():
+        result = execute(plan, session)
     show_files(out, result.files)
     out.result(result)
 
 
-def show_plan(out: Output, plan: PipelinePlan) -> None:
+def show_plan(out: Output, plan: JobPlan) -> None:
     """A dry run: files to the byte, and what they need of the network and the disk."""
-    exact = all(file.exact for file in plan.files)
+    exact = plan.is_exact
     fell_back = any(file.size.fallback_count for file in plan.files)
     out.table(
         ["file", "size", "bytes", "bpw", *["fell back"] * fell_back, "state"],
@@ -146,7 +124,7 @@ def _sizes(count: int, exact: bool) -> tuple[str, str]:
     return (files.human_bytes(count), f"{count:,}") if exact else (f"≈ {files.human_bytes(count)}", "-")
 
 
-def _download(plan: PipelinePlan) -> str:
+def _download(plan: JobPlan) -> str:
     if not plan.download_bytes:
         return "nothing"
     kept = ", of which the weights are not kept" if plan.is_streamed else ""
@@ -183,12 +161,12 @@ def _time(file: QuantizedFile) -> str:
 
 
 def _is_new_together(file: QuantizedFile) -> bool:
-    return not file.reused and len(file.swept_with) > 1
+    return not file.reused and len(file.made_with) > 1
 
 
 def _pass(file: QuantizedFile) -> tuple[int, float]:
     """Of how many presets, and how long it took."""
-    return len(file.swept_with), file.seconds
+    return len(file.made_with), file.seconds
 
 
 def warn_of_fallbacks(out: Output, names: Sequence[str]) -> None:

@@ -3,52 +3,32 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
-from pathlib import Path
 
 import click
 
-from ggq.cli.options import hub_options, output_options, preset_options
+from ggq.cli.options import model_argument, preset_option, session_options
 from ggq.cli.output import Output
-from ggq.cli.plan import plan_options, rate
-from ggq.errors import UsageProblem
-from ggq.operations import plan
-from ggq.operations.plan import PlanSettings
-from ggq.operations.recommend import PREFERENCES, Limits, Preference, Recommendation
+from ggq.cli.plan import rate
+from ggq.cli.settings import settings_options
+from ggq.model_ref import ModelRef
+from ggq.operations.plan_settings import PlanSettings
 from ggq.operations.recommend import recommend as choose
-from ggq.presets import catalogue as presets
+from ggq.operations.recommend_types import Limits, Recommendation
+from ggq.session import Session
 
 
 @click.command()
-@click.argument("model")
-@preset_options
-@plan_options
-@click.option(
-    "--min-tps", type=click.FloatRange(min=0),
-    help="Tokens per second to generate at least, with a full context.",
-)  # fmt: skip
-@click.option("--max-loss", type=click.FloatRange(min=0), help="Mean KL divergence to accept at most.")
-@click.option(
-    "--prefer", type=click.Choice(PREFERENCES), default="balanced", show_default=True,
-    help="What counts more where both are to be had.",
-)  # fmt: skip
-@click.option(
-    "--record", "records", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
-    help="Record of `ggq bench` of this model: its measured loss counts. May be repeated.",
-)  # fmt: skip
-@hub_options
-@output_options
+@model_argument
+@preset_option
+@settings_options(PlanSettings)
+@settings_options(Limits, "limits")
+@session_options(hub=True, presets=True)
 def recommend(
-    model: str,
-    preset_names: tuple[str, ...],
-    presets_file: Path | None,
+    model: ModelRef,
+    presets: tuple[str, ...],
     settings: PlanSettings,
-    min_tps: float | None,
-    max_loss: float | None,
-    prefer: Preference,
-    records: tuple[Path, ...],
-    revision: str | None,
-    offline: bool,
+    limits: Limits,
+    session: Session,
     out: Output,
 ) -> None:
     """Choose a preset of MODEL and its placement for this machine, before anything is downloaded.
@@ -57,28 +37,11 @@ def recommend(
 
     \b
     ggq recommend Qwen/Qwen3-8B
-    ggq recommend Qwen/Qwen3-8B --ctx 16384 --min-tps 8 --prefer quality
+    ggq recommend Qwen/Qwen3-8B -c 16384 --min-tps 8 --prefer quality
     ggq recommend Qwen/Qwen3-8B --ram 16G --vram 8G
     """
-    if len(settings.contexts) > 1 or len(settings.cache_types) > 1:
-        raise UsageProblem(
-            "One context and one type of cache can be recommended for.", "", "See `ggq plan` for several."
-        )
-    with out.progress() as listener:
-        found = choose(
-            model,
-            preset_names or plan.DEFAULT_PRESETS,
-            Limits(min_tps, max_loss, prefer),
-            settings,
-            records=records,
-            revision=revision,
-            offline=offline,
-            catalogue=presets.load(presets_file),
-            listener=listener,
-        )
-    if presets_file is not None:
-        make = (*found.commands["make"], "--presets", str(presets_file))
-        found = replace(found, commands={**found.commands, "make": make})
+    with out.progress():
+        found = choose(model, presets, limits, settings, session=session)
     show(out, found)
     out.result(found)
 

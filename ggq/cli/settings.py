@@ -99,7 +99,7 @@ def _plain_type(kind: Any, option: Option) -> click.ParamType[Any]:
     if option.parse is not None:
         return _Parsed(option.parse, option.metavar or "value")
     if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return _Choice(kind)
+        return _Choice(kind, option.choices or tuple(kind))
     if kind is Path:
         return click.Path(
             path_type=Path, exists=option.exists, file_okay=not option.folder, dir_okay=option.folder
@@ -132,8 +132,8 @@ class _Parsed(click.ParamType[Any]):
 class _Choice(click.Choice[str]):
     """A word of a StrEnum, in any case."""
 
-    def __init__(self, kind: type[StrEnum]) -> None:
-        super().__init__([it.value for it in kind], case_sensitive=False)
+    def __init__(self, kind: type[StrEnum], offered: Collection[StrEnum]) -> None:
+        super().__init__([it.value for it in offered], case_sensitive=False)
         self._kind = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

@@ -33,8 +33,8 @@ _SCRATCH_BYTES = 1 << 20
 
 
 class StreamedBase(contextlib.AbstractContextManager["StreamedBase"]):
-    """A checkpoint as the source of a sweep (``quantize.source``): its conversion begins on entering, and has
-    ended on leaving, well or by force.
+    """A checkpoint as the source of the one pass (see ``tensor_source``): its conversion begins on entering,
+    and has ended on leaving, well or by force.
 
     ``work``: a staging folder that allows holes (``files.require_holes``); ``identity``: what tells this base
     from others; ``weights``: of a checkpoint whose files are hollow. ``seconds`` and ``peak_memory_bytes``

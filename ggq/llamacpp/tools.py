@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from ggq.errors import DoesNotFit, GgqError, ToolFailed
 from ggq.llamacpp import endings, tool_output
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.settings import Option
 from ggq.system import files, hardware, process
 
 Progress = Callable[[float, float], None]
@@ -20,13 +22,25 @@ Progress = Callable[[float, float], None]
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """llama-quantize's options. ``tensor_types``: ``name=type`` overrides, as ``attn_v=q8_0``."""
+    """llama-quantize's options. ``tensor_types``: ``name=type`` overrides, as ``attn_v=q8_0``; ``imatrix``:
+    a file that is there."""
 
     imatrix: Path | None = None
-    tensor_types: tuple[str, ...] = ()
-    output_tensor_type: str | None = None
-    token_embedding_type: str | None = None
-    keep_split: bool = False
+    tensor_types: Annotated[
+        tuple[str, ...], Option(
+            "--tensor-type", metavar="NAME=TYPE",
+            help="A type for tensors whose name matches, as attn_v=q8_0; repeatable.",
+        ),
+    ] = ()  # fmt: skip
+    output_tensor_type: Annotated[
+        str | None, Option("--output-tensor-type", metavar="TYPE", help="A type for the output tensor.")
+    ] = None
+    token_embedding_type: Annotated[
+        str | None, Option("--token-embedding-type", metavar="TYPE", help="A type for the token embeddings.")
+    ] = None
+    keep_split: Annotated[
+        bool, Option("--keep-split", help="One shard for each shard of the 16-bit GGUF.")
+    ] = False
 
     def arguments(self) -> list[str]:
         arguments: list[str] = []

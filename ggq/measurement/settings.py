@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from ggq.llamacpp import bench as llama_bench
-from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.offload import ALL_LAYERS, Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement.memory import LOAD_MODES, MemorySettings
 from ggq.measurement.model_file import Subject
 from ggq.measurement.quality import QualitySettings
 from ggq.measurement.record import KINDS, Kind
 from ggq.measurement.speed import SpeedSettings
-from ggq.measurement.speed_tests import ALL_LAYERS
 from ggq.measurement.throughput import Precision
 
 # A depth is measured where so many tokens have room after it.

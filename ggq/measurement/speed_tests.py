@@ -9,11 +9,10 @@ from typing import Literal
 from ggq.errors import CannotServe, UsageProblem
 from ggq.gguf.file import GgufFile
 from ggq.llamacpp.bench import BenchResult
-from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.offload import ALL_LAYERS, Offload
 from ggq.measurement.throughput import Precision, rate
 from ggq.system.hardware import Device
 
-ALL_LAYERS = -1
 PROMPT_TOKENS, GENERATED_TOKENS = 512, 128  # llama-bench's own
 QUICK_PROMPT_TOKENS, QUICK_GENERATED_TOKENS = 128, 32
 _AS_FAST = 0.02  # fewer threads are taken when they are slower by no more than this

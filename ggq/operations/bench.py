@@ -30,12 +30,14 @@ from ggq.measurement.quality import QualityResult
 from ggq.measurement.record import FILE_NAME, JOURNAL_NAME, Entry, Kind, Record
 from ggq.measurement.settings import BenchSettings
 from ggq.measurement.speed import SpeedResult, SpeedSettings
-from ggq.operations import convert_and_quantize
+from ggq.operations.convert_and_quantize import convert_and_quantize
+from ggq.operations.request import DEFAULT_PRESETS
 from ggq.presets import catalogue as presets
 from ggq.progress import Listener, Notice, silent
 from ggq.records.environment import environment
 from ggq.records.journal import Journal
 from ggq.records.manifest import checkpoints_of
+from ggq.session import Session
 from ggq.system import files, texts
 from ggq.system.unchanged import Unchanged
 
@@ -73,7 +75,7 @@ def bench(
     targets: Iterable[str | Path],
     settings: BenchSettings | None = None,
     *,
-    preset_names: Iterable[str] = convert_and_quantize.DEFAULT_PRESETS,
+    preset_names: Iterable[str] = DEFAULT_PRESETS,
     presets_file: Path | None = None,
     output: Path | None = None,
     toolchain: Toolchain | None = None,
@@ -127,11 +129,8 @@ def find_files(
             if ref.kind == "gguf" and ref.path is not None:
                 ready = [ref.path]
             else:
-                made = convert_and_quantize.convert_and_quantize(
-                    str(target), preset_names, settings=convert_and_quantize.Settings(keep_base=True),
-                    offline=offline, catalogue=presets.load(presets_file), toolchain=toolchain,
-                    listener=listener,
-                )  # fmt: skip
+                session = Session(toolchain, presets.load(presets_file), offline=offline, listener=listener)
+                made = convert_and_quantize(ref, preset_names, session=session, keep_base=True)
                 ready = [path for path in (made.base, *(file.paths[0] for file in made.files)) if path]
         found.update(dict.fromkeys(ready))
     return list(found)

@@ -1,165 +1,33 @@
-"""The base of a run: a GGUF of the user's own, or one that is converted from a checkpoint."""
+"""The conversion of a run: done once, written down, and taken up by later runs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
-from ggq import hub, model_ref
 from ggq.checkpoint import checkpoint
 from ggq.conversion import (
     BITS_PER_WEIGHT,
-    SourceInfo,
     StreamedBase,
     Verification,
     convert,
     default_name,
-    needed_bytes,
     resolve_outtype,
 )
-from ggq.errors import CheckpointProblem, NeedsWeights
-from ggq.gguf import file as gguf_file
+from ggq.operations.fetch_checkpoint import LocalCheckpoint, tell_digests
 from ggq.operations.workspace import Job
-from ggq.progress import Listener, Notice
-from ggq.records.manifest import Manifest, OutputFile, StepRecord, base_model, is_ours
-from ggq.system import files, scratch
+from ggq.records.manifest import Manifest, OutputFile, StepRecord
+from ggq.system import files
 from ggq.system.unchanged import Unchanged
 
 CONVERT = "convert"  # the step of the manifest
 KEPT = "base_kept"
 _UNPROVEN = {"unproven": True}
-
-
-@dataclass(frozen=True)
-class LocalCheckpoint:
-    """A checkpoint on this disk; from the Hub, with its source and the digests that the Hub announced.
-    ``remote``: the weights that the folder has only the headers of."""
-
-    folder: Path
-    source: SourceInfo | None = None
-    announced: Mapping[str, str] | None = None
-    remote: hub.RemoteWeights | None = None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a manifest says of its model."""
-        return {"folder": str(self.folder.resolve())} if self.source is None else asdict(self.source)
-
-    def unchanged(self) -> Unchanged:
-        """What a conversion reads of it, as it is now."""
-        return checkpoint.unchanged(checkpoint.read(self.folder))
-
-    def digests(self) -> dict[str, str]:
-        """File name -> digest of everything in the folder that a conversion may read."""
-        if self.announced is not None:
-            return dict(self.announced)
-        return {
-            path.name: files.sha256_file(path)
-            for path in sorted(self.folder.iterdir())
-            if path.is_file() and not path.name.startswith(".") and not is_ours(path.name)
-        }
-
-
-def downloaded_checkpoint(ref: model_ref.ModelRef, offline: bool, listener: Listener) -> LocalCheckpoint:
-    """The checkpoint of a repository, downloaded if it is not here. Raises HubProblem, DiskFull."""
-    fetched = hub.download(ref, offline=offline, listener=listener)
-    return LocalCheckpoint(
-        fetched.folder,
-        SourceInfo(fetched.repo_id, fetched.commit),
-        announced(fetched.files),
-    )
-
-
-@contextmanager
-def streamed_checkpoint(
-    ref: model_ref.ModelRef, offline: bool, listener: Listener
-) -> Iterator[LocalCheckpoint]:
-    """The checkpoint of a repository as far as a stream needs it on the disk: without its weights, unless
-    they are in the Hub cache anyway. Raises HubProblem, CheckpointProblem, DiskFull, OutputProblem."""
-    model = hub.inspect(ref.repo_id, ref.revision, offline=offline, listener=listener)
-    source = SourceInfo(model.repo_id, model.commit)
-    digests = announced(hub.select_files(model.files))
-    with scratch.folder("headers") as work:
-        folder = work / "model"
-        folder.mkdir()
-        files.require_holes(folder, "set TMPDIR to another folder")
-        try:
-            found = hub.gather(model, folder, for_stream=True, offline=offline, listener=listener)
-        except NeedsWeights as problem:
-            raise CheckpointProblem(
-                f"{model.repo_id} cannot be streamed.",
-                problem.why,
-                "Leave --stream out: it is downloaded then.",
-            ) from problem
-        if found.with_values:
-            listener(Notice(f"{model.repo_id} is in the Hub cache already: nothing is streamed."))
-            yield LocalCheckpoint(found.folder, source, digests)
-            return
-        with closing(hub.RemoteWeights(model, found.folder, listener=listener)) as remote:
-            yield LocalCheckpoint(found.folder, source, digests, remote)
-
-
-def announced(found: Sequence[hub.RemoteFile]) -> dict[str, str] | None:
-    """The files' digests; None where the cache of a Hub that is out of reach does not tell them all."""
-    digests = {file.path: file.blob_name for file in found}
-    return digests if all(digests.values()) else None
-
-
-class Base(Protocol):
-    """The base of a run."""
-
-    def known(self) -> tuple[str, ...]:
-        """What records may call it: its digest, if one is known, before anything that stands in for it."""
-
-    def ensure(self) -> tuple[Path, str]:
-        """The file, made when first needed, and its digest. Raises GgqError."""
-
-    def unchanged(self) -> Unchanged:
-        """What the presets are made from, as it was before any of it was read: the file, or else what is
-        converted in a stream."""
-
-
-class GivenBase:
-    """A base GGUF of the user's own, perhaps in shards."""
-
-    def __init__(self, path: Path, listener: Listener) -> None:
-        self.path = path
-        self._listener = listener
-        self._unchanged = Unchanged(gguf_file.shards(path), lambda: self._digests)
-
-    @cached_property
-    def _digests(self) -> Mapping[Path, str]:
-        parts = gguf_file.shards(self.path)
-        return {part: files.sha256_file(part, self._listener, "read the base") for part in parts}
-
-    @property
-    def sha256(self) -> str:
-        """Of all its shards."""
-        with self._unchanged.explaining():
-            return "+".join(self._digests.values())
-
-    def known(self) -> tuple[str, ...]:
-        return (self.sha256,)
-
-    def ensure(self) -> tuple[Path, str]:
-        return self.path, self.sha256
-
-    def unchanged(self) -> Unchanged:
-        return self._unchanged
-
-
-def own_base(manifest: Manifest, given: GivenBase, *, force: bool) -> None:
-    """Say in the manifest that the files are of this base, unless an earlier run made the base here, whose
-    source is the better answer. Raises OutputProblem."""
-    if not manifest.model or not manifest.knows(given.sha256):
-        manifest.own(base_model(given.path), force=force)
 
 
 @dataclass(frozen=True)
@@ -208,17 +76,16 @@ class ConvertedBase:
         self._job = job
         self._given = given
         found = checkpoint.read(given.folder)
-        self._unchanged = checkpoint.unchanged(found)
+        self._unchanged = given.unchanged
         self._outtype = resolve_outtype(found, outtype)
         self.bits_per_weight = BITS_PER_WEIGHT[self._outtype]
         self.parameter_count = found.likely_parameter_count
-        self.needed_bytes = needed_bytes(found, self._outtype)
         self._verify = verify
         self._keep = keep
         self._name = default_name(job.name, self._outtype)
         # Without a record there is nothing to compare with, so the checkpoint is digested during the work.
-        self._inputs = given.digests() if CONVERT in job.manifest.steps else None
-        self._digesting: Future[dict[str, str]] | None = None
+        self._inputs = given.digests if CONVERT in job.manifest.steps else None
+        self._digesting: Future[Mapping[str, str]] | None = None
         self._ensured = self.converted = False  # by this run
 
     @property
@@ -283,7 +150,7 @@ class ConvertedBase:
                 stays=self._stays(),
             )  # fmt: skip
         if self._given.remote is not None:
-            _tell_digests(self._given.remote, self._job.listener)
+            tell_digests(self._given.remote, self._job.session.listener)
 
     def keep(self) -> None:
         """Leave the base beside the outputs, for good: later runs that would not keep it spare it."""
@@ -346,7 +213,7 @@ class ConvertedBase:
 
     def _begin_digests(self) -> None:
         if self._inputs is None and self._digesting is None:
-            self._digesting = self._job.background.submit(self._given.digests)
+            self._digesting = self._job.background.submit(lambda: self._given.digests)
 
     def _end_digests(self) -> None:
         if self._digesting is not None:
@@ -376,25 +243,6 @@ class ConvertedBase:
             | ({KEPT: True} if stays else {}),
         )
         self._job.record(CONVERT, record)
-
-
-def _tell_digests(weights: hub.RemoteWeights, listener: Listener) -> None:
-    """Which weight files are known to be what the Hub announces."""
-    count = len(weights.proven) + len(weights.unproven)
-    listener(Notice(f"{files.human_bytes(weights.received_bytes)} of weights were read, and none kept."))
-    if weights.unproven:
-        listener(
-            Notice(
-                f"The digests of {len(weights.unproven)} of {count} weight files could not be checked: they"
-                " were not read from front to back in one go.",
-                "warning",
-            )
-        )
-    else:
-        words = "The weight file has the digest"
-        if count > 1:
-            words = f"All {count} weight files have the digests"
-        listener(Notice(f"{words} that the Hub announces."))
 
 
 def _digest_and_close(stream: BinaryIO) -> str:

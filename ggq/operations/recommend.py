@@ -3,152 +3,69 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ggq import hub, model_ref
-from ggq.errors import CannotServe, DoesNotFit, GgufProblem
-from ggq.estimation import preset_content
-from ggq.estimation.speed import RateEstimate
+from ggq.errors import CannotServe, DoesNotFit, GgufProblem, UsageProblem
 from ggq.gguf import names as gguf_names
-from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.server import Serving
-from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement.record import Record, rows
-from ggq.operations.plan import DEFAULT_PRESETS, LoadPlan, Plan, PlanSettings, PresetPlan, plan
-from ggq.presets import catalogue as presets
-from ggq.progress import Listener, silent
+from ggq.model_ref import ModelRef
+from ggq.operations.plan import plan
+from ggq.operations.plan_settings import PlanSettings
+from ggq.operations.plan_types import Plan, PresetPlan
+from ggq.operations.recommend_reasons import rate, reasons, trade
+from ggq.operations.recommend_types import TASTES, Candidate, Limits, Recommendation
+from ggq.session import Session
+from ggq.settings import filled
 from ggq.system import files
 
-Preference = Literal["quality", "balanced", "speed"]
-PREFERENCES: tuple[Preference, ...] = ("quality", "balanced", "speed")
-_USUAL_CACHE, _SMALL_CACHE = ("f16", "f16"), ("q8_0", "q8_0")
+_SMALL_CACHE = ("q8_0",)
 _SHORTEST_CONTEXT = 512
 
 
-@dataclass(frozen=True)
-class Taste:
-    """How speed and loss are weighed: a choice's score is ``log2(min(t/s, enough)) - weight * loss``.
-
-    ``enough``: generated tokens per second beyond which more is worth nothing; ``weight``: halvings of speed
-    that one nat of mean KL divergence is worth.
-    """
-
-    enough: float
-    weight: float
-
-    def score(self, tokens_per_s: float | None, loss: float) -> float:
-        speed = math.log2(min(tokens_per_s, self.enough)) if tokens_per_s else 0.0
-        return speed - self.weight * loss
-
-
-# Silent reading goes at about 240 words a minute (Brysbaert 2019, doi 10.1016/j.jml.2019.104047), some 6
-# tokens/s. The weights are a judgement: with 10, Q4_K_M is preferred to Q5_K_M where that is over 13 % slower
-# (published losses), and Q3_K_M to Q4_K_M only where it is over 63 % faster.
-TASTES: Mapping[Preference, Taste] = {
-    "quality": Taste(enough=6, weight=30),
-    "balanced": Taste(enough=30, weight=10),
-    "speed": Taste(enough=math.inf, weight=4),
-}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a choice must keep. ``min_tokens_per_s``: of generation, still with a full context; ``max_loss``:
-    mean KLD in nats per token."""
-
-    min_tokens_per_s: float | None = None
-    max_loss: float | None = None
-    prefer: Preference = "balanced"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A preset in one placement. ``loss`` in nats per token, ``measured`` on this model or published for
-    another; ``score``: by the taste, higher is better; ``rank``: by which they are sorted, the score last."""
-
-    preset: str
-    file_bytes: int
-    load: LoadPlan
-    loss: float
-    measured: bool
-    score: float
-    rank: tuple[bool, bool, float, float]
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        return self.load.speed.generation.tokens_per_s if self.load.speed else None
-
-    @property
-    def slowest_tokens_per_s(self) -> float | None:
-        """At the end of a full context."""
-        return self.load.speed.full_context.tokens_per_s if self.load.speed else None
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """``chosen``, with ``reasons`` in words; ``others``, best first, and ``trades``: what each would gain and
-    cost. ``file``: where it will be; ``commands``: to make it and to serve it; ``llama``: keyword arguments
-    for llama-cpp-python (None: it cannot do this)."""
-
-    plan: Plan
-    chosen: Candidate
-    reasons: tuple[str, ...]
-    others: tuple[Candidate, ...]
-    trades: tuple[str, ...]
-    serving: Serving
-    file: Path
-    commands: Mapping[str, tuple[str, ...]]
-    llama: Mapping[str, Any] | None
-    limits: Limits = field(default_factory=Limits)
-
-
 def recommend(
-    model: str | Path,
-    preset_names: Iterable[str] = DEFAULT_PRESETS,
+    model: str | Path | ModelRef,
+    presets: str | Iterable[str] | None = None,
     limits: Limits | None = None,
     settings: PlanSettings | None = None,
     *,
-    records: Sequence[Path] = (),
-    revision: str | None = None,
-    offline: bool = False,
-    catalogue: presets.Catalogue | None = None,
-    toolchain: Toolchain | None = None,
-    listener: Listener = silent,
+    session: Session | None = None,
+    **keywords: Any,
 ) -> Recommendation:
-    """Choose a preset and its placement for this machine (or the one of ``settings``).
+    """Choose a preset (default: of the K-quants) and its placement for this machine, or the one of
+    ``settings``.
 
-    Of ``settings`` the first context and type of cache count. Where nothing fits with it, a cache of q8_0 is
-    tried. ``records``: of ``ggq bench``, whose measured KLD of this model takes the published one's place.
+    One context and one type of cache are recommended for. Where nothing fits, and no type was asked for, a
+    cache of q8_0 is tried. ``keywords``: fields of ``PlanSettings``, in place of those of ``settings``.
 
-    Raises DoesNotFit with the nearest that does, and what ``foresee.plan`` raises.
+    Raises DoesNotFit with the nearest that does, and what ``plan`` raises.
     """
-    limits, settings = limits or Limits(), settings or PlanSettings()
-    toolchain = toolchain or toolchains.find()
-    names = tuple(preset_names)
-
-    def planned(with_settings: PlanSettings) -> Plan:
-        return plan(
-            model, names, with_settings, revision=revision, offline=offline, catalogue=catalogue,
-            toolchain=toolchain, listener=listener,
-        )  # fmt: skip
-
+    session = session or Session()
+    limits, settings = limits or Limits(), filled(PlanSettings, settings, keywords)
+    if len(settings.contexts) > 1 or len(settings.cache_types) > 1:
+        raise UsageProblem(
+            "One context and one type of cache can be recommended for.", "", "See `ggq plan` for several."
+        )
+    ref = model_ref.reference(model)
+    planned = partial(plan, ref, presets, session=session)
     found = planned(settings)
-    measured = _measured(records, found)
+    measured = _measured(limits.records, found)
     _require_known(found, measured)
     candidates = _candidates(found, limits, measured)
-    if not candidates and settings.cache_types[0] == _USUAL_CACHE:
+    if not candidates and not settings.type_k:
         # A model whose heads are narrower than a block cannot have the smaller cache.
         with contextlib.suppress(GgufProblem):
-            smaller = planned(replace(settings, cache_types=(_SMALL_CACHE,)))
+            smaller = planned(replace(settings, type_k=_SMALL_CACHE))
             candidates = _candidates(smaller, limits, measured)
             found = smaller if candidates else found
     if not candidates:
-        smaller_model = None if found.repo_id is None or offline else hub.next_smaller(found.repo_id)
+        smaller_model = None if found.repo_id is None or session.offline else hub.next_smaller(found.repo_id)
         raise _nothing_fits(found, measured, settings, planned, smaller_model)
     within = [it for it in candidates if _keeps(it, limits)]
     if not within:
@@ -168,37 +85,37 @@ def recommend(
         projector_on_cpu=found.companions.projector_on_cpu,
         embeddings=found.is_encoder,
     )
-    ref = model_ref.parse_reference(str(model), revision)
     folder = ref.path.parent if ref.kind == "gguf" and ref.path else Path(found.model)
     file = folder / gguf_names.output_name(found.model, chosen.preset)
     return Recommendation(
         plan=found,
         chosen=chosen,
-        reasons=tuple(_reasons(chosen, candidates, found)),
+        reasons=tuple(reasons(chosen, candidates, found)),
         others=tuple(others),
-        trades=tuple(_trade(it, chosen) for it in others),
+        trades=tuple(trade(it, chosen) for it in others),
         serving=serving,
         file=file,
         commands={
-            "make": make_command(model, chosen.preset, found, revision=revision, offline=offline),
-            "serve": tuple(serving.server_command(file, None if settings.is_elsewhere else toolchain)),
+            "make": make_command(ref, chosen.preset, found, session),
+            "serve": tuple(
+                serving.server_command(file, None if settings.is_elsewhere else session.toolchain)
+            ),
         },
         llama=serving.binding_options(),
         limits=limits,
     )
 
 
-def make_command(
-    model: str | Path, preset: str, found: Plan, *, revision: str | None, offline: bool
-) -> tuple[str, ...]:
+def make_command(ref: ModelRef, preset: str, found: Plan, session: Session) -> tuple[str, ...]:
     """The command that makes what was planned."""
+    presets_file = session.catalogue.own_file
     (size,) = (it.size for it in found.presets if it.preset == preset)
     return (
-        "ggq", "convert-and-quantize", str(model), "--preset", preset,
-        *(["--revision", revision] if revision else []),
-        *(["--offline"] if offline else []),
+        "ggq", "convert-and-quantize", str(ref), "--preset", preset,
+        *(["--offline"] if session.offline else []),
         *(["--imatrix", "auto"] if size.needs_imatrix else []),
         *(["--stream"] if found.must_be_streamed and not size.needs_imatrix else []),
+        *(["--presets", str(presets_file)] if presets_file else []),
     )  # fmt: skip
 
 
@@ -284,65 +201,6 @@ def _keeps(candidate: Candidate, limits: Limits) -> bool:
     return limits.min_tokens_per_s is None or (speed is not None and speed >= limits.min_tokens_per_s)
 
 
-# --- words -----------------------------------------------------------------------------------------------
-
-
-def _reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) -> Iterator[str]:
-    """Why this one: memory, speed, loss."""
-    memory = chosen.load.memory
-    size = files.human_bytes
-    parts = [f"{size(memory.ram_bytes)} of the {size(memory.ram_free_bytes)} of RAM that may be used"]
-    for device in memory.devices:
-        if device.needed_bytes and device.free_bytes is not None:
-            parts.append(f"{size(device.needed_bytes)} of {size(device.free_bytes)} on {device.name}")
-    if chosen.load.offload.n_gpu_layers:
-        layers = f"{chosen.load.offload.n_gpu_layers} of {found.layer_count} layers"
-        names = [it.name for it in memory.devices if it.needed_bytes]
-        parts.append(f"{layers} on {' and '.join(names or found.devices)}")
-    context = f"with {memory.context_tokens:,} tokens of context, cache {memory.type_k}"
-    yield f"It fits: {', '.join(parts)}, {context}."
-    if chosen.load.speed is None:
-        whole = " of those that fit whole on the GPU" if found.is_whole(chosen.load) else ""
-        yield f"No speed was predicted: what loses least{whole} is preferred."
-    else:
-        speed = chosen.load.speed
-        yield (
-            f"It generates {_rate(speed.generation)} tokens/s (± {speed.generation.relative_error:.0%}),"
-            f" {_rate(speed.full_context)} with a full context, and reads {_rate(speed.prompt)}."
-        )
-    own = next(it for it in found.presets if it.preset == chosen.preset)
-    yield from preset_content.remarks(own.preset, own.size, found.alike)
-    prior = own.prior
-    whose = "mean KLD, measured"
-    if prior and not chosen.measured:
-        whose = f"{prior.measure}, published for {prior.model}"
-        if own.prior_preset not in (None, own.preset):
-            whose = f"{prior.measure}, published for {own.prior_preset} of {prior.model}"
-    better = [it for it in candidates if it.loss < chosen.loss]
-    text = f"Its loss is {chosen.loss:.4f} ({whose})"
-    if better:
-        nearest = max(better, key=lambda it: it.loss)
-        yield f"{text}; {nearest.preset} would have {_trade(nearest, chosen)}."
-    else:
-        yield f"{text}, the least of all that fit."
-
-
-def _rate(estimate: RateEstimate) -> str:
-    value = estimate.tokens_per_s
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
-
-
-def _trade(other: Candidate, chosen: Candidate) -> str:
-    """What another choice gains and costs."""
-    words = [f"loss {other.loss:.4f}"]
-    if other.tokens_per_s and chosen.tokens_per_s:
-        ratio = other.tokens_per_s / chosen.tokens_per_s - 1
-        words.append(f"{abs(ratio):.0%} {'faster' if ratio > 0 else 'slower'}")
-    more = other.file_bytes - chosen.file_bytes
-    words.append(f"{files.human_bytes(abs(more))} {'larger' if more > 0 else 'smaller'}")
-    return ", ".join(words)
-
-
 def _nothing_keeps(candidates: Sequence[Candidate], limits: Limits) -> DoesNotFit:
     """Something fits the machine, and nothing the limits."""
     speeds = [it for it in candidates if it.slowest_tokens_per_s]
@@ -350,7 +208,7 @@ def _nothing_keeps(candidates: Sequence[Candidate], limits: Limits) -> DoesNotFi
     if limits.min_tokens_per_s is not None and speeds:
         fastest = max(speeds, key=lambda it: it.slowest_tokens_per_s or 0)
         assert fastest.load.speed is not None
-        speed = _rate(fastest.load.speed.full_context)
+        speed = rate(fastest.load.speed.full_context)
         nearest.append(f"the fastest, {fastest.preset}, makes {speed} tokens/s with a full context")
     if limits.max_loss is not None:
         best = min(candidates, key=lambda it: it.loss)
@@ -388,13 +246,13 @@ def _nothing_fits(
         return DoesNotFit(what, why, "Leave --n-gpu-layers out: as many go there as fit.")
     context = memory.context_tokens // 2
     while context >= _SHORTEST_CONTEXT:
-        for cache in dict.fromkeys((settings.cache_types[0], _SMALL_CACHE)):
-            shorter = replace(settings, contexts=(context,), cache_types=(cache,), speed_budget_s=0)
+        for keys in dict.fromkeys((settings.type_k, settings.type_k or _SMALL_CACHE)):
+            shorter = replace(settings, contexts=(context,), type_k=keys, no_speed=True)
             with contextlib.suppress(GgufProblem):
                 again = [it for it in planned(shorter).presets if _can_be_chosen(it, measured)]
                 fitting = [it.preset for it in again if it.loads[0].fits]
                 if fitting:
-                    ask = f"--ctx {context} --kv {cache[0]}"
+                    ask = f"-c {context}" + (f" -ctk {keys[0]}" if keys else "")
                     return DoesNotFit(what, why, f"{fitting[-1]} fits with {ask}: ask for that.")
         context //= 2
     advice = f"the next smaller one: ggq recommend {smaller_model}" if smaller_model else "a smaller model."

@@ -1,64 +1,185 @@
-"""What is asked of the main job, and what of it can be refused before any work."""
+"""What is asked of the main job, and what of it can be refused before anything is read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
+from ggq import model_ref
 from ggq.conversion import pipes
+from ggq.conversion.choices import UNQUANTIZED, OutType, Verify
 from ggq.errors import UsageProblem
-from ggq.gguf import names as gguf_names
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.model_ref import ModelRef
 from ggq.presets.catalogue import Preset
-from ggq.quantization import engine as choice
-from ggq.quantization.imatrix import default_name as matrix_name
+from ggq.quantization.engine import EngineName, parse_engine
 from ggq.quantization.one_pass import MAX_MEMORY_BYTES
 from ggq.quantization.recipe import check, without_imatrix
-from ggq.records.manifest import Manifest
-from ggq.system.texts import Text
+from ggq.session import Session
+from ggq.settings import Option
+from ggq.units import parse_bytes
+
+AUTO: Literal["auto"] = "auto"
+DEFAULT_PRESETS = ("Q4_K_M",)
+
+
+def _auto_or_file(word: str) -> Path | Literal["auto"]:
+    """The word ``auto`` in any case, or a file. Raises ValueError."""
+    if word.lower() == AUTO:
+        return AUTO
+    if not Path(word).is_file():
+        raise ValueError(f"there is no file {word}.")
+    return Path(word)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to make the files. ``options`` go to llama-quantize; ``calibration``: a text, from which to make an
-    importance matrix of the base in place of one in the options; ``parse_special``: with the text's special
-    tokens as such; ``engine``: auto, sweep or llama-quantize; ``max_memory_bytes``: of the sweep (see
-    ``quantize.engine``); ``verify``: off, sampled or full; ``stream``: read a checkpoint of the Hub
-    while it is quantized, and keep nothing of its weights."""
+    """How to make the files.
 
-    outtype: str = "auto"
+    ``imatrix``: an importance matrix, or the word ``auto``: it is made of the 16-bit GGUF, from the text
+    ``imatrix_text`` (None: the default one), whose special tokens count as such with ``parse_special``.
+    ``max_memory_bytes``: what the blocks of rows of the one pass may take. ``threads`` None: the cores that
+    one may use. ``stream``: a checkpoint of the Hub is read while it is quantized, and nothing is kept of its
+    weights.
+    """
+
+    outtype: Annotated[
+        OutType, Option(
+            "--outtype", choices=UNQUANTIZED,
+            help="Type of the 16-bit GGUF; auto keeps the checkpoint's precision.",
+        ),
+    ] = OutType.AUTO  # fmt: skip
+    verify: Annotated[
+        Verify, Option("--verify", help="How the conversion is checked: `full` looks at every value.")
+    ] = Verify.SAMPLED
+    keep_base: Annotated[bool, Option("--keep-base", help="Keep the 16-bit GGUF, too.")] = False
+    stream: Annotated[
+        bool, Option(
+            "--stream",
+            help="Read the weights from the Hub while they are quantized, and keep nothing of them.",
+        ),
+    ] = False  # fmt: skip
+    imatrix: Annotated[
+        Path | Literal["auto"] | None, Option(
+            "--imatrix", parse=_auto_or_file, metavar="auto|FILE",
+            help="An importance matrix; auto makes that of the model (see `ggq imatrix`), or takes it up.",
+        ),
+    ] = None  # fmt: skip
+    imatrix_text: Annotated[
+        Path | None, Option(
+            "--imatrix-text", metavar="FILE",
+            help="The text for --imatrix auto. Default: Python's language reference.",
+        ),
+    ] = None  # fmt: skip
+    parse_special: Annotated[
+        bool, Option(
+            "--parse-special",
+            help="Names of special tokens in the text (<|im_start|>) are these tokens, not letters.",
+        ),
+    ] = False  # fmt: skip
     options: QuantizeOptions = field(default_factory=QuantizeOptions)
-    calibration: Text | None = None
-    parse_special: bool = False
-    engine: str = choice.AUTO
-    max_memory_bytes: int = MAX_MEMORY_BYTES
-    threads: int | None = None
-    verify: str = "sampled"
-    keep_base: bool = False
-    force: bool = False
-    stream: bool = False
+    engine: Annotated[
+        EngineName, Option(
+            "--engine", parse=parse_engine, metavar="|".join(EngineName), shown_default=EngineName.AUTO.value,
+            help="one-pass makes all presets in one pass, with llama-quantize's bytes; auto leaves to"
+            " llama-quantize what the one pass cannot make.",
+        ),
+    ] = EngineName.AUTO  # fmt: skip
+    max_memory_bytes: Annotated[
+        int, Option(
+            "--max-memory", parse=parse_bytes, metavar="SIZE", shown_default=f"{MAX_MEMORY_BYTES >> 20}MiB",
+            help="What the blocks of rows of the one pass may take.",
+        ),
+    ] = MAX_MEMORY_BYTES  # fmt: skip
+    threads: Annotated[
+        int | None, Option("-t", "--threads", least=1, help="Threads. Default: the cores one may use.")
+    ] = None
+    force: Annotated[bool, Option("--force", help="Overwrite outputs that exist.")] = False
+
+    @property
+    def makes_imatrix(self) -> bool:
+        return self.imatrix == AUTO
+
+    @property
+    def quantize_options(self) -> QuantizeOptions:
+        """llama-quantize's, with the importance matrix that was given."""
+        return self.with_imatrix(self.imatrix if isinstance(self.imatrix, Path) else None)
+
+    def with_imatrix(self, matrix: Path | None) -> QuantizeOptions:
+        return replace(self.options, imatrix=matrix)
 
 
-def refuse_beforehand(settings: Settings, ref: ModelRef, chosen: Sequence[Preset]) -> None:
+@dataclass(frozen=True)
+class Request:
+    """One job. ``presets`` None: the one that is recommended; ``outdir`` None: a folder of the model's name
+    here, or beside a GGUF."""
+
+    model: ModelRef
+    presets: tuple[Preset, ...] | None
+    outdir: Path | None
+    settings: Settings
+
+
+def request(
+    model: str | Path | ModelRef,
+    presets: str | Iterable[str] | None,
+    outdir: str | Path | None,
+    settings: Settings,
+    session: Session,
+) -> Request:
+    """The one place where a job's arguments are read. Raises UsageProblem, also for what can be refused
+    before anything is read."""
+    names = (presets,) if isinstance(presets, str) else tuple(presets or ())
+    if not names or [name.lower() for name in names] == [AUTO]:
+        # Of options for llama-quantize a recommendation does not know.
+        plain = settings.quantize_options == QuantizeOptions() and not settings.makes_imatrix
+        names = () if plain else DEFAULT_PRESETS
+    chosen = tuple(session.catalogue.resolve(names)) if names else None
+    made = Request(model_ref.reference(model), chosen, None if outdir is None else Path(outdir), settings)
+    refuse(made)
+    return made
+
+
+def refuse(made: Request) -> None:
     """What can be said before anything is read. Raises UsageProblem."""
-    check(settings.options)
-    choice.check(settings.engine)
+    settings, ref = made.settings, made.model
+    check(settings.quantize_options)
+    _refuse_idle_options(settings)
     if settings.stream:
         _refuse_to_stream(settings, ref)
     if ref.kind == "gguf":
         return
     if settings.options.keep_split:
         raise UsageProblem(
-            "There is no split base to keep the shards of.",
-            "--keep-split is for a GGUF in shards; a checkpoint becomes one base file.",
+            "There is no split 16-bit GGUF to keep the shards of.",
+            "--keep-split is for a GGUF in shards; a checkpoint becomes one file.",
             "Leave --keep-split out.",
         )
-    if settings.options.imatrix is None and settings.calibration is None:
-        for preset in chosen:
-            if preset.needs_imatrix:
-                raise without_imatrix(preset)
+    if settings.imatrix is None:
+        refuse_without_imatrix(made.presets or ())
+
+
+def refuse_without_imatrix(presets: Sequence[Preset]) -> None:
+    """Raises UsageProblem for a preset that always needs an importance matrix."""
+    for preset in presets:
+        if preset.needs_imatrix:
+            raise without_imatrix(preset)
+
+
+def _refuse_idle_options(settings: Settings) -> None:
+    idle = {
+        "--imatrix-text": (settings.imatrix_text is not None, "It is the text that the matrix is made from."),
+        "--parse-special": (settings.parse_special, "It says how the matrix's text is read."),
+    }  # fmt: skip
+    for flag, (given, why) in idle.items():
+        if given and not settings.makes_imatrix:
+            raise UsageProblem(
+                f"{flag} is of no use without --imatrix auto.",
+                why,
+                f"Give --imatrix auto, or leave {flag} out.",
+            )
 
 
 def _refuse_to_stream(settings: Settings, ref: ModelRef) -> None:
@@ -68,58 +189,15 @@ def _refuse_to_stream(settings: Settings, ref: ModelRef) -> None:
         )
     obstacles = [
         (settings.keep_base, "--keep-base asks for it."),
-        (settings.calibration is not None, "An importance matrix is to be made of it."),
-        (settings.engine == choice.TOOL, "llama-quantize reads it from the disk."),
-        (settings.verify.lower() == "full", "--verify full looks at all of it."),
+        (settings.makes_imatrix, "An importance matrix is to be made of it."),
+        (settings.engine == EngineName.LLAMA_QUANTIZE, "llama-quantize reads it from the disk."),
+        (settings.verify == Verify.FULL, "--verify full looks at all of it."),
         (not pipes.are_there(), "It is handed over by a named pipe, and this system has none."),
     ]
     for holds, why in obstacles:
         if holds:
             raise UsageProblem(
-                "A stream leaves no base GGUF.", why, "Leave --stream out: the checkpoint is downloaded then."
+                "A stream leaves no 16-bit GGUF.",
+                why,
+                "Leave --stream out: the checkpoint is downloaded then.",
             )
-
-
-def file_names(
-    name: str, settings: Settings, chosen: Sequence[Preset], shard_count: int = 1
-) -> tuple[str, ...]:
-    """The presets' files of the model ``name``; with --keep-split each one's first of ``shard_count``."""
-    names = tuple(gguf_names.output_name(name, preset.name) for preset in chosen)
-    if not settings.options.keep_split:
-        return names
-    return tuple(gguf_names.shard_name(Path(it).stem, 1, shard_count) for it in names)
-
-
-def claim(manifest: Manifest, name: str, settings: Settings, names: Sequence[str]) -> None:
-    """Raises OutputProblem, before any work, where the presets' files, or an importance matrix, would
-    overwrite something of the user's."""
-    matrix = () if settings.calibration is None else (matrix_name(name),)
-    manifest.claim((*names, *matrix), force=settings.force)
-
-
-def spare(base: Path, folder: Path, names: Sequence[str], instead: str) -> None:
-    """Raises UsageProblem where one of the presets' files would take the place of the base (``instead``: what
-    to do then)."""
-    if base.resolve() in [(folder / it).resolve() for it in names]:
-        raise UsageProblem(
-            f"{base} would be overwritten by itself.",
-            "The preset's file would have the name of the base.",
-            instead,
-        )
-
-
-def without_base(settings: Settings, base_bytes: int, files_bytes: int, free_bytes: int) -> bool:
-    """Whether a checkpoint's presets are made with no base GGUF on the disk: where nobody needs it, or there
-    is no room for it beside its presets (``files_bytes``: as estimated in advance)."""
-    if settings.engine == choice.TOOL or settings.keep_base or settings.calibration is not None:
-        return False
-    verify = settings.verify.lower()
-    if verify == "full":  # asked for in so many words: rather no files than unproven ones
-        return False
-    needless = verify == "off"
-    return pipes.are_there() and (needless or free_bytes < base_bytes + files_bytes)
-
-
-def nominal_bytes(preset: Preset, parameter_count: int, base_bits_per_weight: float) -> int:
-    """A file's size as estimated before there is a base to ask about."""
-    return int(parameter_count * (preset.bits_per_weight or base_bits_per_weight) / 8)

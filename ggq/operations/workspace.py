@@ -10,9 +10,8 @@ from typing import Any
 
 from ggq._version import __version__
 from ggq.gguf import names as gguf_names
-from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.progress import Listener, Notice
+from ggq.progress import Notice
 from ggq.records.environment import environment
 from ggq.records.manifest import Manifest, StepRecord
 from ggq.session import Session
@@ -36,29 +35,25 @@ class Job(AbstractContextManager["Job"]):
     Entering it raises OutputProblem, DiskFull.
     """
 
-    def __init__(
-        self, name: str, outdir: Path, toolchain: Toolchain | None, listener: Listener, *, force: bool
-    ) -> None:
+    def __init__(self, name: str, outdir: Path, session: Session, *, force: bool) -> None:
         self.name = name
         self.outdir = outdir
         self.kept = kept_folder(name, outdir)
         self.force = force
-        self.toolchain = toolchain or toolchains.find()
-        self.listener = listener
-        self.session = Session(self.toolchain, listener=listener)
-        self.tool = tool_name(self.toolchain)
+        self.session = session
+        self.tool = tool_name(session.toolchain)
 
     def __enter__(self) -> Job:
         with ExitStack() as stack:
-            stack.enter_context(files.lock(files.make_folder(self.outdir), listener=self.listener))
+            stack.enter_context(files.lock(files.make_folder(self.outdir), listener=self.session.listener))
             self.staging = stack.enter_context(files.staging(self.outdir))
             self.manifest = Manifest.of(self.name, self.outdir)
             # For what only the record needs: digests, and the machine, which takes a second to describe.
             self.background = stack.enter_context(ThreadPoolExecutor(max_workers=1))
-            self._environment = self.background.submit(environment, self.toolchain)
+            self._environment = self.background.submit(environment, self.session.toolchain)
             self._held = stack.pop_all()
-        for caveat in self.toolchain.caveats:
-            self.listener(Notice(caveat, "warning"))
+        for caveat in self.session.toolchain.caveats:
+            self.session.listener(Notice(caveat, "warning"))
         return self
 
     def __exit__(self, *exception: Any) -> None:

@@ -56,6 +56,7 @@ class Catalogue:
 
     presets: tuple[Preset, ...]
     groups: Mapping[str, tuple[str, ...]]
+    own_file: Path | None = None  # that was named beside those that are always read
 
     def resolve(self, names: Iterable[str]) -> list[Preset]:
         """Presets for names in any case, groups, and lists (``"q4_k_m,Q8_0"``): in order, each once.
@@ -96,7 +97,7 @@ def load(extra: Path | None = None) -> Catalogue:
     gathered.ftypes = {preset.ftype for preset in gathered.presets.values()}
     for path in dict.fromkeys(path.resolve() for path in own):
         gathered.add(_File(path))
-    return Catalogue(tuple(gathered.presets.values()), gathered.groups)
+    return Catalogue(tuple(gathered.presets.values()), gathered.groups, extra)
 
 
 class _Gathered:

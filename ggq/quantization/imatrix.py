@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from ggq._version import __version__
 from ggq.errors import CannotServe, GgufProblem, OutputProblem, SourceChanged, UsageProblem
@@ -17,15 +17,16 @@ from ggq.gguf import names as gguf_names
 from ggq.gguf.file import GgufFile
 from ggq.llamacpp import imatrix as tool
 from ggq.llamacpp import text_tokens
-from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.imatrix import Stretch, Sums, Time
-from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.offload import Offload, parse_layers
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Notice, Step, silent
 from ggq.quantization import calibration, expected_imatrix, imatrix_file, thin_experts
 from ggq.quantization.recipe import refuse_quantized
 from ggq.records.environment import environment
 from ggq.records.manifest import Manifest, OutputFile, StepRecord, base_model
+from ggq.session import Session
+from ggq.settings import Option, filled
 from ggq.system import files, hardware, texts
 from ggq.system.texts import Text
 from ggq.system.unchanged import Unchanged
@@ -45,16 +46,46 @@ Record = Callable[[str, StepRecord], None]
 
 @dataclass(frozen=True)
 class ImatrixSettings:
-    """``chunks``: of the text's beginning (None: all of it), each of ``context`` tokens (None: 512, or what
-    the model has where that is less); ``threads`` do not change the result. ``n_gpu_layers``: -1 for all;
-    None leaves it to llama.cpp, if there is a GPU. ``parse_special``: the names of special tokens in the text
-    stand for them."""
+    """``text`` None: that of ``calibration.default``; ``chunks``: of its beginning (None: all of it), each of
+    ``context`` tokens (None: 512, or what the model has where that is less); ``threads`` do not change the
+    result. ``n_gpu_layers``: -1 for all; None leaves it to llama.cpp, if there is a GPU. ``parse_special``:
+    the names of special tokens in the text stand for them. ``output`` None: beside the GGUF."""
 
-    chunks: int | None = None
-    context: int | None = None
-    threads: int | None = None
-    n_gpu_layers: int | None = None
-    parse_special: bool = False
+    text: Annotated[
+        Path | None, Option(
+            "--text", metavar="FILE",
+            help="The text to make it from. Default: Python's language reference, which needs no network.",
+        ),
+    ] = None  # fmt: skip
+    chunks: Annotated[
+        int | None, Option("--chunks", least=1, help="Of the text's beginning. Default: all of it.")
+    ] = None
+    context: Annotated[
+        int | None, Option(
+            "-c", "--ctx-size", aliases=("--ctx",), least=tool.LEAST_CONTEXT, metavar="TOKENS",
+            help="Tokens in a chunk. Default: 512, or what the model has, if that is less.",
+        ),
+    ] = None  # fmt: skip
+    n_gpu_layers: Annotated[
+        int | None, Option(
+            "-ngl", "--n-gpu-layers", parse=parse_layers, metavar="N|auto|all",
+            help="Layers on GPUs, the output layer counted. Default: as many as llama.cpp finds room for.",
+        ),
+    ] = None  # fmt: skip
+    parse_special: Annotated[
+        bool, Option(
+            "--parse-special",
+            help="Names of special tokens in the text (<|im_start|>) are these tokens, not letters.",
+        ),
+    ] = False  # fmt: skip
+    threads: Annotated[
+        int | None, Option("-t", "--threads", least=1, help="Threads. Default: the cores one may use.")
+    ] = None
+    output: Annotated[
+        Path | None,
+        Option("-o", "--output", metavar="FILE", help="Default: NAME-imatrix.gguf beside the GGUF."),
+    ] = None
+    force: Annotated[bool, Option("--force", help="Overwrite outputs that exist.")] = False
 
 
 @dataclass(frozen=True)
@@ -84,29 +115,28 @@ def default_name(model_name: str) -> str:
 
 
 def imatrix(
-    base: Path,
-    text: Path | None = None,
+    base: str | Path,
     settings: ImatrixSettings | None = None,
     *,
-    output: Path | None = None,
-    force: bool = False,
-    toolchain: Toolchain | None = None,
-    listener: Listener = silent,
+    session: Session | None = None,
+    **keywords: Any,
 ) -> ImatrixResult:
     """Make the importance matrix of a 16-bit GGUF, by llama-imatrix.
 
-    ``text``: None for that of ``calibration.default``; ``output``: default beside the base. The same call
-    goes on where an earlier one was stopped, and makes the same bytes.
+    ``keywords``: fields of ``ImatrixSettings``, in place of those of ``settings``. The same call goes on
+    where an earlier one was stopped, and makes the same bytes.
 
     Raises UsageProblem, GgufProblem, OutputProblem, DiskFull, DoesNotFit, ToolFailed, ToolchainProblem.
     """
-    reading = Unchanged(gguf_file.shards(base))
-    whole = gguf_file.read_all(base)
+    session = session or Session()
+    settings = filled(ImatrixSettings, settings, keywords)
+    toolchain, listener = session.toolchain, session.listener
+    reading = Unchanged(gguf_file.shards(Path(base)))
+    whole = gguf_file.read_all(Path(base))
     refuse_quantized(whole)
-    source = calibration.read(text)
-    toolchain = toolchain or toolchains.find()
+    source = calibration.read(settings.text)
     name = gguf_names.parse_name(whole.path.name).model
-    target = output or whole.path.with_name(default_name(name))
+    target = settings.output or whole.path.with_name(default_name(name))
     if target.resolve() in [path.resolve() for path in whole.paths]:
         raise UsageProblem(f"{target} would be overwritten by its matrix.", "", "Give another name with -o.")
     folder = files.make_folder(target.parent)
@@ -118,13 +148,13 @@ def imatrix(
             manifest.environment = environment(toolchain)
             manifest.record(step, done)
 
-        how = _for_model(settings or ImatrixSettings(), whole)
+        how = _for_model(settings, whole)
         matrix = Matrix(manifest, target.name, source, how, toolchain, listener)
         with reading.explaining():
             digests = [files.sha256_file(path, listener, "read the base") for path in whole.paths]
             base_sha256 = "+".join(digests)
             ready = matrix.known(base_sha256)
-            return ready or matrix.make(whole, base_sha256, reading, work, record, force=force)
+            return ready or matrix.make(whole, base_sha256, reading, work, record, force=settings.force)
 
 
 class Matrix:

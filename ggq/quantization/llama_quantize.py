@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ggq.errors import GgqError, GgufProblem, ToolFailed
-from ggq.gguf import file as gguf_file
+from ggq.errors import GgqError, ToolFailed
+from ggq.gguf import names as gguf_names
+from ggq.gguf.file import GgufFile
 from ggq.llamacpp import tool_output, tools
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Step, silent
-from ggq.quantization.recipe import Recipe, differences, refuse_without_imatrix
+from ggq.quantization.engine import Batch, EngineName, Quantized, Workplace, prove
+from ggq.quantization.recipe import Recipe, refuse_without_imatrix
+from ggq.quantization.tensor_source import Source
 from ggq.system import files
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """The files of one preset as they were written. ``seconds``: the tool's; of a sweep, which makes several
-    presets at once, those of them all. ``peak_memory_bytes``: resident; None: not told."""
+class LlamaQuantize:
+    """The tool itself, once for each preset."""
 
-    paths: tuple[Path, ...]
-    file_bytes: int
-    seconds: float
-    peak_memory_bytes: int | None
+    name = EngineName.LLAMA_QUANTIZE
+    needs_file = True
+
+    def obstacle(self, toolchain: Toolchain, base: GgufFile, recipe: Recipe) -> str | None:
+        return None
+
+    def make(self, recipes: Sequence[Recipe], source: Source, place: Workplace) -> Iterator[Batch]:
+        for recipe in recipes:
+            made = quantize_one(
+                place.session.toolchain,
+                source.base.path,
+                recipe,
+                place.staging / gguf_names.output_name(place.model, recipe.preset.name),
+                threads=place.threads,
+                listener=place.session.listener,
+            )
+            yield Batch((recipe,), (made,), {"engine": self.name.value})
 
 
 def quantize_one(
@@ -58,25 +71,6 @@ def quantize_one(
         _refuse_full_disk(output, recipe)
     prove(paths, recipe)
     return Quantized(paths, recipe.size.file_bytes, done.seconds, done.peak_rss_bytes)
-
-
-def prove(paths: Sequence[Path], recipe: Recipe) -> None:
-    """Hold finished files against their recipe, sizes and types. Raises GgufProblem where they differ."""
-    name = recipe.preset.name
-    file_bytes = sum(path.stat().st_size for path in paths)
-    if file_bytes != recipe.size.file_bytes:
-        raise GgufProblem(
-            f"{file_bytes} bytes were written for {name}.",
-            f"The recipe has {recipe.size.file_bytes}.",
-            "Report this, with the model's name and `ggq doctor --json`.",
-        )
-    wrong = differences(recipe, gguf_file.read_all(paths[0]))
-    if wrong:
-        raise GgufProblem(
-            f"The {name} file is not what its recipe says.",
-            f"{len(wrong)} tensors differ, the first: {wrong[0]}.",
-            "Report this, with the model's name and `ggq doctor --json`.",
-        )
 
 
 def _written(output: Path, recipe: Recipe) -> tuple[Path, ...]:

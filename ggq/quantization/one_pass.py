@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggq._version import __version__
 from ggq.errors import GgufProblem, ToolchainProblem, UsageProblem
 from ggq.gguf import file as gguf_file
+from ggq.gguf import names as gguf_names
 from ggq.gguf.file import GgufFile
 from ggq.llamacpp.ggml_rows import Rows, can_be_widened
 from ggq.llamacpp.pin import pin
@@ -22,21 +23,22 @@ from ggq.llamacpp.tool_output import PlannedTensor
 from ggq.llamacpp.toolchain import Toolchain, same_commit
 from ggq.progress import Listener, Step, silent
 from ggq.quantization import imatrix_coverage, imatrix_file, output_files
+from ggq.quantization.engine import Batch, EngineName, Quantized, Workplace, prove
 from ggq.quantization.imatrix_file import Importance
-from ggq.quantization.llama_quantize import Quantized, prove
 from ggq.quantization.one_pass_journal import Journal
-from ggq.quantization.one_pass_worker import Engine, Place, Work
+from ggq.quantization.one_pass_worker import Place, Work, Worker
 from ggq.quantization.recipe import Recipe, refuse_without_imatrix
 from ggq.quantization.tensor_source import Source
 from ggq.system import files, hardware
 
 JOURNAL = "journal"
+MADE_WITH = "swept_with"  # in manifests: the presets of the pass
 MAX_MEMORY_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Swept:
-    """What a sweep made, in the order of its recipes.
+class OnePassResult:
+    """What one pass made, in the order of its recipes.
 
     A pair of a tensor and a type is made once, however many files want it: ``computed_pairs`` by this call,
     ``kept_pairs`` by an earlier one that was broken off.
@@ -49,7 +51,7 @@ class Swept:
 
 
 def obstacle(toolchain: Toolchain, base: GgufFile, recipe: Recipe) -> str | None:
-    """Why the sweep does not make this file, and llama-quantize must: a sentence. None: it makes it, and the
+    """Why one pass does not make this file, and llama-quantize must: a sentence. None: it makes it, and the
     same bytes. Raises OSError."""
     if toolchain.commit is None or not same_commit(toolchain.commit, pin().commit):
         return f"The headers of llama.cpp {toolchain.commit or 'of unknown commit'} are not known to ggq."
@@ -86,7 +88,38 @@ def _obstacle(rows: Rows, tensor: PlannedTensor, matrix: Importance | None, ftyp
     return None
 
 
-def sweep(
+class OnePass:
+    """All presets together, in a folder that stays when the run is broken off."""
+
+    name = EngineName.ONE_PASS
+    needs_file = False
+
+    def obstacle(self, toolchain: Toolchain, base: GgufFile, recipe: Recipe) -> str | None:
+        return obstacle(toolchain, base, recipe)
+
+    def make(self, recipes: Sequence[Recipe], source: Source, place: Workplace) -> Iterator[Batch]:
+        with files.explain_os_error(place.kept):
+            place.kept.mkdir(exist_ok=True)
+        names = [recipe.preset.name for recipe in recipes]
+        made = quantize_in_one_pass(
+            place.session.toolchain,
+            source,
+            recipes,
+            [place.kept / gguf_names.output_name(place.model, name) for name in names],
+            threads=place.threads,
+            max_memory_bytes=place.max_memory_bytes,
+            listener=place.session.listener,
+        )
+        findings = {
+            "engine": self.name.value,
+            MADE_WITH: names,
+            "computed_pairs": made.computed_pairs,
+            "kept_pairs": made.kept_pairs,
+        }
+        yield Batch(tuple(recipes), made.files, findings)
+
+
+def quantize_in_one_pass(
     toolchain: Toolchain,
     source: Source,
     recipes: Sequence[Recipe],
@@ -95,13 +128,13 @@ def sweep(
     threads: int | None = None,
     max_memory_bytes: int = MAX_MEMORY_BYTES,
     listener: Listener = silent,
-) -> Swept:
+) -> OnePassResult:
     """Write the files of all ``recipes`` (of one base and one importance matrix) to ``targets``, and prove
     that they are what the recipes say.
 
     ``targets`` lie in one folder, which the caller keeps until a call has ended well: beside them a journal
     says which tensors are finished, and the same call goes on from there. With ``keep_split`` the shards'
-    names are made from them. ``max_memory_bytes``: see ``Engine``.
+    names are made from them. ``max_memory_bytes``: see ``Worker``.
 
     Raises UsageProblem (an importance matrix is missing, or there is an ``obstacle``), DiskFull,
     OutputProblem, GgufProblem (data that are no numbers; a result that differs from its recipe),
@@ -113,11 +146,13 @@ def sweep(
         reason = obstacle(toolchain, source.base, recipe)
         if reason is not None:
             raise UsageProblem(
-                f"The sweep cannot make {recipe.preset.name}.", reason, "Let llama-quantize make it."
+                f"One pass cannot make {recipe.preset.name}.", reason, "Let llama-quantize make it."
             )
     imatrices = {recipe.options.imatrix for recipe in recipes}
     if len(imatrices) != 1:
-        raise UsageProblem("The presets of one sweep have one importance matrix.", "", "Sweep them apart.")
+        raise UsageProblem(
+            "The presets of one pass have one importance matrix.", "", "Make them one after the other."
+        )
     (imatrix,) = imatrices
     folder = targets[0].parent
     paths = [output_files.paths(source.base, *pair) for pair in zip(recipes, targets, strict=True)]
@@ -133,19 +168,19 @@ def sweep(
         works = _union(source.base, paths)
         left = [work for work in works if work.tensor.name not in journal.finished]
         progress = _Progress(recipes, works, left, listener)
-        engine = Engine(
+        worker = Worker(
             Rows(toolchain),
             source,
             imatrix_file.read(imatrix) if imatrix else None,
             threads=threads,
             max_memory_bytes=max_memory_bytes,
         )
-        engine.run(left, lambda work: journal.add(work.tensor.name), progress.add)
+        worker.run(left, lambda work: journal.add(work.tensor.name), progress.add)
     for recipe, part in zip(recipes, paths, strict=True):
         prove(part, recipe)
     seconds = time.monotonic() - started
     pairs, computed = (sum(len(work.targets) for work in some) for some in (works, left))
-    return Swept(
+    return OnePassResult(
         files=tuple(
             Quantized(part, recipe.size.file_bytes, seconds, peak_memory_bytes=None)
             for recipe, part in zip(recipes, paths, strict=True)

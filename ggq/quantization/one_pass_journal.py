@@ -1,4 +1,4 @@
-"""Which tensors are whole in the files of a sweep: a line each, so that a broken sweep goes on from there."""
+"""Which tensors are whole in the files of one pass: a line each, so that a broken one goes on from there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sweep's engine: blocks of rows, read once, quantized once to each type, written to every file."""
+"""Blocks of rows: read once, quantized once to each type, written to every file."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class _Bench:
     made: memoryview
 
 
-class Engine:
-    """Does the work of a sweep in ``threads`` threads, and its reading in the caller's.
+class Worker:
+    """Does the work of one pass in ``threads`` threads, and its reading in the caller's.
 
     Its memory: for each thread a block as it was read, one widened to float32 and one quantized, and another
     block that is being read. A block holds as many whole rows as keep these within ``max_memory_bytes``, but

@@ -1,4 +1,4 @@
-"""Where the tensors of a sweep come from."""
+"""Where the tensors of the one pass come from."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class BaseFile:
 
 
 class _Opened:
-    """A tensor's data in a file. Errors name that file: the sweep's own are those of writing."""
+    """A tensor's data in a file. Errors name that file: the engine's own are those of writing."""
 
     def __init__(self, tensor: TensorInfo) -> None:
         self._path = tensor.path

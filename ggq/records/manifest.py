@@ -97,6 +97,7 @@ class Manifest:
         self.steps: dict[str, StepRecord] = {}
         self.superseded: list[str] = []
         self.chosen_presets: dict[str, str] = {}
+        self.state: bytes | None = None  # the file as it was read
         self._load()
 
     @classmethod
@@ -110,7 +111,8 @@ class Manifest:
 
     def _load(self) -> None:
         try:
-            raw = json.loads(self.path.read_text(encoding="utf-8"))
+            self.state = self.path.read_bytes()
+            raw = json.loads(self.state)
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:

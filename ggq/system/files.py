@@ -7,14 +7,13 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ggq.errors import DiskFull, GgqError, OutputProblem, UsageProblem
+from ggq.errors import DiskFull, GgqError, OutputProblem
 from ggq.progress import Listener, Notice, Step, silent
 from ggq.system import locks, places
 
@@ -31,18 +30,6 @@ def human_bytes(count: float) -> str:
         if abs(count) < 999.5 or unit == "TB":
             break
     return f"{count:.{2 if abs(count) < 9.995 else 1 if abs(count) < 99.95 else 0}f} {unit}"
-
-
-def parse_bytes(text: str) -> int:
-    """``500M`` or ``4 GB`` -> bytes, in decimal units as ``human_bytes`` has them; ``4GiB`` in binary ones.
-
-    Raises UsageProblem.
-    """
-    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", text, re.IGNORECASE)
-    if found is None:
-        raise UsageProblem(f"{text!r} is not a size.", "", "Write it as 500M, 4G or 4GiB.")
-    exponent = " kmgt".index((found[2] or " ").lower())
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** exponent)
 
 
 def sha256_file(path: Path, listener: Listener = silent, step: str = "") -> str:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from ggq import units
 from ggq.system import cgroup, files
 
 # What llama.cpp's kernels are written for, as the kernel spells it (x86, then Arm).
@@ -143,7 +144,7 @@ def last_cache_bytes() -> int | None:
     sizes = []
     for file in _CACHES.glob("index*/size"):
         with contextlib.suppress(OSError, ValueError):
-            sizes.append(files.parse_bytes(file.read_text(encoding="ascii").strip() + "iB"))
+            sizes.append(units.parse_bytes(file.read_text(encoding="ascii").strip() + "iB"))
     return max(sizes, default=None)
 
 

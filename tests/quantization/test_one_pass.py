@@ -1,4 +1,4 @@
-"""The sweep against llama-quantize, by digests of whole files; and a sweep that is broken off."""
+"""The one pass against llama-quantize, by digests of whole files; and one that is broken off."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ggq.progress import Event, Step
 from ggq.quantization import one_pass_journal as journal
 from ggq.quantization import recipe as asking
 from ggq.quantization.imatrix import ImatrixSettings, imatrix
-from ggq.quantization.one_pass import JOURNAL, Swept, obstacle, sweep
+from ggq.quantization.one_pass import JOURNAL, OnePassResult, obstacle, quantize_in_one_pass
 from ggq.quantization.recipe import Recipe
 from ggq.quantization.tensor_source import BaseFile, Stream
 from ggq.session import Session
@@ -126,13 +126,13 @@ def ask(
 
 def swept(
     toolchain: Toolchain, base: GgufFile, recipes: Sequence[Recipe], folder: Path, **more: object
-) -> Swept:
+) -> OnePassResult:
     folder.mkdir(exist_ok=True)
     targets = [folder / f"{recipe.preset.name}.gguf" for recipe in recipes]
-    return sweep(toolchain, BaseFile(base), recipes, targets, **more)  # type: ignore[arg-type]
+    return quantize_in_one_pass(toolchain, BaseFile(base), recipes, targets, **more)  # type: ignore[arg-type]
 
 
-def digests(made: Swept) -> list[list[str]]:
+def digests(made: OnePassResult) -> list[list[str]]:
     return [[files.sha256_file(path) for path in file.paths] for file in made.files]
 
 
@@ -296,14 +296,13 @@ from ggq.llamacpp import toolchain
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.quantization.recipe import ask
 from ggq.quantization.tensor_source import BaseFile
-from ggq.quantization.one_pass import sweep
-from ggq.session import Session
+from ggq.quantization.one_pass import quantize_in_one_pass
 base, folder = gguf_file.read_all(Path(sys.argv[1])), Path(sys.argv[2])
 tools = toolchain.find()
 recipes = [ask(tools, base, preset, QuantizeOptions()) for preset in catalogue.load().resolve(sys.argv[3:])]
 targets = [folder / f"{recipe.preset.name}.gguf" for recipe in recipes]
 print("begin", flush=True)
-made = sweep(tools, BaseFile(base), recipes, targets, threads=2)
+made = quantize_in_one_pass(tools, BaseFile(base), recipes, targets, threads=2)
 print(made.computed_pairs, made.kept_pairs)
 """
 NAMES = ("Q2_K", "Q4_K_M", "Q5_K_M", "Q6_K")
@@ -354,7 +353,7 @@ def test_killed_at_random_moments_no_finished_tensor_is_made_again(
 
 @pytest.fixture
 def begun(base_gguf: Path, toolchain: Toolchain, tmp_path: Path) -> tuple[GgufFile, list[Recipe], Path]:
-    """A sweep of the embedded model that was broken off when it was done but for one tensor."""
+    """A pass of the embedded model that was broken off when it was done but for one tensor."""
     base = gguf_file.read_all(base_gguf)
     recipes = ask(toolchain, base, catalogue.load().resolve(["Q4_0", "Q8_0"]))
     folder = tmp_path / "swept"
@@ -428,7 +427,7 @@ def test_data_that_come_in_pieces(base_gguf: Path, toolchain: Toolchain, tmp_pat
     base = gguf_file.read_all(base_gguf)
     recipes = ask(toolchain, base, catalogue.load().resolve(["Q8_0"]))
     expected = digests(swept(toolchain, base, recipes, tmp_path / "swept"))
-    made = sweep(toolchain, Trickle(base), recipes, [tmp_path / "pieces.gguf"])
+    made = quantize_in_one_pass(toolchain, Trickle(base), recipes, [tmp_path / "pieces.gguf"])
     assert digests(made) == expected
 
 
@@ -437,7 +436,7 @@ def test_data_that_end_too_early(base_gguf: Path, toolchain: Toolchain, tmp_path
     source = Trickle(base)
     source.missing = 1
     with pytest.raises(GgufProblem, match="cut short"):
-        sweep(
+        quantize_in_one_pass(
             toolchain, source, ask(toolchain, base, catalogue.load().resolve(["Q8_0"])), [tmp_path / "a.gguf"]
         )
 

@@ -17,7 +17,7 @@ from ggq.measurement import record, tables
 from ggq.measurement.settings import Effort, TextChoice, settings_for
 from ggq.measurement.speed import NOISY
 from ggq.operations.bench import BenchResult, bench
-from ggq.operations.convert_and_quantize import DEFAULT_PRESETS
+from ggq.operations.request import DEFAULT_PRESETS
 
 
 @click.command("all", short_help="Everything of files, a folder or a model.")

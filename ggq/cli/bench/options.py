@@ -13,8 +13,8 @@ from ggq.cli.options import Listed, parse_special_option
 from ggq.cli.output import Output
 from ggq.corpora import CORPORA
 from ggq.errors import GgqError
+from ggq.llamacpp.offload import ALL_LAYERS
 from ggq.measurement.record import Entry
-from ggq.measurement.speed_tests import ALL_LAYERS
 
 F = TypeVar("F", bound=Callable[..., Any])
 

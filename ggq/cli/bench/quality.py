@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ggq import units
 from ggq.cli.bench.options import layers_option, record_option, rpc_option, text_options
 from ggq.cli.options import output_options, threads_option
 from ggq.cli.output import Output, human_seconds
@@ -17,7 +18,6 @@ from ggq.measurement.quality import QualityResult, QualitySettings
 from ggq.measurement.ranking import Comparison
 from ggq.measurement.settings import BenchSettings, TextChoice, offload_for
 from ggq.operations.bench import bench
-from ggq.system import files
 
 _MARKS = {"ordered": "<", "indifferent": "≈", "unsettled": "?"}
 _MEANING = {"<": "settled at 95 %", "≈": "too close to matter", "?": "not settled by so many chunks"}
@@ -83,7 +83,7 @@ def quality(
         chunks=chunks,
         max_chunks=max_chunks,
         indifference=indifference,
-        max_base_bytes=files.parse_bytes(max_base_bytes),
+        max_base_bytes=units.parse_bytes(max_base_bytes),
         threads=threads,
         offload=offload_for(tools, n_gpu_layers, rpc),
         checkpoint=reference,

@@ -12,10 +12,10 @@ from ggq.cli.bench.options import draw, plot_option, record_option, rpc_option
 from ggq.cli.options import Listed, output_options
 from ggq.cli.output import Output
 from ggq.llamacpp import bench as llama_bench
+from ggq.llamacpp.offload import ALL_LAYERS
 from ggq.measurement import plot as plots
 from ggq.measurement.settings import BenchSettings
 from ggq.measurement.speed import SpeedFigure, SpeedResult, SpeedSettings
-from ggq.measurement.speed_tests import ALL_LAYERS
 from ggq.measurement.throughput import Precision, Rate, human_rate
 from ggq.operations.bench import bench
 
