@@ -38,7 +38,8 @@ from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement.memory import MemorySettings
 from ggq.measurement.memory import measure as measure_memory
-from ggq.operations.recommend import Limits, recommend
+from ggq.operations.recommend import recommend
+from ggq.operations.recommend_types import Limits
 from ggq.presets import catalogue
 from ggq.presets.catalogue import Preset
 from ggq.session import Session
@@ -260,7 +261,7 @@ def regret(checkpoint: Path, files: Mapping[str, Path], tools: Toolchain) -> tup
     """How much slower the recommended choice is than the best of all that keep the limit on loss, and what it
     is. Every choice is run in turn, again and again: the machine's own speed changes by more than the bar."""
     limits = Limits(max_loss=_MOST_LOSS, prefer="speed")
-    found = recommend(checkpoint, PRESETS, limits, toolchain=tools)
+    found = recommend(checkpoint, PRESETS, limits, session=Session(toolchain=tools))
     allowed = [found.chosen.preset, *(it.preset for it in found.others)]
     choices = list(itertools.product(allowed, (1, hardware.usable_cores()), ("mmap", "none")))
     seconds: dict[tuple[str, int, str], list[float]] = {choice: [] for choice in choices}

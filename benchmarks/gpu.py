@@ -31,8 +31,8 @@ from ggq.measurement.speed import SpeedResult, SpeedSettings
 from ggq.measurement.speed_tests import layer_count
 from ggq.measurement.throughput import Precision
 from ggq.operations import plan
-from ggq.operations.convert_and_quantize import Settings
-from ggq.operations.plan import PlanSettings
+from ggq.operations.plan_settings import PlanSettings
+from ggq.operations.request import Settings
 from ggq.presets import catalogue
 from ggq.session import Session
 
@@ -103,7 +103,7 @@ def speed_cells(
     """``source``: the checkpoint of ``model``, of whose headers the speed is predicted."""
     for count in counts:
         settings = PlanSettings(contexts=(_CONTEXT,), n_gpu_layers=count, rpc=servers)
-        found = plan.plan(source, [_PRESET], settings, toolchain=tools)
+        found = plan.plan(source, [_PRESET], settings, session=Session(toolchain=tools))
         [load] = found.presets[0].loads
         if load.speed is None or found.threads is None:
             print(f"{model.stem:<24} ngl {count:>3} no speed was predicted")

@@ -19,7 +19,7 @@ from ggq import corpora
 from ggq.llamacpp import toolchain
 from ggq.measurement import model_file, quality
 from ggq.measurement.quality import QualityResult, QualitySettings
-from ggq.operations.convert_and_quantize import Settings
+from ggq.operations.request import Settings
 
 SHARED = ROOT.parent / "shared"
 

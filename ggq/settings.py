@@ -105,6 +105,17 @@ def _bare(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
+def settle(settings: Any) -> None:
+    """Make of the words that a caller gave what they name; for the ``__post_init__`` of settings. Raises
+    UsageProblem, ValueError."""
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        settled = _valued(value, _setting(field, hints[field.name]))
+        if settled is not value:
+            object.__setattr__(settings, field.name, settled)
+
+
 def filled(kind: type[S], given: S | None, keywords: Mapping[str, Any]) -> S:
     """``given`` (or the defaults), with what ``keywords`` say in place; those of a group by their own names.
 
@@ -140,7 +151,7 @@ def _valued(value: Any, setting: Setting) -> Any:
 
 
 def _single(value: Any, setting: Setting) -> Any:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or isinstance(value, StrEnum):
         return value
     kind, option = setting.kind, setting.option
     if option and option.parse:

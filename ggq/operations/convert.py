@@ -17,7 +17,7 @@ from ggq.operations.base_estimate import BaseEstimate, estimate_base
 from ggq.operations.execute import fetch
 from ggq.operations.fetch_checkpoint import model_name
 from ggq.session import Session
-from ggq.settings import Option, filled
+from ggq.settings import Option, filled, settle
 from ggq.system import files
 
 
@@ -39,6 +39,9 @@ class ConvertSettings:
         Verify, Option("--verify", help="How the conversion is checked: `full` looks at every value.")
     ] = Verify.SAMPLED
     force: Annotated[bool, Option("--force", help="Overwrite outputs that exist.")] = False
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 @dataclass(frozen=True)

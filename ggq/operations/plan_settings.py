@@ -9,7 +9,7 @@ from typing import Annotated
 from ggq.errors import UsageProblem
 from ggq.llamacpp.bench import CACHE_TYPES
 from ggq.llamacpp.offload import parse_layers
-from ggq.settings import Option
+from ggq.settings import Option, settle
 from ggq.units import parse_memory, parse_seconds
 
 DEFAULT_BUDGET_S = 60.0
@@ -113,6 +113,9 @@ class PlanSettings:
     reserve_vram_bytes: Annotated[
         int | None, Option("--reserve-vram", parse=parse_memory, metavar="SIZE", help="The same on each GPU.")
     ] = None
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     def check(self) -> None:
         """Raises UsageProblem for settings that say nothing together."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from ggq.llamacpp.server import Serving
 from ggq.operations.plan_types import LoadPlan, Plan
-from ggq.settings import Option
+from ggq.settings import Option, settle
 
 
 class Preference(StrEnum):
@@ -71,6 +71,9 @@ class Limits:
             help="Record of `ggq bench` of this model: its measured loss counts. May be repeated.",
         ),
     ] = ()  # fmt: skip
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ggq.errors import OutputProblem
-from ggq.operations.recommend import TASTES
+from ggq.operations.recommend_types import TASTES, Preference
 from ggq.publishing import report as page
 from ggq.publishing.choice import Choice, choices
 from ggq.publishing.collection import Collection, gather
@@ -71,7 +71,7 @@ def report(
 
 def measured_choices(found: Collection) -> list[Choice]:
     """Of every model and machine the file that ``ggq recommend`` would prefer, by its measured figures."""
-    return choices(found, TASTES["balanced"].score)
+    return choices(found, TASTES[Preference.BALANCED].score)
 
 
 def _refuse_to_overwrite(target: Path) -> None:

@@ -18,7 +18,7 @@ from ggq.quantization.engine import EngineName, parse_engine
 from ggq.quantization.one_pass import MAX_MEMORY_BYTES
 from ggq.quantization.recipe import check, without_imatrix
 from ggq.session import Session
-from ggq.settings import Option
+from ggq.settings import Option, settle
 from ggq.units import parse_bytes
 
 AUTO: Literal["auto"] = "auto"
@@ -98,6 +98,9 @@ class Settings:
     ] = None
     force: Annotated[bool, Option("--force", help="Overwrite outputs that exist.")] = False
 
+    def __post_init__(self) -> None:
+        settle(self)
+
     @property
     def makes_imatrix(self) -> bool:
         return self.imatrix == AUTO
@@ -105,7 +108,7 @@ class Settings:
     @property
     def quantize_options(self) -> QuantizeOptions:
         """llama-quantize's, with the importance matrix that was given."""
-        return self.with_imatrix(self.imatrix if isinstance(self.imatrix, Path) else None)
+        return self.with_imatrix(self.imatrix if isinstance(self.imatrix, Path) else self.options.imatrix)
 
     def with_imatrix(self, matrix: Path | None) -> QuantizeOptions:
         return replace(self.options, imatrix=matrix)

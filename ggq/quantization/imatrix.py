@@ -26,7 +26,7 @@ from ggq.quantization.recipe import refuse_quantized
 from ggq.records.environment import environment
 from ggq.records.manifest import Manifest, OutputFile, StepRecord, base_model
 from ggq.session import Session
-from ggq.settings import Option, filled
+from ggq.settings import Option, filled, settle
 from ggq.system import files, hardware, texts
 from ggq.system.texts import Text
 from ggq.system.unchanged import Unchanged
@@ -86,6 +86,9 @@ class ImatrixSettings:
         Option("-o", "--output", metavar="FILE", help="Default: NAME-imatrix.gguf beside the GGUF."),
     ] = None
     force: Annotated[bool, Option("--force", help="Overwrite outputs that exist.")] = False
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def _verbs_that_need_next_tokens_refuse(file: Path, toolchain: Toolchain) -> Non
     text = file.parent / "text.txt"
     text.write_text("hello world. " * 400, encoding="utf-8")
     with pytest.raises(GgufProblem, match="cannot have an importance matrix") as no_matrix:
-        imatrix(file, text, toolchain=toolchain)
+        imatrix(file, text=text, session=Session(toolchain=toolchain))
     assert "It is an encoder" in no_matrix.value.why
     model = model_file.of(file)
     with pytest.raises(GgufProblem, match="cannot have a perplexity"):

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import ggq
 from ggq.conversion import convert, default_name
 from ggq.conversion.child_process import Child
 from ggq.conversion.settings import Verify
 from ggq.conversion.verification import COMPARED, KEY, Verification, not_compared
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.operations import convert_and_quantize
-from ggq.operations.convert_and_quantize import Settings
+from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.records.manifest import Manifest
 from ggq.session import Session
@@ -52,14 +52,14 @@ def uncompared(tmp_path_factory: pytest.TempPathFactory, example: Path) -> Made:
     settings = Settings(keep_base=True, engine="llama-quantize")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Child, "_no_logits", lambda _: "it does not fit into memory: 3 MB are free")
-        convert_and_quantize.convert_and_quantize(str(example), ["Q8_0"], folder, settings)
+        ggq.convert_and_quantize(str(example), ["Q8_0"], folder, settings)
     heard: list[str] = []
 
     def listen(event: Event) -> None:
         if isinstance(event, Notice):
             heard.append(event.text)
 
-    convert_and_quantize.convert_and_quantize(str(example), ["Q8_0", "Q4_0"], folder, listener=listen)
+    ggq.convert_and_quantize(str(example), ["Q8_0", "Q4_0"], folder, session=Session(listener=listen))
     return Made(folder, heard)
 
 
@@ -106,8 +106,8 @@ def test_a_verdict_that_was_not_expected_is_put_in_place(
     assert len(written) == 2 and written[0] != known == written[1]
     monkeypatch.undo()
     out = tmp_path / "out"
-    convert_and_quantize.convert_and_quantize(
-        str(example), ["Q8_0"], out, Settings(keep_base=True), toolchain=toolchain
+    ggq.convert_and_quantize(
+        str(example), ["Q8_0"], out, Settings(keep_base=True), session=Session(toolchain=toolchain)
     )
     compared = out / default_name("tiny-llama", "bf16")
     assert verdict(compared) == verdict(out / "tiny-llama-Q8_0.gguf") == COMPARED

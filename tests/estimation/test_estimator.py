@@ -14,7 +14,9 @@ from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import memory as bench_memory
 from ggq.measurement.memory import MemorySettings
-from ggq.operations.convert_and_quantize import PipelineResult, Settings, convert_and_quantize
+from ggq.operations.convert_and_quantize import convert_and_quantize
+from ggq.operations.execute import PipelineResult
+from ggq.operations.request import Settings
 from ggq.presets import catalogue
 from ggq.session import Session
 

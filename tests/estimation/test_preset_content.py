@@ -11,9 +11,13 @@ from checkpoints import llama
 from ggq.estimation import preset_content
 from ggq.estimation.estimator import PresetSize
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.operations.plan import Plan, PlanSettings, plan
-from ggq.operations.recommend import Limits, recommend
+from ggq.operations.plan import plan
+from ggq.operations.plan_settings import PlanSettings
+from ggq.operations.plan_types import Plan
+from ggq.operations.recommend import recommend
+from ggq.operations.recommend_types import Limits
 from ggq.presets import catalogue as presets
+from ggq.session import Session
 
 QUIET = PlanSettings(speed_budget_s=0, threads=1, contexts=(64,))
 NAMES = ("Q2_K", "Q3_K_S", "Q4_K_S", "Q4_0", "Q8_0")
@@ -33,7 +37,7 @@ def by_name(found: Plan) -> dict[str, PresetSize]:
 
 @pytest.mark.tool
 def test_a_plan_tells_what_fell_back_and_whose_loss_it_has(narrow: Path, toolchain: Toolchain) -> None:
-    found = plan(str(narrow), NAMES, QUIET, toolchain=toolchain)
+    found = plan(str(narrow), NAMES, QUIET, session=Session(toolchain=toolchain))
     sizes = by_name(found)
     assert sizes["Q2_K"].mostly_fell_back and sizes["Q2_K"].main_type == "Q4_0"
     assert sizes["Q4_K_S"].mostly_fell_back and sizes["Q4_K_S"].main_type == "Q5_0"
@@ -51,7 +55,7 @@ def test_a_plan_tells_what_fell_back_and_whose_loss_it_has(narrow: Path, toolcha
 
 @pytest.mark.tool
 def test_a_recommendation_says_it_too(narrow: Path, toolchain: Toolchain) -> None:
-    found = recommend(str(narrow), ["Q4_K_S"], Limits(), QUIET, toolchain=toolchain)
+    found = recommend(str(narrow), ["Q4_K_S"], Limits(), QUIET, session=Session(toolchain=toolchain))
     said = " ".join(found.reasons)
     assert "fall back" in said and "mostly Q5_0" in said and "Q5_0 of Llama-3-8B" in said
 

@@ -19,10 +19,11 @@ from ggq.llamacpp.perplexity import Evaluation
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import model_file, quality
 from ggq.measurement.quality import QualitySettings
-from ggq.operations.convert_and_quantize import Settings
+from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.quantization.imatrix import ImatrixSettings, imatrix
 from ggq.records.manifest import Manifest
+from ggq.session import Session
 from ggq.system import texts
 
 pytestmark = pytest.mark.tool
@@ -60,7 +61,7 @@ def test_the_same_warning_with_numbers_in_imatrix_and_bench(
     heard: list[Event] = []
     short = ImatrixSettings(chunks=2, context=64, threads=1)
     target = tmp_path / "m.gguf"
-    imatrix(base, chat, short, output=target, listener=heard.append)
+    imatrix(base, short, text=chat, output=target, session=Session(listener=heard.append))
     [warning] = warnings(heard)
     assert "80 special tokens" in warning and "<s> 40 times" in warning and "--parse-special" in warning
     assert f"{plain:,} tokens instead of {parsed:,}" in warning
@@ -68,10 +69,15 @@ def test_the_same_warning_with_numbers_in_imatrix_and_bench(
 
     # A matrix without them is not taken for one with them, and the record says which it is.
     with pytest.raises(OutputProblem, match="other settings"):
-        imatrix(base, chat, replace(short, parse_special=True), output=target)
+        imatrix(base, replace(short, parse_special=True), text=chat, output=target)
     heard.clear()
     made = imatrix(
-        base, chat, replace(short, parse_special=True), output=target, force=True, listener=heard.append
+        base,
+        chat,
+        replace(short, parse_special=True),
+        output=target,
+        force=True,
+        session=Session(listener=heard.append),
     )
     assert made.parse_special and not warnings(heard) and target.read_bytes() != before
     [step] = Manifest.of(gguf_names.parse_name(base.name).model, tmp_path).steps.values()

@@ -20,6 +20,7 @@ from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import memory as bench_memory
 from ggq.measurement.memory import MemorySettings, measure
 from ggq.records.journal import Journal
+from ggq.session import Session
 from ggq.system import hardware
 
 pytestmark = pytest.mark.tool
@@ -31,7 +32,9 @@ linux_only = pytest.mark.skipif(
 
 @pytest.fixture(scope="session")
 def quantized(base_gguf: Path, toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = ggq.quantize(base_gguf, ["Q4_K_M"], tmp_path_factory.mktemp("memory"), toolchain=toolchain)
+    made = ggq.quantize(
+        base_gguf, ["Q4_K_M"], tmp_path_factory.mktemp("memory"), session=Session(toolchain=toolchain)
+    )
     return made.files[0].paths[0]
 
 

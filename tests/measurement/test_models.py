@@ -18,7 +18,8 @@ from ggq.measurement.speed import SpeedSettings
 from ggq.measurement.speed_tests import ALL_LAYERS
 from ggq.measurement.throughput import Precision
 from ggq.operations import bench as measure
-from ggq.operations.convert_and_quantize import Settings
+from ggq.operations.request import Settings
+from ggq.session import Session
 
 pytestmark = pytest.mark.tool
 
@@ -48,7 +49,7 @@ def test_a_model_is_measured_in_everything(
     """The layers on a device that is treated like a GPU, a layer's experts on the CPU where there are any."""
     made = ggq.convert_and_quantize(
         str(request.getfixturevalue(name)), ["Q4_K_M"], tmp_path / "out",
-        Settings(keep_base=True, threads=2, verify="off"), toolchain=toolchain,
+        Settings(keep_base=True, threads=2, verify="off"), session=Session(toolchain=toolchain),
     )  # fmt: skip
     assert made.base is not None
     model = gguf_file.read(made.base)

@@ -25,7 +25,7 @@ from ggq.measurement.quality import QualitySettings
 from ggq.measurement.record import Entry, Record, quality_measurements
 from ggq.measurement.speed import SpeedSettings
 from ggq.measurement.throughput import Precision
-from ggq.operations.convert_and_quantize import Settings
+from ggq.operations.request import Settings
 from ggq.records.environment import environment
 from ggq.system import files
 from ggq.system.texts import Text

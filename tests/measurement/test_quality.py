@@ -18,7 +18,7 @@ from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import excerpts, model_file, quality
 from ggq.measurement.model_file import Subject
 from ggq.measurement.quality import QualityResult, QualitySettings
-from ggq.operations.convert_and_quantize import Settings
+from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.records.journal import Journal
 from ggq.system import files

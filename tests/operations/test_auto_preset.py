@@ -10,13 +10,21 @@ import pytest
 from click.testing import CliRunner
 from hubserver import HubServer
 
+import ggq
 from ggq.cli.main import cli
 from ggq.errors import CheckpointProblem, DoesNotFit, NeedsWeights, OutputProblem, ToolFailed
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import memory as bench_memory
+from ggq.model_ref import parse_reference
 from ggq.operations import auto_preset as automatic
-from ggq.operations import convert_and_quantize as pipeline
+from ggq.operations import outcomes
+from ggq.operations.execute import execute
+from ggq.operations.make_files import MakeFiles
+from ggq.operations.prepare import prepare
+from ggq.operations.request import Settings, request
 from ggq.progress import Event, Notice
+from ggq.records.manifest import Manifest
+from ggq.session import Session
 from ggq.system import hardware
 
 pytestmark = pytest.mark.tool
@@ -34,6 +42,17 @@ def quick(monkeypatch: pytest.MonkeyPatch, isolated_environment: Path, cache: Pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
 
+def chosen_before(model: Path, folder: Path) -> str | None:
+    return Manifest.of("tiny-llama", folder).chosen_presets.get(
+        automatic.identity(parse_reference(str(model)))
+    )
+
+
+def choose_before(model: Path, folder: Path, preset: str) -> None:
+    """As an earlier run does that chooses a preset."""
+    Manifest.of("tiny-llama", folder).choose(automatic.identity(parse_reference(str(model))), preset)
+
+
 def test_without_a_preset_the_recommended_one_is_made_and_measured(example: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(cli, ["convert-and-quantize", str(example), "--outdir", str(tmp_path)])
     assert shown.exit_code == 0, shown.stderr
@@ -47,12 +66,11 @@ def test_without_a_preset_the_recommended_one_is_made_and_measured(example: Path
     }
 
 
-def test_memory_is_not_under_what_was_foretold(example: Path, toolchain: Toolchain, tmp_path: Path) -> None:
-    chosen = automatic.predict(str(example), toolchain=toolchain)
-    made = automatic.make(str(example), chosen, tmp_path, toolchain=toolchain)
-    outcomes = {it.what: it for it in made.outcomes}
-    assert outcomes["file"].predicted == outcomes["file"].measured == made.result.files[0].size.file_bytes
-    memory = outcomes["RAM"]
+def test_memory_is_not_under_what_was_predicted(example: Path, toolchain: Toolchain, tmp_path: Path) -> None:
+    made = ggq.convert_and_quantize(example, outdir=tmp_path, session=Session(toolchain))
+    found = {it.what: it for it in made.outcomes}
+    assert found["file"].predicted == found["file"].measured == made.files[0].size.file_bytes
+    memory = found["RAM"]
     assert memory.predicted is not None
     assert memory.measured <= memory.predicted <= memory.measured + 48 * (1 << 20)
 
@@ -72,24 +90,26 @@ def test_a_measurement_that_fails_is_told_and_costs_nothing_else(
         raise DoesNotFit("It does not fit.")
 
     heard: list[Event] = []
-    chosen = automatic.predict(str(example), toolchain=toolchain)
     monkeypatch.setattr(bench_memory, "measure", refuse)
-    made = automatic.make(str(example), chosen, tmp_path, toolchain=toolchain, listener=heard.append)
+    made = ggq.convert_and_quantize(
+        example, outdir=tmp_path, session=Session(toolchain, listener=heard.append)
+    )
     assert [it.what for it in made.outcomes] == ["file", "prompt", "generation"]
     assert Notice("Not measured: It does not fit.", "warning") in heard
-    assert made.result.files[0].paths[0].is_file()
+    assert made.files[0].paths[0].is_file()
 
 
-def test_a_forecast_that_fails_is_told_and_costs_nothing_else(
+def test_a_prediction_that_fails_is_told_and_costs_nothing_else(
     example: Path, toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise ToolFailed(["llama-fit-params"], 1, [])
 
     heard: list[Event] = []
-    chosen = automatic.predict(str(example), toolchain=toolchain)
-    monkeypatch.setattr(automatic.Account, "memory", fail)
-    made = automatic.make(str(example), chosen, tmp_path, toolchain=toolchain, listener=heard.append)
+    session = Session(toolchain, listener=heard.append)
+    plan = prepare(request(example, None, tmp_path, Settings(), session), session)
+    monkeypatch.setattr(outcomes.Account, "memory", fail)
+    made = execute(plan, session)
     assert [it.what for it in made.outcomes] == ["file", "prompt", "generation"]
     assert any(isinstance(it, Notice) and it.text.startswith("Not measured: llama-fit") for it in heard)
 
@@ -97,9 +117,8 @@ def test_a_forecast_that_fails_is_told_and_costs_nothing_else(
 def test_no_hollow_file_is_left(
     example: Path, toolchain: Toolchain, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(automatic, "_CONTEXT", 256)  # shorter than the estimate's own, so that it is asked
-    chosen = automatic.predict(str(example), toolchain=toolchain)
-    automatic.make(str(example), chosen, tmp_path, toolchain=toolchain)
+    monkeypatch.setattr(outcomes, "_CONTEXT", 256)  # shorter than the estimate's own, so that it is asked
+    ggq.convert_and_quantize(example, outdir=tmp_path, session=Session(toolchain))
     assert {it.name for it in cache.rglob("*.gguf")} == {"base.gguf"}
 
 
@@ -135,12 +154,12 @@ def test_a_run_that_was_stopped_goes_on_with_its_choice(
         raise KeyboardInterrupt
 
     command = ["convert-and-quantize", str(example), "--outdir", str(tmp_path)]
-    # Of one preset, and not the one that the others lead to.
-    first = automatic.predict(str(example), "Q3_K_S", toolchain=toolchain)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipeline, "convert_and_quantize", stop)
-        automatic.make(str(example), first, tmp_path, toolchain=toolchain)
-    assert automatic.predict(str(example), toolchain=toolchain).chosen.preset != "Q3_K_S"
+        patch.setattr(MakeFiles, "make_all", stop)
+        ggq.convert_and_quantize(example, outdir=tmp_path, session=Session(toolchain))
+    first = chosen_before(example, tmp_path)
+    assert first is not None and first != "Q3_K_S"
+    choose_before(example, tmp_path, "Q3_K_S")  # not the one that would be chosen
     shown = CliRunner().invoke(cli, command)
     assert shown.exit_code == 0, shown.stderr
     assert "Q3_K_S was chosen here before" in shown.stdout and "generation" in shown.stdout
@@ -157,29 +176,32 @@ def test_a_run_that_was_stopped_goes_on_with_its_choice(
 def test_a_choice_is_of_one_model_and_one_folder(example: Path, tmp_path: Path, toolchain: Toolchain) -> None:
     other = tmp_path / "other" / "tiny-llama"
     shutil.copytree(example, other)
-    chosen = automatic.predict(str(example), "Q3_K_S", toolchain=toolchain)
-    automatic.make(str(example), chosen, tmp_path / "out", toolchain=toolchain)
-    assert automatic.chosen_before(str(example), tmp_path / "out") == "Q3_K_S"
-    assert automatic.chosen_before(str(other), tmp_path / "out") is None
-    assert automatic.chosen_before(str(example), tmp_path / "elsewhere") is None
+    session = Session(toolchain)
+    (tmp_path / "out").mkdir()
+    choose_before(other, tmp_path / "out", "Q2_K")
+    made = ggq.convert_and_quantize(example, outdir=tmp_path / "out", session=session)
+    assert made.files[0].preset == chosen_before(example, tmp_path / "out") != "Q2_K"
+    assert chosen_before(other, tmp_path / "out") == "Q2_K"
+    assert chosen_before(example, tmp_path / "elsewhere") is None
 
 
 def test_a_gguf_has_a_choice_too(base_gguf: Path, tmp_path: Path, toolchain: Toolchain) -> None:
     base = Path(shutil.copy(base_gguf, tmp_path))
-    chosen = automatic.predict(str(base), "Q3_K_S", toolchain=toolchain)
-    made = automatic.make(str(base), chosen, toolchain=toolchain)
-    assert made.result.files[0].paths == (tmp_path / "tiny-llama-Q3_K_S.gguf",)
-    assert automatic.chosen_before(str(base)) == "Q3_K_S"
+    choose_before(base, tmp_path, "Q3_K_S")
+    made = ggq.convert_and_quantize(base, session=Session(toolchain))
+    assert made.files[0].paths == (tmp_path / "tiny-llama-Q3_K_S.gguf",)
+    assert chosen_before(base, tmp_path) == "Q3_K_S"
 
 
 def test_a_file_of_the_users_is_refused_before_the_work(
     example: Path, tmp_path: Path, toolchain: Toolchain
 ) -> None:
+    choose_before(example, tmp_path, "Q3_K_S")
     (tmp_path / "tiny-llama-Q3_K_S.gguf").write_text("mine")
-    chosen = automatic.predict(str(example), "Q3_K_S", toolchain=toolchain)
+    before = {it.name for it in tmp_path.iterdir()}
     with pytest.raises(OutputProblem, match="exists already"):
-        automatic.make(str(example), chosen, tmp_path, toolchain=toolchain)
-    assert [it.name for it in tmp_path.iterdir()] == ["tiny-llama-Q3_K_S.gguf"]
+        ggq.convert_and_quantize(example, outdir=tmp_path, session=Session(toolchain))
+    assert {it.name for it in tmp_path.iterdir()} == before
 
 
 # --- what can only be planned after its download ---------------------------------------------------------
@@ -202,10 +224,11 @@ def only_bin(hub: HubServer, example: Path, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.hub
 def test_it_is_downloaded_first(only_bin: str, toolchain: Toolchain, tmp_path: Path) -> None:
     heard: list[Event] = []
-    chosen = automatic.predict(only_bin, toolchain=toolchain, listener=heard.append)
+    made = ggq.convert_and_quantize(
+        only_bin, outdir=tmp_path / "out", session=Session(toolchain, listener=heard.append)
+    )
     assert Notice("This model can only be planned after its download.") in heard
-    made = pipeline.convert_and_quantize(only_bin, [chosen.chosen.preset], tmp_path / "out")
-    assert made.files[0].size.file_bytes == chosen.chosen.file_bytes
+    assert made.outcomes[0].predicted == made.files[0].size.file_bytes
 
 
 @pytest.mark.hub
@@ -244,6 +267,6 @@ def test_what_its_headers_refuse_is_not_downloaded(
     files["config.json"] = json.dumps(json.loads(files["config.json"]) | change).encode()
     hub.add_repo("org/refused", files)
     with pytest.raises(CheckpointProblem, match=words) as raised:
-        automatic.predict("org/refused", toolchain=toolchain)
+        ggq.convert_and_quantize("org/refused", session=Session(toolchain))
     assert not isinstance(raised.value, NeedsWeights)
     assert hub.bytes_sent("model.safetensors") <= 32 << 10

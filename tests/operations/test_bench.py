@@ -31,7 +31,7 @@ from ggq.measurement.settings import BenchSettings
 from ggq.measurement.speed import SpeedSettings
 from ggq.measurement.throughput import Precision
 from ggq.operations import bench as measure
-from ggq.operations.convert_and_quantize import Settings
+from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.system import process
 

@@ -16,18 +16,19 @@ from pathlib import Path
 
 import pytest
 from hubserver import HubServer
+from job_plans import plan_convert_and_quantize, plan_quantize
 from outputs import digests
 from tiers import tier
 
+import ggq
 from ggq.errors import DiskFull, HubProblem, OutputProblem, UsageProblem
 from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.tools import QuantizeOptions
-from ggq.operations import convert_and_quantize
-from ggq.operations.convert_and_quantize import Settings
-from ggq.operations.dry_run import plan_convert_and_quantize, plan_quantize
+from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.records.manifest import Manifest
+from ggq.session import Session
 from ggq.system import files
 from ggq.system.texts import Text
 
@@ -42,7 +43,7 @@ def test_ten_presets_are_llama_quantizes_own_bytes(
     larger: Path, toolchain: Toolchain, tmp_path: Path
 ) -> None:
     settings = Settings(keep_base=True)
-    result = convert_and_quantize.convert_and_quantize(str(larger), ["k-quants"], tmp_path / "ggq", settings)
+    result = ggq.convert_and_quantize(str(larger), ["k-quants"], tmp_path / "ggq", settings)
     assert [file.preset for file in result.files] == list(K_QUANTS)
     assert result.base is not None
     by_hand = tmp_path / "hand.gguf"
@@ -59,7 +60,7 @@ def test_ten_presets_are_llama_quantizes_own_bytes(
 def test_a_model_that_mostly_falls_back_still_talks(
     stories: Path, toolchain: Toolchain, tmp_path: Path
 ) -> None:
-    result = convert_and_quantize.convert_and_quantize(str(stories), ["k-quants"], tmp_path)
+    result = ggq.convert_and_quantize(str(stories), ["k-quants"], tmp_path)
     assert all(file.size.mostly_fell_back for file in result.files if file.preset != "Q8_0")
     for file in result.files:
         if file.preset in ("Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0"):
@@ -71,16 +72,16 @@ def test_a_model_that_mostly_falls_back_still_talks(
 
 
 def test_a_second_run_makes_nothing_and_a_third_only_what_is_missing(example: Path, tmp_path: Path) -> None:
-    first = convert_and_quantize.convert_and_quantize(str(example), ["Q4_K_M", "Q8_0"], tmp_path, UNVERIFIED)
+    first = ggq.convert_and_quantize(str(example), ["Q4_K_M", "Q8_0"], tmp_path, UNVERIFIED)
     before = digests(tmp_path)
     assert not any(file.reused for file in first.files)
     assert set(before) == {"tiny-llama-Q4_K_M.gguf", "tiny-llama-Q8_0.gguf"}, "the base was not removed"
 
-    second = convert_and_quantize.convert_and_quantize(str(example), ["Q4_K_M", "Q8_0"], tmp_path, UNVERIFIED)
+    second = ggq.convert_and_quantize(str(example), ["Q4_K_M", "Q8_0"], tmp_path, UNVERIFIED)
     assert all(file.reused for file in second.files)
 
     (tmp_path / "tiny-llama-Q8_0.gguf").unlink()
-    third = convert_and_quantize.convert_and_quantize(str(example), ["Q4_K_M", "Q8_0"], tmp_path, UNVERIFIED)
+    third = ggq.convert_and_quantize(str(example), ["Q4_K_M", "Q8_0"], tmp_path, UNVERIFIED)
     assert [file.reused for file in third.files] == [True, False]
     assert digests(tmp_path) == before
 
@@ -89,12 +90,12 @@ def test_a_changed_option_makes_the_file_anew(example: Path, tmp_path: Path) -> 
     from ggq.llamacpp.tools import QuantizeOptions
 
     plain = Settings(verify="off", keep_base=True)
-    convert_and_quantize.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, plain)
+    ggq.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, plain)
     before = digests(tmp_path)
     wider = Settings(verify="off", options=QuantizeOptions(output_tensor_type="q8_0"))
     heard: list[Event] = []
-    again = convert_and_quantize.convert_and_quantize(
-        str(example), ["Q4_K_M"], tmp_path, wider, listener=heard.append
+    again = ggq.convert_and_quantize(
+        str(example), ["Q4_K_M"], tmp_path, wider, session=Session(listener=heard.append)
     )
     assert any(isinstance(it, Notice) and "Q4_K_M is made again" in it.text for it in heard)
     assert again.base == tmp_path / "tiny-llama-BF16.gguf", "it was kept before"
@@ -107,40 +108,38 @@ def test_a_changed_option_makes_the_file_anew(example: Path, tmp_path: Path) -> 
 def test_quantize_starts_from_a_gguf_and_refuses_to_start_from_its_own_result(
     base_gguf: Path, tmp_path: Path
 ) -> None:
-    made = convert_and_quantize.quantize(base_gguf, ["q4_k_m"], tmp_path)
+    made = ggq.quantize(base_gguf, ["q4_k_m"], tmp_path)
     assert made.files[0].paths[0].parent == tmp_path
     with pytest.raises(Exception, match="is quantized already"):
-        convert_and_quantize.quantize(made.files[0].paths[0], ["q2_k"], tmp_path)
+        ggq.quantize(made.files[0].paths[0], ["q2_k"], tmp_path)
 
 
 def test_a_base_is_not_overwritten_by_its_own_preset(base_gguf: Path, tmp_path: Path) -> None:
     base = tmp_path / "model-BF16.gguf"
     base.write_bytes(base_gguf.read_bytes())
     with pytest.raises(UsageProblem, match="overwritten by itself"):
-        convert_and_quantize.quantize(base, ["bf16"])
+        ggq.quantize(base, ["bf16"])
 
 
 def test_a_file_that_stands_in_the_way_stays(example: Path, tmp_path: Path) -> None:
     mine = tmp_path / "tiny-llama-Q4_K_M.gguf"
     mine.write_text("mine")
     with pytest.raises(OutputProblem, match="exists already"):
-        convert_and_quantize.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, UNVERIFIED)
+        ggq.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, UNVERIFIED)
     assert mine.read_text() == "mine"
 
 
 def test_a_preset_with_the_bases_name_is_refused_before_any_work(example: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match="overwritten by itself"):
-        convert_and_quantize.convert_and_quantize(
-            str(example), ["bf16", "q8_0"], tmp_path, Settings(outtype="bf16")
-        )
+        ggq.convert_and_quantize(str(example), ["bf16", "q8_0"], tmp_path, Settings(outtype="bf16"))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_of_the_users_with_the_bases_name_is_not_removed(example: Path, tmp_path: Path) -> None:
-    convert_and_quantize.convert_and_quantize(str(example), ["Q8_0"], tmp_path, UNVERIFIED)
+    ggq.convert_and_quantize(str(example), ["Q8_0"], tmp_path, UNVERIFIED)
     mine = tmp_path / "tiny-llama-BF16.gguf"
     mine.write_text("mine")
-    again = convert_and_quantize.convert_and_quantize(str(example), ["Q8_0"], tmp_path, UNVERIFIED)
+    again = ggq.convert_and_quantize(str(example), ["Q8_0"], tmp_path, UNVERIFIED)
     assert again.files[0].reused and mine.read_text() == "mine"
 
 
@@ -150,7 +149,7 @@ def test_a_base_that_was_kept_stays_kept(example: Path, tmp_path: Path) -> None:
 
     def run(preset: str, **changes: object) -> None:
         settings = replace(UNVERIFIED, **changes)  # type: ignore[arg-type]
-        convert_and_quantize.convert_and_quantize(str(example), [preset], tmp_path, settings)
+        ggq.convert_and_quantize(str(example), [preset], tmp_path, settings)
 
     run("Q4_0", keep_base=True)
     unchecked = files.sha256_file(base)
@@ -170,7 +169,7 @@ def test_force_takes_the_place_of_a_users_base_and_does_not_remove_it(example: P
     base = tmp_path / "tiny-llama-BF16.gguf"
     base.write_bytes(b"of the user")
     settings = Settings(verify="sampled", force=True)
-    convert_and_quantize.convert_and_quantize(str(example), ["Q8_0"], tmp_path, settings)
+    ggq.convert_and_quantize(str(example), ["Q8_0"], tmp_path, settings)
     assert base.stat().st_size > 1_000_000
 
 
@@ -179,22 +178,19 @@ def test_a_base_of_the_same_name_from_elsewhere_is_another_model(base_gguf: Path
     shutil.copy(base_gguf, one)
     other.write_bytes(base_gguf.read_bytes())
     out = tmp_path / "out"
-    (first,) = convert_and_quantize.quantize(one, ["Q8_0"], out).files
+    (first,) = ggq.quantize(one, ["Q8_0"], out).files
     with pytest.raises(OutputProblem, match="holds the files of another m") as refused:
-        convert_and_quantize.quantize(other, ["Q8_0"], out)
+        ggq.quantize(other, ["Q8_0"], out)
     assert str(one.parent) in refused.value.why
-    assert convert_and_quantize.quantize(one, ["Q8_0"], out).files[0].reused
-    assert (
-        convert_and_quantize.quantize(other, ["Q8_0"], out, Settings(force=True)).files[0].paths
-        == first.paths
-    )
+    assert ggq.quantize(one, ["Q8_0"], out).files[0].reused
+    assert ggq.quantize(other, ["Q8_0"], out, Settings(force=True)).files[0].paths == first.paths
 
 
 def test_what_needs_a_matrix_is_refused_before_the_conversion(example: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match="IQ2_XS needs an importance matrix"):
-        convert_and_quantize.convert_and_quantize(str(example), ["Q8_0", "iq2_xs"], tmp_path / "out")
+        ggq.convert_and_quantize(str(example), ["Q8_0", "iq2_xs"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    convert_and_quantize.convert_and_quantize(str(example), ["q8_0"], tmp_path / "done")
+    ggq.convert_and_quantize(str(example), ["q8_0"], tmp_path / "done")
     done = plan_convert_and_quantize(str(example), ["q8_0"], tmp_path / "done")
     assert done.base is None and done.needed_bytes == 0, "there is nothing to do"
     with pytest.raises(UsageProblem, match="IQ2_XS needs an importance matrix"):
@@ -206,7 +202,7 @@ def test_the_records_beside_a_checkpoint_are_no_part_of_it(stories: Path, tmp_pa
     shutil.copytree(stories, folder, copy_function=shutil.copyfile)
     folder.chmod(0o755)
     for reused in (False, True):
-        made = convert_and_quantize.convert_and_quantize(str(folder), ["Q8_0"], folder, UNVERIFIED)
+        made = ggq.convert_and_quantize(str(folder), ["Q8_0"], folder, UNVERIFIED)
         assert made.files[0].reused is reused
         (folder / "ggq-bench.json").write_text("{}")
 
@@ -215,7 +211,7 @@ def test_a_dry_run_knows_every_byte_and_writes_nothing(base_gguf: Path, tmp_path
     chosen, out = [*K_QUANTS, "legacy"], tmp_path / "out"
     planned = plan_quantize(base_gguf, chosen, out).files
     assert not out.exists() and all(file.exact and not file.made for file in planned)
-    made = convert_and_quantize.quantize(base_gguf, chosen, out).files
+    made = ggq.quantize(base_gguf, chosen, out).files
     for before, after in zip(planned, made, strict=True):
         assert (before.name, before.size.file_bytes) == (after.paths[0].name, after.size.file_bytes)
         assert before.size.bits_per_weight == pytest.approx(after.size.bits_per_weight, abs=1e-4)
@@ -233,7 +229,7 @@ def test_a_dry_run_of_a_checkpoint_knows_every_byte(outtype: str, stories: Path,
     words = (str(stories), ["q4_k_m", "q8_0"], tmp_path / "out", settings)
     plan = plan_convert_and_quantize(*words)
     assert not (tmp_path / "out").exists()
-    made = convert_and_quantize.convert_and_quantize(*words)
+    made = ggq.convert_and_quantize(*words)
     assert made.base is not None and plan.base is not None and plan.base.kept
     assert (plan.base.name, plan.base.file_bytes) == (made.base.name, made.base.stat().st_size)
     assert [file.size.file_bytes for file in plan.files] == [file.size.file_bytes for file in made.files]
@@ -256,19 +252,19 @@ def test_a_dry_run_refuses_what_the_run_refuses(base_gguf: Path, example: Path, 
             else:
                 with pytest.raises(OutputProblem, match=r"tiny-llama-Q8_0.gguf exists already"):
                     planned()
-    convert_and_quantize.convert_and_quantize(str(example), ["q4_0"], tmp_path / "done")
+    ggq.convert_and_quantize(str(example), ["q4_0"], tmp_path / "done")
     other = tmp_path / "tiny-llama"
     shutil.copytree(example, other, copy_function=shutil.copyfile)
     with pytest.raises(OutputProblem, match="holds the files of another tiny-llama"):
         plan_convert_and_quantize(str(other), ["q4_0"], tmp_path / "done")
-    for plan_it in (plan_convert_and_quantize, convert_and_quantize.convert_and_quantize):
+    for plan_it in (plan_convert_and_quantize, ggq.convert_and_quantize):
         with pytest.raises(OutputProblem, match="cannot be written"):
             plan_it(str(example), ["q4_0"], example / "config.json" / "out")
 
 
 def test_a_dry_run_knows_what_an_earlier_run_made(example: Path, tmp_path: Path) -> None:
     model, out = str(example), tmp_path / "out"
-    convert_and_quantize.convert_and_quantize(model, ["q4_0"], out, UNVERIFIED)
+    ggq.convert_and_quantize(model, ["q4_0"], out, UNVERIFIED)
 
     def states(settings: Settings, *names: str) -> tuple[list[bool], bool, int]:
         plan = plan_convert_and_quantize(model, names, out, settings)
@@ -282,7 +278,7 @@ def test_a_dry_run_knows_what_an_earlier_run_made(example: Path, tmp_path: Path)
     # The base: to keep where it is not there, and as it was where it is.
     keeping = replace(UNVERIFIED, keep_base=True)
     assert states(keeping, "q4_0")[:2] == ([True], True)
-    convert_and_quantize.convert_and_quantize(model, ["q4_0"], out, keeping)
+    ggq.convert_and_quantize(model, ["q4_0"], out, keeping)
     assert states(keeping, "q4_0", "q8_0")[:2] == ([True, False], False)
     (out / "tiny-llama-F16.gguf").write_text("precious")
     with pytest.raises(OutputProblem, match=r"tiny-llama-F16.gguf exists already"):
@@ -293,7 +289,7 @@ def test_a_dry_run_counts_a_matrix_that_is_there(example: Path, tmp_path: Path) 
     text = Text("heldout.txt", example / "heldout.txt", files.sha256_file(example / "heldout.txt"), 1)
     settings = replace(UNVERIFIED, calibration=text)
     before = plan_convert_and_quantize(str(example), ["q4_k_m"], tmp_path, settings)
-    (made,) = convert_and_quantize.convert_and_quantize(str(example), ["q4_k_m"], tmp_path, settings).files
+    (made,) = ggq.convert_and_quantize(str(example), ["q4_k_m"], tmp_path, settings).files
     after = plan_convert_and_quantize(str(example), ["q4_k_m"], tmp_path, settings)
     assert before.makes_imatrix and not after.makes_imatrix
     assert after.files[0].made and after.files[0].file_bytes == made.file_bytes == before.files[0].file_bytes
@@ -314,9 +310,9 @@ def test_what_can_be_refused_is_refused_before_the_download(
     weights = (example / "model.safetensors").stat().st_size
     hub.add_repo("org/tiny-llama", example)
     out = tmp_path / "out"
-    run = partial(convert_and_quantize.convert_and_quantize, "org/tiny-llama", ["q8_0"], out)
+    run = partial(ggq.convert_and_quantize, "org/tiny-llama", ["q8_0"], out)
     with pytest.raises(HubProblem):
-        convert_and_quantize.convert_and_quantize("org/tiny-lama", ["q8_0"], out)
+        ggq.convert_and_quantize("org/tiny-lama", ["q8_0"], out)
     assert not out.exists(), "a wrong name leaves no folder"
     out.mkdir()
     (out / "tiny-llama-Q8_0.gguf").write_text("precious")
@@ -373,7 +369,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(example: Path, tmp
 
 
 def test_the_manifest_says_what_was_done(example: Path, tmp_path: Path) -> None:
-    result = convert_and_quantize.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path)
+    result = ggq.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path)
     manifest = Manifest(result.manifest)
     convert, quantized = manifest.steps["convert"], manifest.steps["quantize Q4_K_M"]
     assert {"config.json", "model.safetensors", "tokenizer.model"} <= convert.inputs.keys()

@@ -20,8 +20,9 @@ from ggq.llamacpp import memory as llama_memory
 from ggq.llamacpp.memory import ROUNDING_BYTES, Load
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.operations import plan
-from ggq.operations.convert_and_quantize import Settings
-from ggq.operations.plan import PlanSettings
+from ggq.operations.plan_settings import PlanSettings
+from ggq.operations.request import Settings
+from ggq.session import Session
 from ggq.system import hardware, process
 
 pytestmark = pytest.mark.tool
@@ -34,7 +35,7 @@ def test_the_plan_is_what_is_made(example: Path, toolchain: Toolchain, tmp_path:
     settings = PlanSettings(
         contexts=(128, 512), cache_types=(("f16", "f16"), ("q8_0", "q8_0")), speed_budget_s=0
     )
-    planned = plan.plan(example, names, settings, toolchain=toolchain)
+    planned = plan.plan(example, names, settings, session=Session(toolchain=toolchain))
     made = ggq.convert_and_quantize(
         str(example), names, tmp_path / "out", Settings(threads=2, verify="off")
     ).files
@@ -57,7 +58,7 @@ def test_a_machine_that_is_too_small_is_said(
     example: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ggq.system.hardware.available_ram_bytes", lambda: 1_000_000)
-    found = plan.plan(example, ["Q8_0"], QUIET, toolchain=toolchain)
+    found = plan.plan(example, ["Q8_0"], QUIET, session=Session(toolchain=toolchain))
     [cell] = found.presets[0].loads
     # A margin of a tenth of all RAM, or 1 GiB, is more than there is.
     assert found.room.ram_bytes == 0 and not cell.fits
@@ -81,10 +82,10 @@ def test_nothing_of_the_weights_is_downloaded(
 
 def test_what_cannot_be_planned_is_refused(example: Path, toolchain: Toolchain, tmp_path: Path) -> None:
     with pytest.raises(CannotServe, match="no context of"):
-        plan.plan(example, ["Q8_0"], PlanSettings(contexts=(100_000,)), toolchain=toolchain)
+        plan.plan(example, ["Q8_0"], PlanSettings(contexts=(100_000,)), session=Session(toolchain=toolchain))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointProblem):
-        plan.plan(tmp_path / "empty", ["Q8_0"], toolchain=toolchain)
+        plan.plan(tmp_path / "empty", ["Q8_0"], session=Session(toolchain=toolchain))
 
 
 def test_a_second_plan_asks_nobody(
@@ -92,13 +93,13 @@ def test_a_second_plan_asks_nobody(
 ) -> None:
     settings = PlanSettings(contexts=(128,), speed_budget_s=1e-9, threads=1)
     monkeypatch.setattr(calibration, "probe_s", lambda: 1.0)  # this machine may be busy just now
-    first = plan.plan(example, ["Q4_K_M"], settings, toolchain=toolchain)
+    first = plan.plan(example, ["Q4_K_M"], settings, session=Session(toolchain=toolchain))
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a tool was run")
 
     monkeypatch.setattr(process, "run", refuse)
-    second = plan.plan(example, ["Q4_K_M"], settings, toolchain=toolchain)
+    second = plan.plan(example, ["Q4_K_M"], settings, session=Session(toolchain=toolchain))
     assert first.presets[0].size == second.presets[0].size
     [before], [after] = first.presets[0].loads, second.presets[0].loads
     assert before.speed == after.speed is not None
@@ -108,7 +109,7 @@ def test_a_second_plan_asks_nobody(
 def test_another_machine(example: Path, toolchain: Toolchain) -> None:
     """Its GPU is played by an RPC device; what is left out of the answer is the device's address."""
     whole = PlanSettings(ram_bytes=10**9, vram_bytes=10**9, speed_budget_s=0)
-    found = plan.plan(example, ["Q8_0"], whole, toolchain=toolchain)
+    found = plan.plan(example, ["Q8_0"], whole, session=Session(toolchain=toolchain))
     [cell] = found.presets[0].loads
     assert cell.offload.n_gpu_layers == found.layer_count == 3 and cell.offload.rpc == ()
     assert cell.fits and cell.memory.devices[0].needed_bytes > 0
@@ -116,7 +117,7 @@ def test_another_machine(example: Path, toolchain: Toolchain) -> None:
     assert found.room.ram_bytes == 9 * 10**8 and found.room.vram_bytes == {"GPU0": 9 * 10**8}
     assert found.threads is None, "of the other machine nothing is known"
     few = replace(whole, vram_bytes=2 * 10**6, reserve_vram_bytes=0)
-    [cell] = plan.plan(example, ["Q8_0"], few, toolchain=toolchain).presets[0].loads
+    [cell] = plan.plan(example, ["Q8_0"], few, session=Session(toolchain=toolchain)).presets[0].loads
     assert cell.offload.n_gpu_layers == 0 and cell.fits
 
 
@@ -124,14 +125,14 @@ def test_layers_are_as_many_as_fit_a_device(
     example: Path, toolchain: Toolchain, rpc_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = PlanSettings(rpc=(rpc_server,), contexts=(128,), speed_budget_s=60, threads=1)
-    [cell] = plan.plan(example, ["Q8_0"], settings, toolchain=toolchain).presets[0].loads
+    [cell] = plan.plan(example, ["Q8_0"], settings, session=Session(toolchain=toolchain)).presets[0].loads
     assert cell.offload.n_gpu_layers == 3 and cell.speed is not None and cell.speed.layers == (1, 2)
     fixed = replace(settings, n_gpu_layers=2, speed_budget_s=0)
-    [cell] = plan.plan(example, ["Q8_0"], fixed, toolchain=toolchain).presets[0].loads
+    [cell] = plan.plan(example, ["Q8_0"], fixed, session=Session(toolchain=toolchain)).presets[0].loads
     assert cell.offload.n_gpu_layers == 2
     monkeypatch.setattr(llama_bench, "devices", lambda *_: ())
     with pytest.raises(UsageProblem, match="no GPU"):
-        plan.plan(example, ["Q8_0"], PlanSettings(n_gpu_layers=1), toolchain=toolchain)
+        plan.plan(example, ["Q8_0"], PlanSettings(n_gpu_layers=1), session=Session(toolchain=toolchain))
 
 
 def test_the_table_tells_speed_with_its_error(example: Path, toolchain: Toolchain) -> None:
@@ -156,8 +157,10 @@ def test_a_draft_model_is_counted(
     example: Path, base_gguf: Path, toolchain: Toolchain, steady: PlanSettings
 ) -> None:
     settings = steady
-    alone = plan.plan(example, ["Q8_0"], settings, toolchain=toolchain)
-    beside = plan.plan(example, ["Q8_0"], replace(settings, draft=base_gguf), toolchain=toolchain)
+    alone = plan.plan(example, ["Q8_0"], settings, session=Session(toolchain=toolchain))
+    beside = plan.plan(
+        example, ["Q8_0"], replace(settings, draft=base_gguf), session=Session(toolchain=toolchain)
+    )
     taken = beside.companions.taken
     assert beside.companions.draft_offload.n_gpu_layers == 3
     assert taken.ram_bytes > 0 and all(taken.vram_bytes.values())
@@ -170,7 +173,7 @@ def test_memory_that_a_gpu_shares_with_the_cpu_is_counted_once(
     example: Path, toolchain: Toolchain, steady: PlanSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Played by an RPC device that is said to have no memory of its own."""
-    [cell] = plan.plan(example, ["Q8_0"], steady, toolchain=toolchain).presets[0].loads
+    [cell] = plan.plan(example, ["Q8_0"], steady, session=Session(toolchain=toolchain)).presets[0].loads
     [device] = cell.memory.devices
     both = cell.memory.ram_bytes + device.needed_bytes + ROUNDING_BYTES
     gpu = hardware.Device(device.name, "Integrated", hardware.DeviceKind.IGPU, 1 << 40, 1 << 40)
@@ -178,7 +181,7 @@ def test_memory_that_a_gpu_shares_with_the_cpu_is_counted_once(
     monkeypatch.setattr(Toolchain, "may_see_gpus", True)
     for free_bytes, missing_bytes in ((both, 0), (both - 1, 1)):
         monkeypatch.setattr(hardware, "available_ram_bytes", lambda free=free_bytes: free)
-        found = plan.plan(example, ["Q8_0"], steady, toolchain=toolchain)
+        found = plan.plan(example, ["Q8_0"], steady, session=Session(toolchain=toolchain))
         [cell] = found.presets[0].loads
         assert found.room.vram_bytes == {device.name: free_bytes}
         assert cell.offload.n_gpu_layers == found.layer_count and cell.memory.devices[0].shares_ram

@@ -17,16 +17,17 @@ from ctrl_c import heed_ctrl_c
 from disks import tmpfs
 from outputs import digests
 
+import ggq
 from benchmarks.common import convert_by_hand
 from ggq.cli.main import cli
 from ggq.errors import DiskFull, UsageProblem
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.operations import convert_and_quantize
 from ggq.operations import quantize as making
-from ggq.operations.convert_and_quantize import Settings
+from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.quantization import engine as choice
 from ggq.records.manifest import Manifest
+from ggq.session import Session
 from ggq.system import files
 
 pytestmark = pytest.mark.tool
@@ -73,22 +74,18 @@ def wait_for(child: subprocess.Popen[bytes], outdir: Path, count: int) -> None:
 def test_both_engines_make_the_same_files(base_gguf: Path, tmp_path: Path) -> None:
     made = {}
     for engine in ("sweep", "llama-quantize"):
-        made[engine] = convert_and_quantize.quantize(
-            base_gguf, ["k-quants"], tmp_path / engine, Settings(engine=engine)
-        )
+        made[engine] = ggq.quantize(base_gguf, ["k-quants"], tmp_path / engine, Settings(engine=engine))
     assert digests(tmp_path / "sweep") == digests(tmp_path / "llama-quantize")
     assert len(digests(tmp_path / "sweep")) == 10
     names = tuple(file.preset for file in made["sweep"].files)
-    assert all(file.swept_with == names for file in made["sweep"].files)
-    assert all(file.swept_with == () for file in made["llama-quantize"].files)
+    assert all(file.made_with == names for file in made["sweep"].files)
+    assert all(file.made_with == () for file in made["llama-quantize"].files)
     steps = Manifest(made["sweep"].manifest).steps
     assert {step.findings["engine"] for step in steps.values()} == {"sweep"}
     assert len({step.seconds for step in steps.values()}) == 1, "they were made in one pass"
     assert not list((tmp_path / "sweep").glob(".ggq-*")), "unfinished work was left"
     # The engine is no part of the work: what one has made the other takes as it is.
-    again = convert_and_quantize.quantize(
-        base_gguf, ["k-quants"], tmp_path / "sweep", Settings(engine="llama-quantize")
-    )
+    again = ggq.quantize(base_gguf, ["k-quants"], tmp_path / "sweep", Settings(engine="llama-quantize"))
     assert all(file.reused for file in again.files)
 
 
@@ -120,7 +117,7 @@ def test_ctrl_c_keeps_the_finished_tensors(larger_base: Path, tmp_path: Path) ->
         _, said = child.communicate(timeout=60)
     assert child.returncode == 130 and b"resumes" in said
     assert not digests(tmp_path) and len(finished(tmp_path)) >= 5
-    made = convert_and_quantize.quantize(larger_base, LONG, tmp_path, Settings(threads=1))
+    made = ggq.quantize(larger_base, LONG, tmp_path, Settings(threads=1))
     assert Manifest(made.manifest).steps["quantize Q2_K"].findings["kept_pairs"] >= 5
 
 
@@ -137,11 +134,11 @@ def test_what_was_written_down_but_not_published_is_published(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(files, "publish", stop)
-        convert_and_quantize.quantize(base_gguf, ["Q4_0", "Q5_0", "Q8_0"], tmp_path)
+        ggq.quantize(base_gguf, ["Q4_0", "Q5_0", "Q8_0"], tmp_path)
     assert len(digests(tmp_path)) == 1
     with monkeypatch.context() as patch:
         patch.setattr(making, "sweep", None)  # it is not called
-        made = convert_and_quantize.quantize(base_gguf, ["Q4_0", "Q5_0", "Q8_0"], tmp_path)
+        made = ggq.quantize(base_gguf, ["Q4_0", "Q5_0", "Q8_0"], tmp_path)
     assert all(file.reused for file in made.files) and len(digests(tmp_path)) == 3
     assert not list(tmp_path.glob(".ggq-*"))
 
@@ -158,12 +155,12 @@ def test_what_the_sweep_cannot_make_llama_quantize_makes_beside_it(
             "It is a Friday." if recipe.preset.name == "Q5_0" else real(toolchain, base, recipe)
         ),
     )
-    made = convert_and_quantize.quantize(base_gguf, ["Q4_0", "Q5_0", "Q8_0"], tmp_path, listener=heard.append)
-    assert [file.swept_with for file in made.files] == [("Q4_0", "Q8_0"), (), ("Q4_0", "Q8_0")]
+    made = ggq.quantize(base_gguf, ["Q4_0", "Q5_0", "Q8_0"], tmp_path, session=Session(listener=heard.append))
+    assert [file.made_with for file in made.files] == [("Q4_0", "Q8_0"), (), ("Q4_0", "Q8_0")]
     said = [event.text for event in heard if isinstance(event, Notice)]
     assert "llama-quantize makes Q5_0: It is a Friday." in said
     with pytest.raises(UsageProblem, match="cannot make Q5_0"):
-        convert_and_quantize.quantize(base_gguf, ["Q5_0"], tmp_path / "other", Settings(engine="sweep"))
+        ggq.quantize(base_gguf, ["Q5_0"], tmp_path / "other", Settings(engine="sweep"))
 
 
 def test_an_unknown_llama_cpp_makes_all_by_itself(
@@ -171,10 +168,10 @@ def test_an_unknown_llama_cpp_makes_all_by_itself(
 ) -> None:
     unknown = replace(toolchain, commit=None)
     heard: list[Event] = []
-    made = convert_and_quantize.quantize(
-        base_gguf, ["Q4_0", "Q8_0"], tmp_path, toolchain=unknown, listener=heard.append
+    made = ggq.quantize(
+        base_gguf, ["Q4_0", "Q8_0"], tmp_path, session=Session(toolchain=unknown, listener=heard.append)
     )
-    assert [file.swept_with for file in made.files] == [(), ()]
+    assert [file.made_with for file in made.files] == [(), ()]
     assert any(isinstance(event, Notice) and "makes Q4_0, Q8_0: " in event.text for event in heard)
 
 
@@ -182,14 +179,14 @@ def test_another_work_takes_the_place_of_an_unfinished_one(larger_base: Path, tm
     with subprocess.Popen(command(larger_base, tmp_path), stderr=subprocess.DEVNULL) as child:
         wait_for(child, tmp_path, 5)
         os.kill(child.pid, signal.SIGKILL)
-    convert_and_quantize.quantize(larger_base, ["Q8_0"], tmp_path)
+    ggq.quantize(larger_base, ["Q8_0"], tmp_path)
     assert not list(tmp_path.glob(".ggq-*")) and len(digests(tmp_path)) == 1
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(base_gguf: Path, tmp_path: Path) -> None:
     with tmpfs(tmp_path / "small", "size=2m") as small:
         with pytest.raises(DiskFull, match="not enough disk"):
-            convert_and_quantize.quantize(base_gguf, ["k-quants"], small / "out")
+            ggq.quantize(base_gguf, ["k-quants"], small / "out")
         assert not list((small / "out").iterdir())
 
 

@@ -25,10 +25,15 @@ from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.rpc import loopback_device
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement.speed_tests import ThreadChoice
-from ggq.operations.plan import Companions, LoadPlan, Plan, PlanSettings, PresetPlan, plan
-from ggq.operations.recommend import Limits, make_command, recommend
+from ggq.operations.plan import plan
+from ggq.operations.plan_machine import Companions
+from ggq.operations.plan_settings import PlanSettings
+from ggq.operations.plan_types import LoadPlan, Plan, PresetPlan
+from ggq.operations.recommend import make_command, recommend
+from ggq.operations.recommend_types import Limits
 from ggq.presets import catalogue as presets
 from ggq.presets.published_losses import PublishedLoss
+from ggq.session import Session
 from ggq.system import process
 
 GB = 1_000_000_000
@@ -170,7 +175,7 @@ def test_what_cannot_be_made_is_not_the_nearest(planned: list[PresetPlan]) -> No
 
 def test_the_command_makes_what_was_planned(planned: list[PresetPlan]) -> None:
     planned.append(preset("Q4_K_M", 5, 0.02, 20))
-    found = recommend("org/tiny", revision="v1", offline=True)
+    found = recommend("org/tiny", revision="v1", session=Session(offline=True))
     assert found.commands["make"][5:] == ("--revision", "v1", "--offline")
     made = make_command("m", "Q4_K_M", found.plan, revision=None, offline=False)
     assert made == ("ggq", "convert-and-quantize", "m", "--preset", "Q4_K_M")
@@ -185,7 +190,7 @@ def test_the_command_makes_what_was_planned(planned: list[PresetPlan]) -> None:
 @pytest.mark.tool
 def test_the_commands_run(example: Path, toolchain: Toolchain, tmp_path: Path) -> None:
     """The Python call, with the file that the first command makes."""
-    found = recommend(example, ["Q4_K_M"], settings=QUIET, toolchain=toolchain)
+    found = recommend(example, ["Q4_K_M"], settings=QUIET, session=Session(toolchain=toolchain))
     made = CliRunner().invoke(
         cli, [*found.commands["make"][1:], "--outdir", str(tmp_path), "-q"], catch_exceptions=False
     )
@@ -216,8 +221,8 @@ def test_the_loss_of_a_record_takes_the_published_ones_place(
     record = tmp_path / "record.json"
     shown = CliRunner().invoke(cli, [*bench, "-o", str(record)])
     assert shown.exit_code == 0, shown.stderr
-    before = recommend(example, names, settings=QUIET, toolchain=toolchain)
-    after = recommend(example, names, settings=QUIET, records=[record], toolchain=toolchain)
+    before = recommend(example, names, settings=QUIET, session=Session(toolchain=toolchain))
+    after = recommend(example, names, settings=QUIET, records=[record], session=Session(toolchain=toolchain))
     assert not before.chosen.measured and after.chosen.measured
     assert before.chosen.loss != after.chosen.loss
     assert "(mean KLD, measured)" in after.reasons[-1]
@@ -230,26 +235,30 @@ def test_the_loss_of_a_record_takes_the_published_ones_place(
     renamed = json.dumps(written).replace("tiny-llama-Q4_K_M.gguf", "tiny-llama-MY_Q4_K_M.gguf")
     record.write_text(renamed)
     catalogue = presets.load(mine)
-    own = recommend(example, ["MY_Q4_K_M"], settings=QUIET, records=[record], catalogue=catalogue)
+    own = recommend(
+        example, ["MY_Q4_K_M"], settings=QUIET, records=[record], session=Session(catalogue=catalogue)
+    )
     assert own.chosen.preset == "MY_Q4_K_M" and own.chosen.measured
     with pytest.raises(CannotServe, match="no measured loss"):
-        recommend(stories, names, settings=QUIET, records=[record], toolchain=toolchain)
+        recommend(stories, names, settings=QUIET, records=[record], session=Session(toolchain=toolchain))
 
 
 @pytest.mark.tool
 def test_when_nothing_fits_a_shorter_context_is_named(larger: Path, toolchain: Toolchain) -> None:
     small = replace(QUIET, contexts=(512, 1024), cache_types=(("q8_0", "q8_0"),))
-    shorter, whole = plan(larger, ["Q8_0"], small, toolchain=toolchain).presets[0].loads
+    shorter, whole = plan(larger, ["Q8_0"], small, session=Session(toolchain=toolchain)).presets[0].loads
     room = whole.memory.ram_bytes - 1
     assert shorter.memory.ram_bytes < room
     settings = replace(QUIET, contexts=(1024,), ram_bytes=room, reserve_ram_bytes=0)
     with pytest.raises(DoesNotFit, match="fits with --ctx 512 --kv q8_0"):
-        recommend(larger, ["Q8_0"], settings=settings, toolchain=toolchain)
+        recommend(larger, ["Q8_0"], settings=settings, session=Session(toolchain=toolchain))
 
 
 @pytest.mark.tool
 def test_a_draft_is_served_with_it(example: Path, base_gguf: Path, toolchain: Toolchain) -> None:
-    found = recommend(example, ["Q8_0"], settings=replace(QUIET, draft=base_gguf), toolchain=toolchain)
+    found = recommend(
+        example, ["Q8_0"], settings=replace(QUIET, draft=base_gguf), session=Session(toolchain=toolchain)
+    )
     served = list(found.commands["serve"])
     assert served[served.index("-md") + 1] == str(base_gguf) and "draft-simple" in served
     assert found.llama is None
@@ -266,7 +275,9 @@ def test_a_draft_is_served_where_it_was_planned(
 ) -> None:
     with loopback_device(toolchain) as first, loopback_device(toolchain) as second:
         settings = replace(QUIET, draft=base_gguf, rpc=(first, second), n_gpu_layers=layers)
-        served = recommend(example, ["Q8_0"], settings=settings, toolchain=toolchain).commands["serve"]
+        served = recommend(
+            example, ["Q8_0"], settings=settings, session=Session(toolchain=toolchain)
+        ).commands["serve"]
         words = list(served)
         words[2] = str(base_gguf)
         said: list[str] = []

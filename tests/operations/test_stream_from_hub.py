@@ -17,19 +17,21 @@ import pytest
 from click.testing import CliRunner
 from ctrl_c import heed_ctrl_c
 from hubserver import HubServer
+from job_plans import plan_convert_and_quantize
 from outputs import converters, digests, finished, watched
 from tiny import mixtral
 
+import ggq
 from ggq.checkpoint import checkpoint
 from ggq.cli.main import cli
 from ggq.errors import Damaged, HubProblem, UsageProblem
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.operations import convert_and_quantize, plan
-from ggq.operations.convert_and_quantize import Settings
-from ggq.operations.dry_run import plan_convert_and_quantize
-from ggq.operations.plan import PlanSettings
+from ggq.operations import plan
+from ggq.operations.plan_settings import PlanSettings
+from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.records.manifest import Manifest
+from ggq.session import Session
 from ggq.system import files
 
 pytestmark = [pytest.mark.tool, pytest.mark.hub]
@@ -51,7 +53,7 @@ def without_stream(model: Path, folder: Path, presets: list[str]) -> dict[str, s
         patch.setenv("HF_ENDPOINT", hub.url)
         patch.setenv("HF_HOME", str(folder / "hf"))
         hub.add_repo(f"org/{model.name}", model)
-        convert_and_quantize.convert_and_quantize(f"org/{model.name}", presets, folder / "out", settings)
+        ggq.convert_and_quantize(f"org/{model.name}", presets, folder / "out", settings)
     return digests(folder / "out")
 
 
@@ -79,8 +81,8 @@ def test_on_a_bad_line_the_files_are_the_same_and_the_disk_holds_nothing_else(
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     outdir, heard = tmp_path / "out", list[Event]()
     with watched(outdir, scratch, isolated_environment) as seen:
-        made = convert_and_quantize.convert_and_quantize(
-            "org/larger-llama", PRESETS, outdir, STREAM, listener=heard.append
+        made = ggq.convert_and_quantize(
+            "org/larger-llama", PRESETS, outdir, STREAM, session=Session(listener=heard.append)
         )
     assert digests(outdir) == expected
     # Beside the files: config and tokenizer in the Hub cache, headers, and what the converter makes of them.
@@ -92,9 +94,7 @@ def test_on_a_bad_line_the_files_are_the_same_and_the_disk_holds_nothing_else(
     assert any("that the Hub announces" in text for text in said)
     assert sum("trying again" in text for text in said) >= 6
     # A later run finds that the checkpoint is the same, by whatever way it comes.
-    again = convert_and_quantize.convert_and_quantize(
-        "org/larger-llama", PRESETS, outdir, Settings(verify="off")
-    )
+    again = ggq.convert_and_quantize("org/larger-llama", PRESETS, outdir, Settings(verify="off"))
     assert all(file.reused for file in again.files)
 
 
@@ -128,7 +128,7 @@ def test_broken_off_it_goes_on_with_the_first_tensor_that_is_not_finished(
             assert _first_byte_asked_for(hub) >= _end_of_first(larger, len(before))
         before = after
     hub.log.clear()
-    made = convert_and_quantize.convert_and_quantize("org/larger-llama", PRESETS, tmp_path, STREAM)
+    made = ggq.convert_and_quantize("org/larger-llama", PRESETS, tmp_path, STREAM)
     assert _first_byte_asked_for(hub) >= _end_of_first(larger, len(before))
     assert len(names) > len(before)
     assert Manifest(made.manifest).steps["quantize Q4_K_M"].findings["kept_pairs"] >= len(before)
@@ -155,8 +155,8 @@ def test_experts_are_merged_out_of_order_and_it_is_said(
     hub.add_repo("org/tiny-mixtral", tmp_path / "tiny-mixtral")
     expected = without_stream(tmp_path / "tiny-mixtral", tmp_path / "without", ["q4_k_m"])
     heard: list[Event] = []
-    convert_and_quantize.convert_and_quantize(
-        "org/tiny-mixtral", ["q4_k_m"], tmp_path / "out", STREAM, listener=heard.append
+    ggq.convert_and_quantize(
+        "org/tiny-mixtral", ["q4_k_m"], tmp_path / "out", STREAM, session=Session(listener=heard.append)
     )
     assert digests(tmp_path / "out") == expected
     size = (tmp_path / "tiny-mixtral" / FILE).stat().st_size
@@ -165,9 +165,7 @@ def test_experts_are_merged_out_of_order_and_it_is_said(
     assert any("could not be checked" in text for text in said)
 
     def reused(settings: Settings) -> bool:
-        made = convert_and_quantize.convert_and_quantize(
-            "org/tiny-mixtral", ["q4_k_m"], tmp_path / "out", settings
-        )
+        made = ggq.convert_and_quantize("org/tiny-mixtral", ["q4_k_m"], tmp_path / "out", settings)
         return made.files[0].reused
 
     # A stream does no better the next time; a download does.
@@ -179,11 +177,11 @@ def test_what_arrives_damaged_is_worth_nothing(hub: HubServer, example: Path, tm
     hub.add_repo("org/tiny-llama", example)
     fault = hub.fault(FILE, flip_byte=weight_start(example) + 400_000, times=9)
     with pytest.raises(Damaged):
-        convert_and_quantize.convert_and_quantize("org/tiny-llama", ["q8_0"], tmp_path / "out", STREAM)
+        ggq.convert_and_quantize("org/tiny-llama", ["q8_0"], tmp_path / "out", STREAM)
     assert not list((tmp_path / "out").glob("*.gguf")) and not list((tmp_path / "out").glob(".ggq-sweep*"))
     assert not converters()
     fault.times = 0
-    convert_and_quantize.convert_and_quantize("org/tiny-llama", ["q8_0"], tmp_path / "out", STREAM)
+    ggq.convert_and_quantize("org/tiny-llama", ["q8_0"], tmp_path / "out", STREAM)
 
 
 def test_weights_that_are_gone_are_told_in_the_hubs_words(
@@ -193,7 +191,7 @@ def test_weights_that_are_gone_are_told_in_the_hubs_words(
     hub.fault(f"{at_the_content_network}/{FILE}")  # the header comes
     hub.fault(f"{at_the_content_network}/{FILE}", status=404, times=9)
     with pytest.raises(HubProblem, match="The Hub refused a request"):
-        convert_and_quantize.convert_and_quantize("org/tiny-llama", ["q8_0"], tmp_path / "out", STREAM)
+        ggq.convert_and_quantize("org/tiny-llama", ["q8_0"], tmp_path / "out", STREAM)
     assert not converters()
 
 
@@ -202,8 +200,12 @@ def test_what_is_in_the_cache_is_not_read_again(hub: HubServer, example: Path, t
     assert CliRunner().invoke(cli, ["download", "org/tiny-llama"]).exit_code == 0
     before = hub.bytes_sent()
     heard: list[Event] = []
-    convert_and_quantize.convert_and_quantize(
-        "org/tiny-llama", ["q8_0"], tmp_path / "out", replace(STREAM, keep_base=False), listener=heard.append
+    ggq.convert_and_quantize(
+        "org/tiny-llama",
+        ["q8_0"],
+        tmp_path / "out",
+        replace(STREAM, keep_base=False),
+        session=Session(listener=heard.append),
     )
     assert hub.bytes_sent() == before
     assert any(isinstance(event, Notice) and "nothing is streamed" in event.text for event in heard)
@@ -232,7 +234,7 @@ def test_what_needs_a_base_is_refused_before_anything(
 
 def test_a_folder_is_not_streamed(example: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match="lies on this disk already"):
-        convert_and_quantize.convert_and_quantize(str(example), ["q8_0"], tmp_path, STREAM)
+        ggq.convert_and_quantize(str(example), ["q8_0"], tmp_path, STREAM)
 
 
 def test_a_dry_run_says_what_is_read_and_not_kept(hub: HubServer, example: Path, tmp_path: Path) -> None:
@@ -244,11 +246,7 @@ def test_a_dry_run_says_what_is_read_and_not_kept(hub: HubServer, example: Path,
     )  # fmt: skip
     assert done.exit_code == 0 and "of which the weights are not kept" in done.stdout
     assert "on the way" not in done.stdout
-    made = (
-        convert_and_quantize.convert_and_quantize("org/tiny-llama", ["q8_0"], tmp_path / "here")
-        .files[0]
-        .file_bytes
-    )
+    made = ggq.convert_and_quantize("org/tiny-llama", ["q8_0"], tmp_path / "here").files[0].file_bytes
     assert f"{made:,}" in done.stdout, "to the byte"
     assert not (tmp_path / "out").exists()
 
@@ -258,7 +256,7 @@ def test_a_dry_run_refuses_what_no_stream_can_make(
 ) -> None:
     hub.add_repo("org/tiny-llama", example)
     unknown = replace(toolchain, commit=None)
-    for run in (plan_convert_and_quantize, convert_and_quantize.convert_and_quantize):
+    for run in (plan_convert_and_quantize, ggq.convert_and_quantize):
         with pytest.raises(UsageProblem, match="cannot be made from a stream"):
             run("org/tiny-llama", ["q8_0"], tmp_path / "out", STREAM, toolchain=unknown)
 

@@ -19,12 +19,14 @@ from ctrl_c import heed_ctrl_c
 from disks import tmpfs
 from outputs import converters, digests, finished, watched
 
+import ggq
 from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.operations import convert_and_quantize, quantize
-from ggq.operations.convert_and_quantize import Settings
+from ggq.operations import quantize
+from ggq.operations.request import Settings
 from ggq.progress import Event, Notice, Step
 from ggq.records.manifest import Manifest
+from ggq.session import Session
 
 pytestmark = pytest.mark.tool
 
@@ -51,7 +53,7 @@ def expected(larger: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """The files of ``larger`` by the converter and llama-quantize, one step after the other."""
     folder = tmp_path_factory.mktemp("two-steps")
     by_tool = replace(STREAMED, engine="llama-quantize")
-    convert_and_quantize.convert_and_quantize(str(larger), LONG, folder, by_tool)
+    ggq.convert_and_quantize(str(larger), LONG, folder, by_tool)
     return digests(folder)
 
 
@@ -59,7 +61,7 @@ def test_the_files_are_those_of_two_steps_and_the_disk_holds_nothing_else(
     larger: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     with watched(tmp_path) as seen:
-        made = convert_and_quantize.convert_and_quantize(str(larger), LONG, tmp_path, STREAMED)
+        made = ggq.convert_and_quantize(str(larger), LONG, tmp_path, STREAMED)
     assert digests(tmp_path) == expected
     assert len(made.files) == 11 and made.base is None
     step = Manifest(made.manifest).steps["convert"]
@@ -69,7 +71,7 @@ def test_the_files_are_those_of_two_steps_and_the_disk_holds_nothing_else(
 
 def test_a_second_run_makes_nothing_and_another_preset_is_made_alone(example: Path, tmp_path: Path) -> None:
     def run(*names: str, settings: Settings = STREAMED) -> list[bool]:
-        made = convert_and_quantize.convert_and_quantize(str(example), names, tmp_path, settings)
+        made = ggq.convert_and_quantize(str(example), names, tmp_path, settings)
         return [file.reused for file in made.files]
 
     assert run("Q4_K_M") == [False]
@@ -86,27 +88,25 @@ def test_where_the_disk_has_no_room_for_the_base_it_is_done_without(example: Pat
     heard: list[Event] = []
     with tmpfs(tmp_path / "small", "size=5m") as small:
         with pytest.raises(DiskFull):  # the whole check was asked for
-            convert_and_quantize.convert_and_quantize(
-                str(example), ["Q4_K_M"], small / "out", Settings(verify="full")
-            )
-        made = convert_and_quantize.convert_and_quantize(
-            str(example), ["Q4_K_M"], small / "out", listener=heard.append
+            ggq.convert_and_quantize(str(example), ["Q4_K_M"], small / "out", Settings(verify="full"))
+        made = ggq.convert_and_quantize(
+            str(example), ["Q4_K_M"], small / "out", session=Session(listener=heard.append)
         )
-        assert made.base is None and made.files[0].swept_with == ("Q4_K_M",)
+        assert made.base is None and made.files[0].made_with == ("Q4_K_M",)
         assert made.verification["level"] == "off"
         said = [event.text for event in heard if isinstance(event, Notice)]
         assert any("not checked" in text and "no room for a base GGUF" in text for text in said)
         heard.clear()
-        convert_and_quantize.convert_and_quantize(
-            str(example), ["Q4_K_M"], small / "out", listener=heard.append
+        ggq.convert_and_quantize(
+            str(example), ["Q4_K_M"], small / "out", session=Session(listener=heard.append)
         )
         assert any(isinstance(it, Notice) and "--keep-base makes the base" in it.text for it in heard)
-    convert_and_quantize.convert_and_quantize(
-        str(example), ["Q4_K_M"], tmp_path / "off", STREAMED, listener=heard.append
+    ggq.convert_and_quantize(
+        str(example), ["Q4_K_M"], tmp_path / "off", STREAMED, session=Session(listener=heard.append)
     )
     heard.clear()
-    convert_and_quantize.convert_and_quantize(
-        str(example), ["Q4_K_M"], tmp_path / "off", STREAMED, listener=heard.append
+    ggq.convert_and_quantize(
+        str(example), ["Q4_K_M"], tmp_path / "off", STREAMED, session=Session(listener=heard.append)
     )
     assert not [it for it in heard if isinstance(it, Notice)], "nobody wants it checked"
 
@@ -115,10 +115,10 @@ def test_what_the_sweep_cannot_make_takes_two_steps(
     example: Path, toolchain: Toolchain, tmp_path: Path
 ) -> None:
     unknown = replace(toolchain, commit=None)
-    made = convert_and_quantize.convert_and_quantize(
-        str(example), ["Q8_0"], tmp_path, STREAMED, toolchain=unknown
+    made = ggq.convert_and_quantize(
+        str(example), ["Q8_0"], tmp_path, STREAMED, session=Session(toolchain=unknown)
     )
-    assert made.files[0].swept_with == () and not converters()
+    assert made.files[0].made_with == () and not converters()
     assert Manifest(made.manifest).steps["convert"].outputs
 
 
@@ -147,7 +147,7 @@ def test_broken_off_in_the_middle_it_goes_on_and_leaves_no_orphan(
         after = finished(tmp_path, "larger-llama")
         assert after[: len(before)] == before and len(after) == len(set(after)), "a tensor was made twice"
         before = after
-    made = convert_and_quantize.convert_and_quantize(str(larger), LONG, tmp_path, STREAMED)
+    made = ggq.convert_and_quantize(str(larger), LONG, tmp_path, STREAMED)
     assert Manifest(made.manifest).steps["quantize Q4_K_M"].findings["kept_pairs"] >= len(before)
     assert digests(tmp_path) == expected
 
@@ -155,7 +155,7 @@ def test_broken_off_in_the_middle_it_goes_on_and_leaves_no_orphan(
 def test_a_conversion_that_dies_is_told_in_its_own_words(larger: Path, tmp_path: Path) -> None:
     listen = at_first_step(lambda: [child.kill() for child in converters()] and None)
     with pytest.raises(ConversionProblem, match="was killed while it was converting"):
-        convert_and_quantize.convert_and_quantize(str(larger), LONG, tmp_path, SLOWLY, listener=listen)
+        ggq.convert_and_quantize(str(larger), LONG, tmp_path, SLOWLY, session=Session(listener=listen))
     assert not converters() and not digests(tmp_path)
 
 
@@ -165,8 +165,8 @@ def test_a_sweep_that_fails_ends_the_conversion(larger: Path, tmp_path: Path) ->
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        convert_and_quantize.convert_and_quantize(
-            str(larger), LONG, tmp_path, SLOWLY, listener=at_first_step(fail)
+        ggq.convert_and_quantize(
+            str(larger), LONG, tmp_path, SLOWLY, session=Session(listener=at_first_step(fail))
         )
     assert not converters()
 
@@ -177,7 +177,7 @@ def test_a_conversion_that_never_begins_is_told_at_once(example: Path, tmp_path:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "architectures": ["NoSuchForCausalLM"]}))
     with pytest.raises(CheckpointProblem, match="does not know the architecture"):
-        convert_and_quantize.convert_and_quantize(str(model), ["Q4_K_M"], tmp_path / "out", STREAMED)
+        ggq.convert_and_quantize(str(model), ["Q4_K_M"], tmp_path / "out", STREAMED)
 
 
 def test_a_sweep_that_was_whole_but_not_written_down_needs_no_data(
@@ -188,7 +188,7 @@ def test_a_sweep_that_was_whole_but_not_written_down_needs_no_data(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(quantize.Making, "_finish_swept", stop)
-        convert_and_quantize.convert_and_quantize(str(example), ["Q4_0"], tmp_path, STREAMED)
-    made = convert_and_quantize.convert_and_quantize(str(example), ["Q4_0"], tmp_path, STREAMED)
+        ggq.convert_and_quantize(str(example), ["Q4_0"], tmp_path, STREAMED)
+    made = ggq.convert_and_quantize(str(example), ["Q4_0"], tmp_path, STREAMED)
     assert Manifest(made.manifest).steps["quantize Q4_0"].findings["computed_pairs"] == 0
     assert not converters()

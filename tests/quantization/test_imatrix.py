@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import ggq
 from ggq.cli.main import cli
 from ggq.errors import DiskFull, GgqError, GgufProblem, OutputProblem, ToolchainProblem, UsageProblem
 from ggq.gguf import file as gguf_file
@@ -23,13 +24,13 @@ from ggq.llamacpp import imatrix as tool
 from ggq.llamacpp import tool_output, tools
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.operations import convert_and_quantize
-from ggq.operations.convert_and_quantize import Settings
+from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.quantization import calibration, imatrix_file
 from ggq.quantization import imatrix as room
 from ggq.quantization.imatrix import ImatrixSettings, imatrix
 from ggq.records.manifest import Manifest
+from ggq.session import Session
 from ggq.system import files, process
 
 pytestmark = pytest.mark.tool
@@ -56,7 +57,7 @@ def base(base_gguf: Path, tmp_path: Path) -> Path:
 
 def test_its_sums_are_those_of_the_squared_activations(toolchain: Toolchain, base: Path, text: Path) -> None:
     """Of the first layer's, which are computed here: embeddings, normed."""
-    made = imatrix(base, text, SHORT)
+    made = imatrix(base, SHORT, text=text)
     assert (made.tokens, made.entries, made.partial_entries) == (6 * 64, 14, 0)
     matrix = imatrix_file.read(made.path)
     assert all(_numbers(matrix.file, f"{name}.counts") == [6 * 64] for name in matrix.sums)
@@ -98,9 +99,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_bytes_of_one_go(
 
     steps: list[Event] = []
     # Another work does not go on with it.
-    fewer = imatrix(base, text, ImatrixSettings(chunks=5), output=base.with_name("fewer.gguf"))
+    fewer = imatrix(base, ImatrixSettings(chunks=5), text=text, output=base.with_name("fewer.gguf"))
     assert (fewer.resumed_chunks, fewer.chunks) == (0, 5)
-    made = imatrix(base, text, settings, listener=steps.append)
+    made = imatrix(base, settings, text=text, session=Session(listener=steps.append))
     assert (made.resumed_chunks, made.chunks, made.reused) == (done, 40, False)
     once = tmp_path / "once.gguf"
     how = tool.Settings(512, 2, Offload())
@@ -119,25 +120,25 @@ def test_stretches_last_for_about_a_minute_or_for_what_loading_takes() -> None:
 
 
 def test_the_same_is_not_made_twice_and_another_text_does_not_replace_it(base: Path, text: Path) -> None:
-    first = imatrix(base, text, SHORT)
-    again = imatrix(base, text, SHORT)
+    first = imatrix(base, SHORT, text=text)
+    again = imatrix(base, SHORT, text=text)
     assert not first.reused and again.reused and again.path == first.path
     shorter = ImatrixSettings(chunks=3, context=64)
     with pytest.raises(OutputProblem, match="of other settings") as caught:
-        imatrix(base, text, shorter)
+        imatrix(base, shorter, text=text)
     assert f"chunks {SHORT.chunks}" in caught.value.why
-    assert imatrix(base, text, shorter, force=True).chunks == 3
+    assert imatrix(base, shorter, text=text, force=True).chunks == 3
 
     other = text.with_name("other.txt")
     other.write_text(text.read_text(encoding="utf-8")[1000:], encoding="utf-8")
     with pytest.raises(OutputProblem, match="of another text") as caught:
-        imatrix(base, other, SHORT)
+        imatrix(base, SHORT, text=other)
     assert caught.value.why == "It was made from text.txt, not from other.txt."
-    assert imatrix(base, other, SHORT, force=True).text_name == "other.txt"
+    assert imatrix(base, SHORT, text=other, force=True).text_name == "other.txt"
     mine = base.with_name("mine.gguf")
     mine.write_text("mine")
     with pytest.raises(OutputProblem, match="exists already"):
-        imatrix(base, text, SHORT, output=mine)
+        imatrix(base, SHORT, text=text, output=mine)
     assert mine.read_text() == "mine"
 
 
@@ -159,7 +160,9 @@ def test_experts_that_met_no_token_are_told(
 
     monkeypatch.setattr(tool, "add", blind)
     told: list[Event] = []
-    made = imatrix(base, text, ImatrixSettings(chunks=2, context=64), listener=told.append)
+    made = imatrix(
+        base, ImatrixSettings(chunks=2, context=64), text=text, session=Session(listener=told.append)
+    )
     assert made.partial_entries == 1
     assert any(
         isinstance(it, Notice) and it.level == "warning" and "met 0 of 128 tokens" in it.text for it in told
@@ -172,7 +175,7 @@ def test_without_a_text_it_is_one_that_every_python_has(
     found = calibration.read()
     assert found.file_bytes > 300_000 and found.path.is_relative_to(isolated_environment)
     assert calibration.read() == found
-    made = imatrix(base, None, SHORT)
+    made = imatrix(base, SHORT)
     assert (made.text_sha256, made.text_name) == (found.sha256, found.path.name)
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(UsageProblem, match="no text to make"):
@@ -205,9 +208,9 @@ def test_auto_makes_it_once_for_presets_that_need_it(example: Path, text: Path, 
 
 
 def test_auto_takes_the_matrix_that_was_made_before(base: Path, text: Path) -> None:
-    by_hand = imatrix(base, text, SHORT)
+    by_hand = imatrix(base, SHORT, text=text)
     settings = Settings(calibration=calibration.read(text))
-    made = convert_and_quantize.quantize(base, ["IQ2_XXS", "Q2_K_S"], None, settings)
+    made = ggq.quantize(base, ["IQ2_XXS", "Q2_K_S"], None, settings)
     steps = Manifest(made.manifest).steps
     assert [steps[f"quantize {name}"].options["imatrix_sha256"] for name in ("IQ2_XXS", "Q2_K_S")] == [
         files.sha256_file(by_hand.path)
@@ -220,7 +223,7 @@ def test_auto_refuses_before_any_work_what_is_not_its_own(example: Path, text: P
     mine.write_text("mine")
     settings = Settings(verify="off", calibration=calibration.read(text))
     with pytest.raises(OutputProblem, match="exists already"):
-        convert_and_quantize.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, settings)
+        ggq.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, settings)
     assert {path.name for path in tmp_path.iterdir()} == {mine.name, text.name}
 
 
@@ -228,7 +231,7 @@ def test_auto_refuses_before_any_work_what_is_not_its_own(example: Path, text: P
 
 
 def test_a_base_that_cannot_serve_is_refused(base: Path, text: Path) -> None:
-    made = convert_and_quantize.quantize(base, ["Q8_0"]).files[0].paths[0]
+    made = ggq.quantize(base, ["Q8_0"]).files[0].paths[0]
     wordless = base.with_name("wordless.gguf")
     _model_without_tokenizer(wordless)
     cases: list[tuple[type[GgqError], str, Path, ImatrixSettings]] = [
@@ -242,9 +245,9 @@ def test_a_base_that_cannot_serve_is_refused(base: Path, text: Path) -> None:
     text.write_text("Too short.", encoding="utf-8")
     for kind, words, given, settings in cases:
         with pytest.raises(kind, match=words):
-            imatrix(given, text, settings)
+            imatrix(given, settings, text=text)
     with pytest.raises(UsageProblem, match="overwritten by its matrix"):
-        imatrix(base, text, SHORT, output=base, force=True)
+        imatrix(base, SHORT, text=text, output=base, force=True)
     assert not list(base.parent.glob("*imatrix*"))
 
 
@@ -261,7 +264,9 @@ def _model_without_tokenizer(path: Path) -> None:
 
 def test_more_chunks_than_there_are_is_said(base: Path, text: Path) -> None:
     told: list[Event] = []
-    made = imatrix(base, text, ImatrixSettings(chunks=1000, context=64), listener=told.append)
+    made = imatrix(
+        base, ImatrixSettings(chunks=1000, context=64), text=text, session=Session(listener=told.append)
+    )
     assert Notice(f"The text has {made.chunks} chunks: all of them are taken.", "warning") in told
 
 
@@ -270,7 +275,7 @@ def test_a_disk_without_room_is_refused_beforehand(
 ) -> None:
     monkeypatch.setattr(files, "free_bytes", lambda folder: 20_000)
     with pytest.raises(DiskFull, match="not enough disk for the importance matrix"):
-        imatrix(base, text, SHORT)
+        imatrix(base, SHORT, text=text)
 
 
 def test_a_llama_cpp_without_the_tool_leads_to_setup(
@@ -281,7 +286,7 @@ def test_a_llama_cpp_without_the_tool_leads_to_setup(
         (tmp_path / name).symlink_to(toolchain.tool(name))
     monkeypatch.setenv("GGQ_LLAMA_CPP", str(tmp_path))
     with pytest.raises(ToolchainProblem, match="llama-imatrix is missing") as caught:
-        imatrix(base, text, SHORT)
+        imatrix(base, SHORT, text=text)
     assert "ggq setup" in caught.value.next_step
 
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from job_plans import plan_quantize
 from outputs import digests
 
+import ggq
 from ggq.conversion import convert
 from ggq.errors import UsageProblem
 from ggq.gguf import file as gguf_file
@@ -17,7 +19,6 @@ from ggq.gguf.header import TensorInfo
 from ggq.gguf.hollow import HollowTensor
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.llamacpp.tools import QuantizeOptions
-from ggq.operations import convert_and_quantize, dry_run
 from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.quantization import imatrix_coverage
@@ -55,7 +56,9 @@ def made(toolchain: Toolchain, example: Path, tmp_path_factory: pytest.TempPathF
     convert(example, base, outtype="bf16", verify="off", session=Session(toolchain))
     text = folder / "text.txt"
     text.write_text("Once upon a time there was a little dog. " * 200)
-    return base, imatrix(base, text, ImatrixSettings(chunks=4, context=64), toolchain=toolchain).path
+    return base, imatrix(
+        base, ImatrixSettings(chunks=4, context=64), text=text, session=Session(toolchain=toolchain)
+    ).path
 
 
 @pytest.mark.parametrize("kind", ["missing", "zero"])
@@ -66,13 +69,15 @@ def test_what_a_matrix_does_not_know_gets_a_type_that_needs_none(
     options = QuantizeOptions(imatrix=rewrite(made[1], tmp_path / "part.gguf", kind))
     names = ["IQ3_XXS", "Q4_K_M"]
     heard: list[Event] = []
-    plan = dry_run.plan_quantize(base, names, settings=Settings(options=options), toolchain=toolchain)
+    plan = plan_quantize(
+        base, names, settings=Settings(options=options), session=Session(toolchain=toolchain)
+    )
     results = {}
     for engine in ("sweep", "llama-quantize"):
         folder = tmp_path / engine
         settings = Settings(options=options, engine=engine)
-        done = convert_and_quantize.quantize(
-            base, names, folder, settings, toolchain=toolchain, listener=heard.append
+        done = ggq.quantize(
+            base, names, folder, settings, session=Session(toolchain=toolchain, listener=heard.append)
         )
         assert [file.size.file_bytes for file in done.files] == [file.size.file_bytes for file in plan.files]
         results[engine] = digests(folder)
@@ -97,7 +102,9 @@ def test_the_matrix_of_another_model_is_refused(
     gguf_hollow.write(tmp_path / "other.gguf", given, other, {})
     options = QuantizeOptions(imatrix=tmp_path / "other.gguf")
     with pytest.raises(UsageProblem, match="another model"):
-        dry_run.plan_quantize(made[0], ["Q4_K_M"], settings=Settings(options=options), toolchain=toolchain)
+        plan_quantize(
+            made[0], ["Q4_K_M"], settings=Settings(options=options), session=Session(toolchain=toolchain)
+        )
 
 
 def test_what_demands_importance() -> None:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import LLAMA3, edit, edit_tensors, model, save_tokenizer, tokenizer
+from job_plans import plan_quantize
 
+import ggq
 from ggq.conversion import convert
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.operations import convert_and_quantize
-from ggq.operations.convert_and_quantize import Settings
-from ggq.operations.dry_run import plan_quantize
+from ggq.operations.request import Settings
 from ggq.quantization import calibration, imatrix_file, thin_experts
 
 NAMES = ["[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
@@ -57,7 +57,7 @@ def with_third_layer(tensors: dict[str, Any]) -> None:
 @pytest.mark.tool
 def test_a_layer_that_the_config_announces_and_the_weights_lack(toolchain: Toolchain, tmp_path: Path) -> None:
     """transformers saves a model without it."""
-    done = convert_and_quantize.convert_and_quantize(
+    done = ggq.convert_and_quantize(
         str(checkpoint(tmp_path / "dropped")), ["q4_k_m"], tmp_path, Settings(threads=1)
     )
     assert done.verification["logits_cosine"] > 0.999
@@ -78,7 +78,7 @@ def test_a_dry_run_promises_what_the_matrix_will_not_know(tmp_path: Path, exampl
     plan = plan_quantize(base, presets, None, settings)
     assert plan.makes_imatrix and plan.files[0].uncovered and not plan.files[2].uncovered
     assert all(it.name.startswith("blk.2.") for file in plan.files for it in file.uncovered)
-    made = convert_and_quantize.quantize(base, presets, None, settings).files
+    made = ggq.quantize(base, presets, None, settings).files
     assert [file.size.file_bytes for file in plan.files] == [file.paths[0].stat().st_size for file in made]
     types = {it.name: it.type for it in gguf_file.read(made[0].paths[0]).tensors}
     assert all(types[it.name] == it.type for it in plan.files[0].uncovered)

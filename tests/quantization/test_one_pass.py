@@ -114,7 +114,13 @@ def matrix(toolchain: Toolchain, base: Path, example: Path, folder: Path) -> Pat
     """The importance matrix of a base, by llama-imatrix, from a short text."""
     target, text = folder / "imatrix.gguf", folder / "text.txt"
     text.write_text((example / "heldout.txt").read_text(encoding="utf-8")[:3000], encoding="utf-8")
-    imatrix(base, text, ImatrixSettings(chunks=2, context=64), output=target, toolchain=toolchain)
+    imatrix(
+        base,
+        ImatrixSettings(chunks=2, context=64),
+        text=text,
+        output=target,
+        session=Session(toolchain=toolchain),
+    )
     return target
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+import ggq
 from ggq.conversion import convert
 from ggq.errors import GgqError, SourceChanged
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement.settings import BenchSettings
 from ggq.operations import bench as measure
-from ggq.operations import convert_and_quantize
 from ggq.operations.request import Settings
 from ggq.progress import Event, Step
 from ggq.quantization.imatrix import ImatrixSettings, imatrix
@@ -121,16 +121,15 @@ def test_quantize_makes_nothing_of_a_base_that_changes(
     before = base.read_bytes()
     listener = Once("quantize", lambda: change(base))
     with pytest.raises(SourceChanged, match=r"tiny-BF16\.gguf"):
-        convert_and_quantize.quantize(
-            base, ["Q4_K_M", "Q8_0"], settings=Settings(engine=engine, threads=1), toolchain=toolchain,
-            listener=listener,
+        ggq.quantize(
+            base, ["Q4_K_M", "Q8_0"], settings=Settings(engine=engine, threads=1), session=Session(toolchain=toolchain, listener=listener),
         )  # fmt: skip
     left = {path.name for path in base.parent.iterdir()} - {base.name}
     assert not left
     # The same command works once the file is what it is to be.
     base.write_bytes(before)
-    made = convert_and_quantize.quantize(
-        base, ["Q8_0"], settings=Settings(engine=engine), toolchain=toolchain
+    made = ggq.quantize(
+        base, ["Q8_0"], settings=Settings(engine=engine), session=Session(toolchain=toolchain)
     )
     assert not made.files[0].reused
 
@@ -143,9 +142,8 @@ def test_convert_makes_nothing_of_a_checkpoint_that_changes(
     weights = next(folder.glob("*.safetensors"))
     listener = Once("convert", lambda: overwrite(weights))
     with pytest.raises(SourceChanged, match="safetensors"):
-        convert_and_quantize.convert_and_quantize(
-            str(folder), ["Q8_0"], tmp_path / "out", Settings(keep_base=True), toolchain=toolchain,
-            listener=listener,
+        ggq.convert_and_quantize(
+            str(folder), ["Q8_0"], tmp_path / "out", Settings(keep_base=True), session=Session(toolchain=toolchain, listener=listener),
         )  # fmt: skip
     assert not list((tmp_path / "out").glob("*"))
 
@@ -159,7 +157,10 @@ def test_a_matrix_of_what_changes_is_none(base: Path, toolchain: Toolchain, whic
     settings = ImatrixSettings(chunks=6, context=64)
     with pytest.raises(SourceChanged, match=changed.name):
         imatrix(
-            base, text, settings, toolchain=toolchain, listener=Once("imatrix", lambda: overwrite(changed))
+            base,
+            text,
+            settings,
+            session=Session(toolchain=toolchain, listener=Once("imatrix", lambda: overwrite(changed))),
         )
     assert {path.name for path in base.parent.iterdir()} == {base.name, text.name}
 
@@ -168,7 +169,7 @@ def test_a_matrix_of_what_changes_is_none(base: Path, toolchain: Toolchain, whic
 def test_nothing_is_recorded_of_a_file_that_changes_while_it_is_measured(
     base: Path, toolchain: Toolchain
 ) -> None:
-    convert_and_quantize.quantize(base, ["Q8_0"], toolchain=toolchain)
+    ggq.quantize(base, ["Q8_0"], session=Session(toolchain=toolchain))
     made = base.with_name("tiny-Q8_0.gguf")
     text = base.with_name("text.txt")
     text.write_text("Once upon a time there was a little dog. " * 400)
