@@ -39,7 +39,7 @@ from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement.memory import MemorySettings
 from ggq.measurement.memory import measure as measure_memory
 from ggq.operations.recommend import recommend
-from ggq.operations.recommend_types import Limits
+from ggq.operations.recommend_types import Limits, Preference
 from ggq.presets import catalogue
 from ggq.presets.catalogue import Preset
 from ggq.session import Session
@@ -170,9 +170,7 @@ class Foresight:
             preset.name: [self._account.memory(preset, load) for load, _ in loads[preset.name]]
             for preset in self._presets
         }
-        made = ggq.convert_and_quantize(
-            str(self._checkpoint), PRESETS, self._work / "made", ggq.Settings(verify="off")
-        )
+        made = ggq.convert_and_quantize(str(self._checkpoint), PRESETS, self._work / "made", verify="off")
         self.files = {file.preset: file.paths[0] for file in made.files}
         for preset, file in zip(self._presets, made.files, strict=True):
             yield Cell("size", self._name, preset.name, "", sizes[preset.name], file.size.file_bytes)
@@ -260,7 +258,7 @@ def _speeds(name: str, preset: Preset, predicted: Any, measured: Rates) -> Itera
 def regret(checkpoint: Path, files: Mapping[str, Path], tools: Toolchain) -> tuple[str, float]:
     """How much slower the recommended choice is than the best of all that keep the limit on loss, and what it
     is. Every choice is run in turn, again and again: the machine's own speed changes by more than the bar."""
-    limits = Limits(max_loss=_MOST_LOSS, prefer="speed")
+    limits = Limits(max_loss=_MOST_LOSS, prefer=Preference.SPEED)
     found = recommend(checkpoint, PRESETS, limits, session=Session(toolchain=tools))
     allowed = [found.chosen.preset, *(it.preset for it in found.others)]
     choices = list(itertools.product(allowed, (1, hardware.usable_cores()), ("mmap", "none")))

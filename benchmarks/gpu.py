@@ -32,7 +32,6 @@ from ggq.measurement.speed_tests import layer_count
 from ggq.measurement.throughput import Precision
 from ggq.operations import plan
 from ggq.operations.plan_settings import PlanSettings
-from ggq.operations.request import Settings
 from ggq.presets import catalogue
 from ggq.session import Session
 
@@ -165,7 +164,7 @@ def main() -> None:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=RESULTS)))
         checkpoint = work / "random-500m"
         random_llama(checkpoint, width=1024, ffn=4096, layers=options.layers, heads=16)
-        made = ggq.convert_and_quantize(str(checkpoint), [_PRESET], work / "out", Settings(verify="off"))
+        made = ggq.convert_and_quantize(str(checkpoint), [_PRESET], work / "out", verify="off")
         model = made.files[0].paths[0]
         found = [sweep(model, tools, servers, options.most_seconds)]
         cells = memory_cells(model, tools, servers, tuple(options.contexts))

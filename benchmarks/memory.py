@@ -41,8 +41,7 @@ def make(folder: Path, millions: str) -> Path:
         context=max(CONTEXTS),
     )
     print(f"{checkpoint.name}: {parameters / 1e6:.0f} M parameters")
-    settings = ggq.Settings(verify="off")
-    made = ggq.convert_and_quantize(str(checkpoint), ["Q4_K_M"], folder / "made", settings)
+    made = ggq.convert_and_quantize(str(checkpoint), ["Q4_K_M"], folder / "made", verify="off")
     shutil.rmtree(checkpoint)
     return made.files[0].paths[0]
 

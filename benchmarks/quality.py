@@ -19,7 +19,6 @@ from ggq import corpora
 from ggq.llamacpp import toolchain
 from ggq.measurement import model_file, quality
 from ggq.measurement.quality import QualityResult, QualitySettings
-from ggq.operations.request import Settings
 
 SHARED = ROOT.parent / "shared"
 
@@ -60,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=RESULTS) as work:
         folder = Path(work)
         made = ggq.convert_and_quantize(
-            str(options.model), [options.preset], folder / "out", Settings(keep_base=True, verify="off")
+            str(options.model), [options.preset], folder / "out", keep_base=True, verify="off"
         )
         assert made.base is not None
         base, *models = model_file.identify([made.base, *(file.paths[0] for file in made.files)])

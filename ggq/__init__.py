@@ -13,10 +13,11 @@ from ggq._version import __version__
 
 if TYPE_CHECKING:
     from ggq.conversion import Conversion
+    from ggq.conversion.settings import ConvertSettings
     from ggq.errors import GgqError
     from ggq.measurement.settings import BenchSettings
     from ggq.operations.bench import BenchResult, bench
-    from ggq.operations.convert import ConvertSettings, convert
+    from ggq.operations.convert import convert
     from ggq.operations.convert_and_quantize import convert_and_quantize
     from ggq.operations.execute import PipelineResult
     from ggq.operations.plan import plan
@@ -35,7 +36,7 @@ _HOMES = {
     "BenchResult": "ggq.operations.bench",
     "BenchSettings": "ggq.measurement.settings",
     "Conversion": "ggq.conversion",
-    "ConvertSettings": "ggq.operations.convert",
+    "ConvertSettings": "ggq.conversion.settings",
     "GgqError": "ggq.errors",
     "ImatrixResult": "ggq.quantization.imatrix",
     "ImatrixSettings": "ggq.quantization.imatrix",

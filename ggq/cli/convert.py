@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import click
 
@@ -10,18 +11,29 @@ from ggq.cli.options import dry_run_option, model_argument, session_options
 from ggq.cli.output import Output, human_seconds
 from ggq.cli.settings import settings_options
 from ggq.conversion import Conversion, Verification
+from ggq.conversion.settings import ConvertSettings
 from ggq.model_ref import ModelRef
-from ggq.operations.convert import ConvertPlan, ConvertSettings, execute_convert, prepare_convert
+from ggq.operations.convert import ConvertPlan, execute_convert, prepare_convert
 from ggq.session import Session
 from ggq.system import files
 
 
 @click.command()
 @model_argument
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: ./NAME-TYPE.gguf."
+)
 @settings_options(ConvertSettings)
 @dry_run_option
 @session_options(hub=True)
-def convert(model: ModelRef, settings: ConvertSettings, dry_run: bool, session: Session, out: Output) -> None:
+def convert(
+    model: ModelRef,
+    output: Path | None,
+    settings: ConvertSettings,
+    dry_run: bool,
+    session: Session,
+    out: Output,
+) -> None:
     """Convert a checkpoint to a GGUF, and prove that it is the same model.
 
     MODEL is a checkpoint folder, or org/name[@revision] on the Hub. The result is compared with the
@@ -33,7 +45,7 @@ def convert(model: ModelRef, settings: ConvertSettings, dry_run: bool, session: 
     ggq convert google/gemma-3-4b-it --mmproj
     """
     with out.progress():
-        plan = prepare_convert(model, settings, session, exact=dry_run)
+        plan = prepare_convert(model, output, settings, session, exact=dry_run)
     if dry_run:
         show_plan(out, plan)
         return

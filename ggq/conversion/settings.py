@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from ggq.settings import Option
+from ggq.settings import Option, settle
 
 
 class Outtype(StrEnum):
@@ -17,6 +17,10 @@ class Outtype(StrEnum):
     F16 = "f16"
     F32 = "f32"
     Q8_0 = "q8_0"
+
+
+# What presets are made from.
+UNQUANTIZED = (Outtype.AUTO, Outtype.BF16, Outtype.F16, Outtype.F32)
 
 
 class Verify(StrEnum):
@@ -42,3 +46,6 @@ class ConvertSettings:
         Verify, Option("--verify", help="How the conversion is checked: `full` looks at every value.")
     ] = Verify.SAMPLED
     force: Annotated[bool, Option("--force", help="Overwrite what is there.")] = False
+
+    def __post_init__(self) -> None:
+        settle(self)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ggq.conversion.choices import Verify
+from ggq.conversion.settings import Verify
 from ggq.model_ref import ModelRef
 from ggq.operations import auto_preset, outcomes
 from ggq.operations.base import GivenBase, own_base

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ggq.conversion.choices import Verify
+from ggq.conversion.settings import Verify
 from ggq.errors import Damaged, GgqError, GgufProblem, OutputProblem, SourceChanged
 from ggq.gguf import file as gguf_file
 from ggq.gguf.file import GgufFile

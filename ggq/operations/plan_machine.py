@@ -67,9 +67,7 @@ def machine(settings: PlanSettings, toolchain: Toolchain, stack: ExitStack) -> M
     return Machine(devices, shared, where, _room(settings, devices, shared))
 
 
-def _room(
-    settings: PlanSettings, devices: Sequence[Device], shared: Collection[str] = ()
-) -> Room:
+def _room(settings: PlanSettings, devices: Sequence[Device], shared: Collection[str] = ()) -> Room:
     """What may be used: what is free here, or all of the machine that is asked about, less a margin. Of the
     RAM that devices share no more than is free of it."""
     if settings.ram_bytes is None:

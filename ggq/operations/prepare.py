@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ggq import hub
 from ggq.conversion import BITS_PER_WEIGHT, default_name, pipes
-from ggq.conversion.choices import Verify
+from ggq.conversion.settings import Verify
 from ggq.errors import UsageProblem
 from ggq.gguf import file as gguf_file
 from ggq.gguf import names as gguf_names

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from ggq import model_ref
 from ggq.conversion import pipes
-from ggq.conversion.choices import UNQUANTIZED, OutType, Verify
+from ggq.conversion.settings import UNQUANTIZED, Outtype, Verify
 from ggq.errors import UsageProblem
 from ggq.llamacpp.tools import QuantizeOptions
 from ggq.model_ref import ModelRef
@@ -46,11 +46,11 @@ class Settings:
     """
 
     outtype: Annotated[
-        OutType, Option(
+        Outtype, Option(
             "--outtype", choices=UNQUANTIZED,
             help="Type of the 16-bit GGUF; auto keeps the checkpoint's precision.",
         ),
-    ] = OutType.AUTO  # fmt: skip
+    ] = Outtype.AUTO  # fmt: skip
     verify: Annotated[
         Verify, Option("--verify", help="How the conversion is checked: `full` looks at every value.")
     ] = Verify.SAMPLED

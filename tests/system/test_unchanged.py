@@ -16,7 +16,6 @@ from ggq.errors import GgqError, SourceChanged
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement.settings import BenchSettings
 from ggq.operations import bench as measure
-from ggq.operations.request import Settings
 from ggq.progress import Event, Step
 from ggq.quantization.imatrix import ImatrixSettings, imatrix
 from ggq.session import Session
@@ -122,15 +121,13 @@ def test_quantize_makes_nothing_of_a_base_that_changes(
     listener = Once("quantize", lambda: change(base))
     with pytest.raises(SourceChanged, match=r"tiny-BF16\.gguf"):
         ggq.quantize(
-            base, ["Q4_K_M", "Q8_0"], settings=Settings(engine=engine, threads=1), session=Session(toolchain=toolchain, listener=listener),
+            base, ["Q4_K_M", "Q8_0"], engine=engine, threads=1, session=Session(toolchain, listener=listener),
         )  # fmt: skip
     left = {path.name for path in base.parent.iterdir()} - {base.name}
     assert not left
     # The same command works once the file is what it is to be.
     base.write_bytes(before)
-    made = ggq.quantize(
-        base, ["Q8_0"], settings=Settings(engine=engine), session=Session(toolchain=toolchain)
-    )
+    made = ggq.quantize(base, ["Q8_0"], engine=engine, session=Session(toolchain=toolchain))
     assert not made.files[0].reused
 
 
@@ -143,7 +140,8 @@ def test_convert_makes_nothing_of_a_checkpoint_that_changes(
     listener = Once("convert", lambda: overwrite(weights))
     with pytest.raises(SourceChanged, match="safetensors"):
         ggq.convert_and_quantize(
-            str(folder), ["Q8_0"], tmp_path / "out", Settings(keep_base=True), session=Session(toolchain=toolchain, listener=listener),
+            str(folder), ["Q8_0"], tmp_path / "out", keep_base=True,
+            session=Session(toolchain, listener=listener),
         )  # fmt: skip
     assert not list((tmp_path / "out").glob("*"))
 
@@ -158,8 +156,8 @@ def test_a_matrix_of_what_changes_is_none(base: Path, toolchain: Toolchain, whic
     with pytest.raises(SourceChanged, match=changed.name):
         imatrix(
             base,
-            text,
             settings,
+            text=text,
             session=Session(toolchain=toolchain, listener=Once("imatrix", lambda: overwrite(changed))),
         )
     assert {path.name for path in base.parent.iterdir()} == {base.name, text.name}
