@@ -22,6 +22,7 @@ VERBS = {
     "serve": "Serve a model: a web page and OpenAI's API.",
     "inspect": "Say what a model is, without loading it.",
     "report": "Show what was made and measured, on one page.",
+    "publish": "Upload files to the Hub, with a model card.",
     "presets": "List the presets.",
     "setup": "Build llama.cpp's tools, once.",
     "doctor": "Say what this machine has, and what is missing.",
