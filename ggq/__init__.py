@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         quantize,
     )
     from ggq.operations.plan import Plan, PlanSettings, plan
+    from ggq.operations.publish import PublishSettings, publish
     from ggq.operations.recommend import Limits, Recommendation, recommend
     from ggq.operations.report import ReportResult, ReportSettings, report
     from ggq.quantization.imatrix import ImatrixResult, ImatrixSettings, imatrix
@@ -41,6 +42,7 @@ _HOMES = {
     "PlanSettings": "ggq.operations.plan",
     "QuantizedFile": "ggq.operations.convert_and_quantize",
     "Recommendation": "ggq.operations.recommend",
+    "PublishSettings": "ggq.operations.publish",
     "ReportResult": "ggq.operations.report",
     "ReportSettings": "ggq.operations.report",
     "Settings": "ggq.operations.convert_and_quantize",
@@ -49,6 +51,7 @@ _HOMES = {
     "convert_and_quantize": "ggq.operations.convert_and_quantize",
     "imatrix": "ggq.quantization.imatrix",
     "plan": "ggq.operations.plan",
+    "publish": "ggq.operations.publish",
     "quantize": "ggq.operations.convert_and_quantize",
     "recommend": "ggq.operations.recommend",
     "report": "ggq.operations.report",
@@ -65,6 +68,7 @@ __all__ = [
     "PipelineResult",
     "Plan",
     "PlanSettings",
+    "PublishSettings",
     "QuantizedFile",
     "Recommendation",
     "ReportResult",
@@ -76,6 +80,7 @@ __all__ = [
     "convert_and_quantize",
     "imatrix",
     "plan",
+    "publish",
     "quantize",
     "recommend",
     "report",

@@ -23,7 +23,7 @@ from ggq.publishing import card, licences, release
 from ggq.publishing.card import Measurements, Words
 from ggq.publishing.collection import gather
 from ggq.publishing.release import Quant, Release
-from ggq.records.manifest import BENCH_RECORD
+from ggq.records.manifest import BENCH_RECORD, OutputFile
 from ggq.records.memo import Memo
 from ggq.session import Session
 from ggq.settings import Option, filled
@@ -312,10 +312,8 @@ def _shards(
     folder = work / quant.stem
     question = f"{files.sha256_file(source, session.listener, f'digest of {source.name}')} {max_bytes}"
     memo = Memo(places.cache() / "shards.json", {"tool": tool_name(session.toolchain)})
-    known = [
-        LocalFile(f"{quant.stem}/{name}", folder / name, size, digest)
-        for name, size, digest in memo.answers.get(question, ())
-    ]
+    remembered = memo.find(question, _Shards)
+    known = [_shard(quant, folder, it) for it in remembered.shards] if remembered else []
     if known and all(it.is_in(remote) or _is_whole(it) for it in known):
         return known
     shutil.rmtree(folder, ignore_errors=True)
@@ -323,11 +321,22 @@ def _shards(
     staged = files.make_folder(work / f"{quant.stem}{files.STAGING}")
     session.listener(Notice(f"{source.name} is split into shards of {files.human_bytes(max_bytes)}."))
     made = gguf_split.split(session.toolchain, source, staged / quant.stem, max_bytes)
-    shards = [(it.name, it.stat().st_size, files.sha256_file(it)) for it in made]
+    shards = tuple(OutputFile.of(it) for it in made)
     staged.replace(folder)
-    memo.put(question, shards)
+    memo.put(question, _Shards(shards))
     memo.save()
-    return [LocalFile(f"{quant.stem}/{name}", folder / name, size, digest) for name, size, digest in shards]
+    return [_shard(quant, folder, it) for it in shards]
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """What a file was split into."""
+
+    shards: tuple[OutputFile, ...]
+
+
+def _shard(quant: Quant, folder: Path, it: OutputFile) -> LocalFile:
+    return LocalFile(f"{quant.stem}/{it.name}", folder / it.name, it.file_bytes, it.sha256)
 
 
 def _is_whole(it: LocalFile) -> bool:
