@@ -4,6 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.ggq-installed
 
+# Without bytecode every program that a test starts would compile ggq anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Workers that have nothing left to do take tests of the others.
+PYTEST := $(BIN)/pytest -q -n logical --maxprocesses 4 --dist worksteal --durations=10
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup unit test test-all lint types tests demo bench bench-pipeline bench-quality bench-memory bench-foresight \
@@ -25,7 +31,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 unit: $(INSTALLED) ## The tests that need no llama.cpp and no torch: a minute, before any build
-	$(BIN)/pytest -q --unit -n logical --maxprocesses 4 --durations=10
+	$(PYTEST) --unit
 
 test: setup lint types tests ## Everything that a change must pass
 
@@ -38,10 +44,10 @@ types: $(INSTALLED) ## Static types
 	$(BIN)/mypy
 
 tests: $(INSTALLED) ## The tests alone
-	$(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile --durations=10
+	$(PYTEST)
 
 test-all: setup ## All tests: every architecture, long kill loops, more models, and `make fuzz`
-	GGQ_TEST_ALL=1 $(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile --durations=10
+	GGQ_TEST_ALL=1 $(PYTEST)
 	$(BIN)/python tests/fuzzing
 
 demo: setup ## Convert and quantize the small model that comes with ggq, and hear one of the results

@@ -15,8 +15,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from shared import Store
 
-from benchmarks.common import convert_by_hand
 from ggq.errors import GgufProblem
 from ggq.gguf import file as gguf_file
 from ggq.gguf import header as gguf_header
@@ -445,10 +445,9 @@ def test_predicted_bytes_are_llama_quantizes_own(
 
 @pytest.mark.tool
 def test_predicted_bytes_where_most_tensors_fall_back(
-    toolchain: Toolchain, stories: Path, tmp_path: Path
+    toolchain: Toolchain, stories: Path, store: Store, tmp_path: Path
 ) -> None:
-    base = tmp_path / "base.gguf"
-    convert_by_hand(toolchain, stories, base, "f16")
+    base = store.converted(toolchain, stories, "f16")
     check_predictions(toolchain, read(base), tmp_path / "out.gguf")
 
 

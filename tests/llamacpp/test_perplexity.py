@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from shared import Store
 
-from benchmarks.common import convert_by_hand
 from ggq.errors import GgufProblem, ToolchainProblem, UsageProblem
 from ggq.llamacpp import logits_file, perplexity
 from ggq.llamacpp.perplexity import Divergence, Estimate, Evaluation
@@ -191,11 +191,10 @@ def test_logits_are_saved_cut_into_parts_and_compared_with(
 
 @pytest.mark.tool
 def test_a_foreign_vocabulary_is_said(
-    toolchain: Toolchain, base_gguf: Path, example: Path, tmp_path: Path, stories: Path
+    toolchain: Toolchain, base_gguf: Path, example: Path, tmp_path: Path, stories: Path, store: Store
 ) -> None:
 
-    other = tmp_path / "stories.gguf"
-    assert convert_by_hand(toolchain, stories, other, "f32").returncode == 0
+    other = store.converted(toolchain, stories, "f32", by_hand=True)
     logits = perplexity.save_logits(
         toolchain, base_gguf, example / "heldout.txt", tmp_path / "logits", HOW, chunks=4
     )

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 
 import pytest
+from shared import Store
 
 import ggq
-from benchmarks.common import convert_by_hand
 from ggq.errors import GgufProblem, UsageProblem
 from ggq.llamacpp import perplexity, text_tokens
 from ggq.llamacpp.logits_file import logits_bytes
@@ -209,10 +209,14 @@ def test_too_little_text_is_refused(
 
 
 def test_models_of_two_families_are_not_compared(
-    family: tuple[Subject, ...], heldout: Text, stories: Path, toolchain: Toolchain, tmp_path: Path
+    family: tuple[Subject, ...],
+    heldout: Text,
+    stories: Path,
+    store: Store,
+    toolchain: Toolchain,
+    tmp_path: Path,
 ) -> None:
-    assert convert_by_hand(toolchain, stories, tmp_path / "other-F32.gguf", "f32").returncode == 0
-    other = model_file.identify([tmp_path / "other-F32.gguf"])
+    other = model_file.identify([store.converted(toolchain, stories, "f32", by_hand=True)])
     with pytest.raises(GgufProblem, match="was not made from"):
         measure((family[0], *other), heldout, toolchain, tmp_path)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared import Store
 
-from benchmarks.common import convert_by_hand
 from ggq.checkpoint import transformers_model
 from ggq.errors import CheckpointProblem, DoesNotFit, GgqError, UsageProblem
 from ggq.llamacpp import logits_file
@@ -122,12 +122,10 @@ def test_the_example_in_16_bits(toolchain: Toolchain, example: Path, base_gguf: 
 
 @pytest.mark.tool
 def test_a_real_checkpoint_in_32_bits(
-    toolchain: Toolchain, stories: Path, example: Path, tmp_path: Path
+    toolchain: Toolchain, stories: Path, example: Path, store: Store, tmp_path: Path
 ) -> None:
     """Here nothing is rounded between the two, and they agree to the last digit that is printed."""
-    gguf = tmp_path / "stories260K-F32.gguf"
-    done = convert_by_hand(toolchain, stories, gguf, "f32")
-    assert done.returncode == 0, done.tail
+    gguf = store.converted(toolchain, stories, "f32", by_hand=True)
     found, value, error = both(toolchain, stories, gguf, example / "heldout.txt", tmp_path)
     assert found.value == pytest.approx(value, rel=1e-5)
     assert found.standard_error == pytest.approx(error, rel=1e-4)

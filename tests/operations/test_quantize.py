@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from ctrl_c import heed_ctrl_c
 from disks import tmpfs
 from outputs import digests
+from shared import Store, own
 
-from benchmarks.common import convert_by_hand
 from ggq.cli.main import cli
 from ggq.errors import DiskFull, UsageProblem
 from ggq.llamacpp.toolchain import Toolchain
@@ -49,12 +49,12 @@ def finished(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def larger_base(toolchain: Toolchain, larger: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def larger_base(
+    toolchain: Toolchain, larger: Path, store: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A model whose presets take a second or more."""
-    base = tmp_path_factory.mktemp("larger") / "larger-BF16.gguf"
-    done = convert_by_hand(toolchain, larger, base, "bf16")
-    assert done.returncode == 0, done.stderr
-    return base
+    base = store.converted(toolchain, larger, "bf16")
+    return own(base, tmp_path_factory.mktemp("larger"), "larger-BF16.gguf")
 
 
 def command(base: Path, outdir: Path, *more: str) -> list[str]:

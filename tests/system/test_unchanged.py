@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from ggq.conversion import convert
 from ggq.errors import GgqError, SourceChanged
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement.settings import BenchSettings
@@ -19,7 +18,6 @@ from ggq.operations import convert_and_quantize
 from ggq.operations.request import Settings
 from ggq.progress import Event, Step
 from ggq.quantization.imatrix import ImatrixSettings, imatrix
-from ggq.session import Session
 from ggq.system import files
 from ggq.system.unchanged import Unchanged
 
@@ -100,16 +98,9 @@ def test_an_error_is_due_to_the_change(tmp_path: Path) -> None:
     assert isinstance(raised.value.__cause__, GgqError)
 
 
-@pytest.fixture(scope="module")
-def base_of_example(toolchain: Toolchain, example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("base") / "tiny-BF16.gguf"
-    convert(example, base, outtype="bf16", verify="off", session=Session(toolchain))
-    return base
-
-
 @pytest.fixture
-def base(base_of_example: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copyfile(base_of_example, tmp_path / "tiny-BF16.gguf"))
+def base(base_gguf: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copyfile(base_gguf, tmp_path / "tiny-BF16.gguf"))
 
 
 @pytest.mark.tool
