@@ -298,7 +298,7 @@ def test_it_tells_how_far_it_is(base_gguf: Path, toolchain: Toolchain, tmp_path:
     assert {step.name for step in steps} == {"quantize 2 presets"}
     assert [step.done for step in steps] == sorted(step.done for step in steps)
     assert steps[-1].done == steps[-1].total
-    assert 0 < sum(it.file_bytes for it in recipes) - steps[-1].done < 200_000, "headers"
+    assert 0 < sum(it.size.file_bytes for it in recipes) - steps[-1].done < 200_000, "headers"
 
 
 # ---- broken off ------------------------------------------------------------------------------------------
