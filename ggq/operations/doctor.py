@@ -20,7 +20,7 @@ from ggq.llamacpp import binding, devices, toolchain
 from ggq.llamacpp.pin import pin
 from ggq.llamacpp.toolchain import SETUP_HINT, Toolchain
 from ggq.progress import Listener, silent
-from ggq.setup import build, selftest
+from ggq.setup import selftest, variants
 from ggq.system import hardware
 from ggq.system.files import human_bytes
 from ggq.system.hardware import Device, Machine
@@ -132,7 +132,7 @@ def _gpus(patient: _Patient) -> Iterator[Check]:
         memory = f"{human_bytes(gpu.memory_free_bytes)} free of {human_bytes(gpu.memory_total_bytes)}"
         yield Check("GPU", "ok", f"{gpu.name}: {gpu.description}, {memory}")
     if not patient.machine.gpus and patient.gpu_failure is None:
-        if build.has_nvidia_driver():
+        if variants.has_nvidia_driver():
             yield Check(
                 "GPU",
                 "warning",

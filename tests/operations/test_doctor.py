@@ -236,7 +236,7 @@ def test_a_driver_that_crashes_is_a_warning(named: Path, monkeypatch: pytest.Mon
 
 
 def test_a_gpu_that_this_build_cannot_use_is_a_warning(named: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ggq.setup.build.has_nvidia_driver", lambda: True)
+    monkeypatch.setattr("ggq.setup.variants.has_nvidia_driver", lambda: True)
     _, report = examine()
     (check,) = lines(report, "GPU")
     assert check["status"] == "warning" and "--backend cuda" in check["next_step"]
