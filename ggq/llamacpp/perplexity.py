@@ -69,17 +69,6 @@ class Evaluation:
         return arguments + (["-t", str(self.threads)] if self.threads else [])
 
 
-def perplexity(
-    toolchain: Toolchain, model: Path, text: Path, how: Evaluation, *, chunks: int | None = None
-) -> Estimate:
-    """Perplexity of ``text``, or of its first ``chunks``.
-
-    Raises ToolFailed, UsageProblem when the text is too short for two chunks, GgufProblem when the model
-    computes no numbers.
-    """
-    return _evaluate(toolchain, model, text, how, chunks, (), None)
-
-
 def save_logits(
     toolchain: Toolchain,
     base: Path,
@@ -91,7 +80,11 @@ def save_logits(
     parse_special: bool = False,
     on_chunk: ChunkHandler | None = None,
 ) -> LogitsFile:
-    """Write the base's logits on ``text``, or its first ``chunks``, to a file. Raises as ``perplexity``."""
+    """Write the base's logits on ``text``, or its first ``chunks``, to a file.
+
+    Raises ToolFailed, UsageProblem when the text is too short for two chunks, GgufProblem when the model
+    computes no numbers.
+    """
     if parse_special:
         return special_logits.save(
             toolchain,
@@ -103,7 +96,26 @@ def save_logits(
             offload=how.offload,
             chunks=chunks,
         )
-    _evaluate(toolchain, base, text, how, chunks, ("--kl-divergence-base", target), on_chunk)
+    seen = 0
+
+    def watch(line: str) -> None:
+        nonlocal seen
+        if on_chunk and re.match(r"^\s*\d+  [\d.]+  -?[\d.]+", line):
+            seen += 1
+            on_chunk(seen)
+
+    # "--ppl-output-type 1": a line for each chunk, rather than one long line at the end.
+    command: list[str | Path] = [toolchain.tool(TOOL), "-m", base, "-f", text, "--ppl-output-type", "1"]
+    command += [*how.arguments(), "--kl-divergence-base", target]
+    if chunks:
+        command += ["--chunks", str(chunks)]
+    done = process.run(command, on_stdout=watch, check=False)
+    lines = (*done.stdout, *done.stderr)
+    if done.returncode:
+        raise tools.evaluation_failed(done, base)
+    if any("failed to open" in line and "for writing" in line for line in lines):
+        raise ToolFailed(done.command, done.returncode, done.tail)
+    parse_perplexity(lines)
     return logits_file.read(target)
 
 
@@ -133,37 +145,6 @@ def divergence(
         refuse_foreign_vocabulary(lines)
         raise tools.evaluation_failed(done, model)
     return parse_divergence(lines)
-
-
-def _evaluate(
-    toolchain: Toolchain,
-    model: Path,
-    text: Path,
-    how: Evaluation,
-    chunks: int | None,
-    extra: tuple[str | Path, ...],
-    on_chunk: ChunkHandler | None,
-) -> Estimate:
-    seen = 0
-
-    def watch(line: str) -> None:
-        nonlocal seen
-        if on_chunk and re.match(r"^\s*\d+  [\d.]+  -?[\d.]+", line):
-            seen += 1
-            on_chunk(seen)
-
-    # "--ppl-output-type 1": a line for each chunk, rather than one long line at the end.
-    command: list[str | Path] = [toolchain.tool(TOOL), "-m", model, "-f", text, "--ppl-output-type", "1"]
-    command += [*how.arguments(), *extra]
-    if chunks:
-        command += ["--chunks", str(chunks)]
-    done = process.run(command, on_stdout=watch, check=False)
-    lines = (*done.stdout, *done.stderr)
-    if done.returncode:
-        raise tools.evaluation_failed(done, model)
-    if any("failed to open" in line and "for writing" in line for line in lines):
-        raise ToolFailed(done.command, done.returncode, done.tail)
-    return parse_perplexity(lines)
 
 
 def parse_perplexity(lines: Iterable[str]) -> Estimate:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from completion import complete
 from hubserver import HubServer
 from outputs import digests
 from tiers import tier
@@ -63,7 +64,7 @@ def test_a_model_that_mostly_falls_back_still_talks(
     assert all(file.size.mostly_fell_back for file in result.files if file.preset != "Q8_0")
     for file in result.files:
         if file.preset in ("Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0"):
-            text = tools.complete(toolchain, file.paths[0], "Once upon a time", 40)
+            text = complete(toolchain, file.paths[0], "Once upon a time", 40)
             assert text.startswith("Once upon a time, there was a little girl named Lily"), (
                 file.preset,
                 text,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import LLAMA3, edit, edit_tensors, model, save_tokenizer, tokenizer
+from completion import complete
 
 from ggq.conversion import convert
 from ggq.gguf import file as gguf_file
-from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.operations import convert_and_quantize
 from ggq.operations.convert_and_quantize import Settings
@@ -61,7 +61,7 @@ def test_a_layer_that_the_config_announces_and_the_weights_lack(toolchain: Toolc
         str(checkpoint(tmp_path / "dropped")), ["q4_k_m"], tmp_path, Settings(threads=1)
     )
     assert done.verification["logits_cosine"] > 0.999
-    assert tools.complete(toolchain, done.files[0].paths[0], "Once", 4, threads=1)
+    assert complete(toolchain, done.files[0].paths[0], "Once", 4, threads=1)
 
 
 @pytest.mark.tool
