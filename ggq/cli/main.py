@@ -21,6 +21,7 @@ VERBS = {
     "chat": "Talk with a model in the terminal.",
     "serve": "Serve a model: a web page and OpenAI's API.",
     "inspect": "Say what a model is, without loading it.",
+    "export": "Hand a model over to Ollama, LM Studio, systemd …",
     "report": "Show what was made and measured, on one page.",
     "publish": "Upload files to the Hub, with a model card.",
     "presets": "List the presets.",
