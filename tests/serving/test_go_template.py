@@ -23,8 +23,9 @@ CONVERSATIONS: list[list[Mapping[str, str]]] = [
     [{"role": "user", "content": "Hi {{ .System }} <b>"}],
     [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."},
      {"role": "user", "content": "Bye"}],
-# As published with models of these names, without what is for tools; and some that no pieces say.
-     {"role": "assistant", "content": "4"}, {"role": "user", "content": "5"}],
+    [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"},
+     {"role": "user", "content": "3"}, {"role": "assistant", "content": "4"},
+     {"role": "user", "content": "5"}],
 ]  # fmt: skip
 SYSTEM = {"role": "system", "content": "You are a cat.\nMew."}
 
