@@ -33,6 +33,7 @@ from ggq.llamacpp import tool_output
 from ggq.progress import Notice, Step
 from ggq.session import Session
 from ggq.system import files, hardware, python_child, scratch
+from ggq.system.process import Watch
 
 # malloc then gives freed memory back as it comes, and does not learn to keep it: 5 % of the peak where there
 # is hardly anything but a tokenizer. Weights are handled faster without it.
@@ -98,9 +99,7 @@ class Child:
                 "ggq.conversion.child",
                 stdin=json.dumps(asdict(job)),
                 env=transformers_model.ENVIRONMENT | (_THRIFTY if self._target.hollow else {}),
-                on_stdout=self._hear,
-                on_stderr=self._watch,
-                on_start=on_start,
+                watch=Watch(self._hear, self._watch, on_start),
                 check=False,
             )
         self.seconds, self.peak_memory_bytes = done.seconds, done.peak_rss_bytes

@@ -133,7 +133,9 @@ def add(
     # Beside the text, since the result has the text's path as it is given here; in a folder of ggq's own.
     with scratch.folder("text") as beside:
         (beside / text.name).symlink_to(text.absolute())
-        done = process.run(command, cwd=beside, env=bench.ENVIRONMENT, on_stdout=watch, check=False)
+        done = process.run(
+            command, cwd=beside, env=bench.ENVIRONMENT, watch=process.Watch(watch), check=False
+        )
     errors = [line["msg"].strip() for line in _log(done.stdout) if line.get("level") == "error"]
     if done.returncode:
         raise _failed(done, errors, model, settings.context)

@@ -154,8 +154,7 @@ def breakdown(toolchain: Toolchain, model: Path, load: Load) -> Breakdown:
         done = process.run(
             [*command, "-fitp", "on"],
             env=bench.ENVIRONMENT,
-            on_start=memory.watch,
-            on_stdout=memory.look,
+            watch=process.Watch(on_stdout=memory.look, on_start=memory.watch),
             check=False,
         )
     if done.returncode:
@@ -234,7 +233,10 @@ def fill_context(
     on_nvidia = any(row.name.startswith("CUDA") for row in predicted.devices)
     with ProcessSampler() as memory, GpuSampler() if on_nvidia else nullcontext() as gpus:
         done = process.run(
-            command, env=bench.ENVIRONMENT, on_start=memory.watch, on_stdout=memory.look, check=False
+            command,
+            env=bench.ENVIRONMENT,
+            watch=process.Watch(on_stdout=memory.look, on_start=memory.watch),
+            check=False,
         )
     if done.returncode:
         # Its reason ends a long log.

@@ -109,7 +109,7 @@ def save_logits(
     command += [*how.arguments(), "--kl-divergence-base", target]
     if chunks:
         command += ["--chunks", str(chunks)]
-    done = process.run(command, on_stdout=watch, check=False)
+    done = process.run(command, watch=process.Watch(watch), check=False)
     lines = (*done.stdout, *done.stderr)
     if done.returncode:
         raise tools.evaluation_failed(done, base)
@@ -138,7 +138,7 @@ def divergence(
 
     command: list[str | Path] = [toolchain.tool(TOOL), "-m", model, *how.arguments()]
     command += ["--kl-divergence", "--kl-divergence-base", logits.path]
-    done = process.run(command, on_stdout=watch, check=False)
+    done = process.run(command, watch=process.Watch(watch), check=False)
     lines = (*done.stdout, *done.stderr)
     if done.returncode:
         # A foreign vocabulary ends in an abort, after the words that explain it.

@@ -84,7 +84,7 @@ def quantize(
     ]
     if threads:
         command.append(str(threads))
-    return endings.checked(process.run(command, on_stdout=watch, on_stderr=watch, check=False))
+    return endings.checked(process.run(command, watch=process.Watch(watch, watch), check=False))
 
 
 def bos_token(toolchain: Toolchain, model: Path) -> int | None:

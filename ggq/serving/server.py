@@ -72,9 +72,7 @@ def execute(plan: ServerPlan, session: Session, on_ready: Callable[[Ready], None
         done = process.run(
             command,
             env=environment,
-            on_stdout=heard,
-            on_stderr=heard,
-            on_start=watcher.start,
+            watch=process.Watch(heard, heard, watcher.start),
             check=False,
             grace_s=GRACE_S,
         )

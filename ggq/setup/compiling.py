@@ -94,7 +94,7 @@ def compile_all(home: Path, flags: tuple[str, ...], jobs: int | None, listener: 
 
 def _run_logged(build: Path, command: Sequence[str | Path], watch: process.LineHandler | None) -> None:
     """Run a step of the build. A failure leaves all that it said in a file, and its first error in words."""
-    done = process.run(command, on_stdout=watch, check=False)
+    done = process.run(command, watch=process.Watch(watch), check=False)
     if done.returncode == 0:
         return
     lines = (*done.stdout, *done.stderr)

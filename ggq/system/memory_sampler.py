@@ -19,6 +19,10 @@ _LONGEST_PAUSE_S = 0.25
 _REST = 10  # a pause is so many times as long as the sample before it: the kernel walks all pages for one
 
 
+# It is asked many times a second.
+_UNHEARD = process.Watch(echo=False)
+
+
 @dataclass(frozen=True)
 class MemoryPeaks:
     """The highest values that were seen of one process, each at its own moment; 0 where none was seen.
@@ -78,7 +82,7 @@ class _Sampler(ABC):
 
 
 class ProcessSampler(_Sampler):
-    """Of one process: ``with ProcessSampler() as memory: process.run(…, on_start=memory.watch)``.
+    """Of one process: ``with ProcessSampler() as memory: run(…, watch=Watch(on_start=memory.watch))``.
 
     ``look``, as ``on_stdout``, takes a sample at each line: of a process that is over within milliseconds,
     the last one comes when all is done and nothing freed yet.
@@ -154,7 +158,7 @@ def nvidia_driver() -> str | None:
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    said = process.run(query, check=False, timeout_s=30, echo=False).stdout
+    said = process.run(query, check=False, timeout_s=30, watch=_UNHEARD).stdout
     return said[0].strip() if said and re.fullmatch(r"[\d.]+", said[0].strip()) else None
 
 
@@ -162,7 +166,7 @@ def _of_gpus() -> dict[tuple[int, str], int]:
     if shutil.which("nvidia-smi") is None:
         return {}
     query = ["nvidia-smi", "--query-gpu=index,name,memory.used", "--format=csv,noheader,nounits"]
-    return gpu_memory_bytes(process.run(query, check=False, timeout_s=30, echo=False).stdout)
+    return gpu_memory_bytes(process.run(query, check=False, timeout_s=30, watch=_UNHEARD).stdout)
 
 
 def _of_process(pid: int) -> MemoryPeaks | None:

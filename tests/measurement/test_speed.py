@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import statistics
 from dataclasses import asdict, replace
@@ -290,15 +291,14 @@ def test_a_gap_is_explained(
 
 
 @pytest.mark.tool
-def test_a_model_and_its_record(toolchain: Toolchain, base_gguf: Path) -> None:
+def test_a_model_and_its_record(
+    toolchain: Toolchain, base_gguf: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     events: list[Event] = []
-    told: list[str] = []
     settings = replace(QUICK, depths=(0, 64), binding=True)
-    process.echo_to(told.append)
-    try:
+    with caplog.at_level(logging.DEBUG, process.LOG):
         result = speed.measure(base_gguf, settings, toolchain=toolchain, listener=events.append)
-    finally:
-        process.echo_to(None)
+    told = caplog.messages
     assert (result.file, result.preset, result.layer_count) == ("tiny-llama-BF16.gguf", "BF16", 3)
     assert [str(figure.point) for figure in result.figures] == ["pp16", "tg4", "pp16 @ d64", "tg4 @ d64"]
     for figure in result.figures:

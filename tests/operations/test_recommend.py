@@ -278,7 +278,7 @@ def test_a_draft_is_served_where_it_was_planned(
                 os.kill(child[0], signal.SIGKILL)
 
         process.run(
-            [*words, "--port", "0", "-lv", "4"], on_stderr=hear, on_stdout=hear, on_start=child.append,
+            [*words, "--port", "0", "-lv", "4"], watch=process.Watch(hear, hear, child.append),
             check=False, timeout_s=120,
         )  # fmt: skip
     model, draft = (re.findall(r"RPC\d\[(\S+)\] KV buffer", "\n".join(it)) for it in _loads(said))

@@ -19,7 +19,7 @@ linux_only = pytest.mark.skipif(
 
 def peaks(code: str, *arguments: str) -> MemoryPeaks:
     with ProcessSampler() as memory:
-        process.run([sys.executable, "-c", code, *arguments], on_start=memory.watch)
+        process.run([sys.executable, "-c", code, *arguments], watch=process.Watch(on_start=memory.watch))
     return memory.peaks
 
 
