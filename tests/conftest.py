@@ -139,13 +139,9 @@ def base_gguf(
 
 
 @pytest.fixture(scope="session")
-def chat_gguf(toolchain: Toolchain, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chat_gguf(toolchain: Toolchain, data: Path, store: Store) -> Path:
     """A model that answers a few questions (see train_chat_model.py), as a BF16 GGUF. Tests only read it."""
-    made = tmp_path_factory.mktemp("chat") / "chat260K-BF16.gguf"
-    done = convert_by_hand(toolchain, data / "models" / "chat260K", made, "bf16")
-    if done.returncode:
-        raise done.failed()
-    return made
+    return store.converted(toolchain, data / "models" / "chat260K", "bf16", by_hand=True)
 
 
 @pytest.fixture
