@@ -24,6 +24,7 @@ VERBS = {
     "export": "Hand a model over to Ollama, LM Studio, systemd …",
     "report": "Show what was made and measured, on one page.",
     "publish": "Upload files to the Hub, with a model card.",
+    "cache": "List or remove what the caches hold.",
     "presets": "List the presets.",
     "setup": "Build llama.cpp's tools, once.",
     "doctor": "Say what this machine has, and what is missing.",
