@@ -34,7 +34,7 @@ class SpeedPoint:
 
 @dataclass(frozen=True)
 class MemoryPoint:
-    """Memory of the process's own with one context: predicted, and measured."""
+    """RAM with a full context: predicted, by llama.cpp's own account, and measured, at its peak."""
 
     context_tokens: int
     cache: str
@@ -208,18 +208,23 @@ def _speeds(entry: Entry) -> Iterator[SpeedPoint]:
 
 def _memories(entry: Entry) -> Iterator[MemoryPoint]:
     for cell in entry.measurements.get("memory", {}).get("cells", ()):
-        own = cell["measured"]["peaks"]["anonymous_bytes"] if cell["measured"] else None
-        if own is None:
+        if not cell["measured"]:
             continue
         pair = (cell["type_k"], cell["type_v"])
-        program = cell["predicted"].get("process_bytes") or 0
         yield MemoryPoint(
             context_tokens=cell["context_tokens"],
             cache=pair[0] if pair[0] == pair[1] else "/".join(pair),
             load_mode=cell["load_mode"],
-            predicted_bytes=cell["predicted_bytes"] + program,
-            measured_bytes=own,
+            predicted_bytes=_predicted(cell["predicted"]),
+            measured_bytes=cell["measured"]["peaks"]["resident_bytes"],
         )
+
+
+def _predicted(breakdown: Mapping[str, Any]) -> int:
+    """All buffers in RAM, and the process itself."""
+    host = [row for row in breakdown["rows"] if row["kind"] != "device"]
+    buffers = sum(row[f"{part}_bytes"] for row in host for part in ("model", "context", "compute"))
+    return int(buffers + (breakdown["process_bytes"] or 0))
 
 
 def machine_name(environment: Mapping[str, Any]) -> str:

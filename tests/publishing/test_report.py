@@ -45,8 +45,7 @@ def measure(folder: Path, name: str = "Tiny", *, on_gpu: bool = False) -> Path:
         ])
         for preset, base in SPEEDS.items()
     }  # fmt: skip
-    runs = {it: memory(it, {512: size + 10**8, 2048: size + 2 * 10**8}) for it, size in PRESETS.items()}
-    memories = {preset: with_own_memory(run) for preset, run in runs.items()}
+    memories = {it: memory(it, {512: size + 10**8, 2048: size + 2 * 10**8}) for it, size in PRESETS.items()}
     record(
         folder / "ggq-bench.json",
         models=models,
@@ -56,18 +55,6 @@ def measure(folder: Path, name: str = "Tiny", *, on_gpu: bool = False) -> Path:
         environment=OTHER_MACHINE if on_gpu else ENVIRONMENT,
     )
     return folder
-
-
-def with_own_memory(run):  # type: ignore[no-untyped-def]
-    cells = [
-        replace(
-            cell,
-            predicted_bytes=10**8,
-            measured=replace(cell.measured, peaks=replace(cell.measured.peaks, anonymous_bytes=11 * 10**7)),
-        )
-        for cell in run.cells
-    ]
-    return replace(run, cells=tuple(cells))
 
 
 @pytest.fixture(scope="module")
