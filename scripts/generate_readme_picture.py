@@ -65,7 +65,11 @@ def shown(command: tuple[str, ...]) -> str:
 
 def run(command: tuple[str, ...], folder: Path) -> str:
     """What a command prints, both streams in their order. Raises CalledProcessError."""
-    own = {"COLUMNS": str(COLUMNS), "NO_COLOR": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    own = {
+        "COLUMNS": str(COLUMNS),
+        "NO_COLOR": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     made = subprocess.run(
         command, cwd=folder, env=os.environ | own, check=True, text=True, encoding="utf-8",
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

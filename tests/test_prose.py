@@ -45,7 +45,10 @@ def test_sentences_are_counted() -> None:
     assert len(too_long(f"A short one. {long} (and more). Another short one.")) == 1
     assert too_long(f"- {long}\n- {long}") == []
     assert too_long(f"```\n{long} {long}\n```\nAfter it.") == []
-    assert list(sentences("See [the page](https://example.org/a.b). It ends.")) == ["See the page.", "It ends."]
+    assert list(sentences("See [the page](https://example.org/a.b). It ends.")) == [
+        "See the page.",
+        "It ends.",
+    ]
 
 
 @pytest.mark.parametrize("typed", COMMANDS)
