@@ -130,8 +130,8 @@ def plan(
 ) -> None:
     """Say what each preset of MODEL will weigh, to the byte, need in memory, and do on this machine.
 
-    Of a model on the Hub only its config, its tokenizer and the headers of its weights are read; llama.cpp is
-    then asked about, and runs, files with the right header and holes for weights.
+    Of a model on the Hub only its config, its tokenizer and the headers of its weights are read. A
+    file with that header and without weights is given to llama.cpp, which says its memory and runs it.
 
     \b
     ggq plan Qwen/Qwen3-0.6B
