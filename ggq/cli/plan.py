@@ -187,8 +187,8 @@ def _explain(out: Output, found: Plan) -> None:
         f"Sizes are exact. Memory is llama.cpp's own account, with the context filled; {free} of RAM may be"
         " used."
     )
-    beside = found.companions.taken
-    if found.companions.draft or found.companions.projector:
+    beside = found.companions_room
+    if found.companions.are_there:
         gpu = sum(beside.vram_bytes.values())
         out.paragraph(
             f"What is loaded beside it takes {files.human_bytes(beside.ram_bytes)} of RAM"

@@ -26,6 +26,7 @@ from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.rpc import loopback_device
+from ggq.llamacpp.server import Companions
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement.speed_tests import ALL_LAYERS, ThreadChoice
 from ggq.presets import catalogue as presets
@@ -119,25 +120,14 @@ class PresetPlan:
 
 
 @dataclass(frozen=True)
-class Companions:
-    """A draft model and a projector beside the model. ``draft_offload``: where the draft is;
-    ``projector_on_cpu``: the devices have no room for it. ``taken``: by both."""
-
-    draft: Path | None
-    draft_offload: Offload
-    projector: Path | None
-    projector_on_cpu: bool
-    taken: Room
-
-
-@dataclass(frozen=True)
 class Plan:
     """``network_bytes`` were received for it; ``commit``: of a Hub model, of which ``download_bytes`` are not
     on the disk, which has ``disk_free_bytes``; ``layer_count``: the output layer
     counted, as in n_gpu_layers; ``devices``: that may hold layers; ``room``: memory that may be used;
-    ``companions``: what is loaded beside it, taken off the room; ``threads``: that the speed was predicted
-    with, or that were asked for (None: of another machine, which has its own); ``is_elsewhere``: it is of
-    another machine, whose devices are called GPU0, GPU1 …; ``alike``: presets that make the same of it"""
+    ``companions``: what is loaded beside it, and ``companions_room``: what these take, off the room;
+    ``threads``: that the speed was predicted with, or that were asked for (None: of another machine, which
+    has its own); ``is_elsewhere``: it is of another machine, whose devices are called GPU0, GPU1 …;
+    ``alike``: presets that make the same of it."""
 
     model: str
     repo_id: str | None
@@ -149,6 +139,7 @@ class Plan:
     devices: tuple[str, ...]
     room: Room
     companions: Companions
+    companions_room: Room
     threads: ThreadChoice | None
     is_elsewhere: bool
     presets: tuple[PresetPlan, ...]
@@ -216,8 +207,8 @@ def plan(
         sees_gpus = toolchain.may_see_gpus and devices and not settings.vram_bytes
         shared = ggml.sharing_ram(toolchain) if sees_gpus else frozenset()
         room = _room(settings, devices, shared)
-        companions = _companions(toolchain, settings, loads, room)
-        room = room.less(companions.taken)
+        companions, taken = _companions(toolchain, settings, loads, room)
+        room = room.less(taken)
         planned = []
         for done, preset in enumerate(chosen):
             listener(Step(STEP, done, len(chosen), "presets"))
@@ -245,6 +236,7 @@ def plan(
         devices=tuple(device.name for device in devices),
         room=room,
         companions=companions,
+        companions_room=taken,
         threads=threads,
         is_elsewhere=settings.is_elsewhere,
         presets=tuple(planned),
@@ -279,8 +271,8 @@ def _without_servers(found: Plan) -> Plan:
         companions=replace(
             beside,
             draft_offload=replace(beside.draft_offload, rpc=(), devices=()),
-            taken=renamed(beside.taken),
         ),
+        companions_room=renamed(found.companions_room),
         presets=tuple(replace(it, loads=tuple(map(cleaned, it.loads))) for it in found.presets),
     )
 
@@ -305,8 +297,9 @@ def _room(settings: PlanSettings, devices: Sequence[hardware.Device], shared: Co
 
 def _companions(
     toolchain: Toolchain, settings: PlanSettings, loads: Sequence[Load], room: Room
-) -> Companions:
-    """What is loaded beside the model goes first: it is small, and each token passes through it."""
+) -> tuple[Companions, Room]:
+    """What is loaded beside the model goes first: it is small, and each token passes through it. And what it
+    takes."""
     offload, on_cpu = Offload(), False
     left = room
     if settings.draft is not None:
@@ -318,7 +311,7 @@ def _companions(
     if settings.projector is not None:
         taken = projector_room(toolchain, settings.projector, left, loads[0].offload.rpc)
         on_cpu, left = not taken.vram_bytes, left.less(taken)
-    return Companions(settings.draft, offload, settings.projector, on_cpu, taken=room.less(left))
+    return Companions(settings.draft, offload, settings.projector, on_cpu), room.less(left)
 
 
 def _margin(asked: int | None, total: int) -> int:

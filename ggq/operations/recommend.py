@@ -161,11 +161,8 @@ def recommend(
         "none" if memory.repacked_bytes else "mmap",
         threads=found.threads.generation if found.threads else None,
         prompt_threads=found.threads.prompt if found.threads else None,
-        draft=found.companions.draft,
-        draft_offload=found.companions.draft_offload,
+        companions=found.companions,
         rpc=settings.rpc if settings.draft or settings.projector else (),
-        projector=found.companions.projector,
-        projector_on_cpu=found.companions.projector_on_cpu,
         embeddings=found.is_encoder,
     )
     ref = model_ref.parse_reference(str(model), revision)

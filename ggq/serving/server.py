@@ -186,7 +186,7 @@ def would_fit(model: Parameters, plan: ServerPlan, session: Session) -> str:
             load,
             parallel=1,
             use=model.use,
-            projector=model.serving.projector,
+            projector=model.serving.companions.projector,
         )
     except GgqError:
         return (

@@ -38,7 +38,7 @@ def test_the_plan_is_what_is_made(example: Path, toolchain: Toolchain, tmp_path:
     made = ggq.convert_and_quantize(
         str(example), names, tmp_path / "out", Settings(threads=2, verify="off")
     ).files
-    assert [it.size.file_bytes for it in planned.presets] == [file.file_bytes for file in made]
+    assert [it.size.file_bytes for it in planned.presets] == [file.size.file_bytes for file in made]
     assert [it.preset for it in planned.presets] == names
     for preset, file in zip(planned.presets, made, strict=True):
         assert preset.prior is not None
@@ -158,7 +158,7 @@ def test_a_draft_model_is_counted(
     settings = steady
     alone = plan.plan(example, ["Q8_0"], settings, toolchain=toolchain)
     beside = plan.plan(example, ["Q8_0"], replace(settings, draft=base_gguf), toolchain=toolchain)
-    taken = beside.companions.taken
+    taken = beside.companions_room
     assert beside.companions.draft_offload.n_gpu_layers == 3
     assert taken.ram_bytes > 0 and all(taken.vram_bytes.values())
     assert beside.room.ram_bytes == alone.room.ram_bytes - taken.ram_bytes

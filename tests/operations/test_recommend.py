@@ -23,16 +23,16 @@ from ggq.estimation.placement import Room
 from ggq.estimation.speed import RateEstimate, SpeedEstimate
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.rpc import loopback_device
+from ggq.llamacpp.server import Companions
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement.speed_tests import ThreadChoice
-from ggq.operations.plan import Companions, LoadPlan, Plan, PlanSettings, PresetPlan, plan
+from ggq.operations.plan import LoadPlan, Plan, PlanSettings, PresetPlan, plan
 from ggq.operations.recommend import Limits, make_command, recommend
 from ggq.presets import catalogue as presets
 from ggq.presets.published_losses import PublishedLoss
 from ggq.system import process
 
 GB = 1_000_000_000
-ALONE = Companions(None, 0, None, False, Room(0))
 QUIET = PlanSettings(speed_budget_s=0, threads=1)
 
 
@@ -62,7 +62,8 @@ def planned(monkeypatch: pytest.MonkeyPatch, toolchain: Toolchain) -> list[Prese
             33,
             ("CUDA0",),
             Room(16 * GB),
-            ALONE,
+            Companions(),
+            Room(0),
             ThreadChoice(2, 2),
             False,
             tuple(given),

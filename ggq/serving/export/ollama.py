@@ -48,8 +48,8 @@ def _lines(request: Request, source: str, template: Pieces | None) -> Iterator[s
     offload = serving.load.offload
     yield f"# Written by ggq for {_comment(file.path.name)}."
     yield f"FROM {source}"
-    if serving.projector is not None:
-        yield f"FROM {serving.projector.absolute()}"
+    if serving.companions.projector is not None:
+        yield f"FROM {serving.companions.projector.absolute()}"
     if template is not None:
         yield f'TEMPLATE """{template.go_template()}"""'
     layers = _EVERY_LAYER if offload.n_gpu_layers == ALL_LAYERS else offload.n_gpu_layers

@@ -53,7 +53,7 @@ def lm_studio(request: Request, root: Path | None) -> Bundle:
     root = (root or LM_STUDIO_MODELS).expanduser()
     folder = root / _part(request.publisher) / _part(request.name)
     parameters = request.parameters
-    every = [*parameters.file.paths, *filter(None, [parameters.serving.projector])]
+    every = [*parameters.file.paths, *filter(None, [parameters.serving.companions.projector])]
     layers = parameters.serving.load.offload.n_gpu_layers
     return Bundle(
         folder=folder,

@@ -115,7 +115,7 @@ def systemd(request: Request, folder: Path) -> Bundle:
     serving, unit = request.parameters.serving, f"{_service(request)}.service"
     on_gpu = bool(serving.load.offload.n_gpu_layers)
     places = [request.model.parent, request.server.resolve().parent]
-    places += [serving.projector.absolute().parent] if serving.projector else []
+    places += [serving.companions.projector.absolute().parent] if serving.companions.projector else []
     under_home = any(str(it).startswith(("/home/", "/root/", "/run/user/")) for it in places)
     command = [
         str(request.server.absolute()), "-m", str(request.model), "-a", request.name,
@@ -153,9 +153,9 @@ def docker(request: Request, folder: Path) -> Bundle:
     serving = request.parameters.serving
     on_gpu = bool(serving.load.offload.n_gpu_layers)
     arguments = serving.server_arguments()
-    if serving.projector is not None:
-        inside = f"/models/{serving.projector.name}"
-        arguments = [inside if it == str(serving.projector) else it for it in arguments]
+    if serving.companions.projector is not None:
+        inside = f"/models/{serving.companions.projector.name}"
+        arguments = [inside if it == str(serving.companions.projector) else it for it in arguments]
     command = [
         "-m", f"/models/{request.model.name}", "-a", request.name, *arguments,
         "--host", "0.0.0.0", "--port", str(_PORT_INSIDE),
