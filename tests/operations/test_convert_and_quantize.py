@@ -297,7 +297,8 @@ def test_a_dry_run_counts_a_matrix_that_is_there(example: Path, tmp_path: Path) 
     (made,) = convert_and_quantize.convert_and_quantize(str(example), ["q4_k_m"], tmp_path, settings).files
     after = plan_convert_and_quantize(str(example), ["q4_k_m"], tmp_path, settings)
     assert before.makes_imatrix and not after.makes_imatrix
-    assert after.files[0].made and after.files[0].file_bytes == made.file_bytes == before.files[0].file_bytes
+    assert after.files[0].made
+    assert after.files[0].size.file_bytes == made.size.file_bytes == before.files[0].size.file_bytes
 
 
 def test_a_dry_run_says_that_the_disk_is_too_small(
