@@ -12,7 +12,7 @@ PYTEST := $(BIN)/pytest -q -n logical --maxprocesses 4 --dist worksteal --durati
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup unit test test-all lint types tests demo bench bench-pipeline bench-quality bench-memory bench-foresight \
+.PHONY: help setup unit test test-all test-lowest coverage lint types tests lock demo bench bench-pipeline bench-quality bench-memory bench-foresight \
 	bench-sweep fuzz gpu-check docs architectures clean distclean
 
 help: ## This list
@@ -49,6 +49,27 @@ tests: $(INSTALLED) ## The tests alone
 test-all: setup ## All tests: every architecture, long kill loops, more models, and `make fuzz`
 	GGQ_TEST_ALL=1 $(PYTEST)
 	$(BIN)/python tests/fuzzing
+
+# The unit tier needs no PyTorch, and its lowest version would bring gigabytes of CUDA: it stays out.
+LOWEST := .venv-lowest
+test-lowest: $(INSTALLED) ## The unit tier with the lowest versions that pyproject.toml allows
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --no-annotate --no-header pyproject.toml | \
+		grep -Ev '^(torch|triton|nvidia-|cuda-)' > $(LOWEST)/lowest.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps -r $(LOWEST)/lowest.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps --editable .
+	$(BIN)/uv pip install --quiet --python $(LOWEST) -c $(LOWEST)/lowest.txt --group test
+	$(LOWEST)/$(PYTEST:.venv/%=%) --unit
+
+coverage: setup ## All of make test's tests, and which lines of ggq they reach, children included
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m $(PYTEST:.venv/bin/%=%) || true
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lock: $(INSTALLED) ## Write requirements-dev.lock again: every version that development stands on
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group dev pyproject.toml -c constraints.txt \
+		--no-annotate --no-header --no-emit-index-url --no-emit-find-links --output-file requirements-dev.lock
 
 demo: setup ## Convert and quantize the small model that comes with ggq, and hear one of the results
 	$(BIN)/ggq convert-and-quantize examples/tiny-llama --preset k-quants --outdir demo
@@ -87,7 +108,7 @@ architectures: setup ## Try every architecture, and write docs/supported-models.
 	mv docs/architectures.new.md docs/supported-models.md
 
 clean: ## Remove what the other targets made, but keep the environment and the build
-	rm -rf demo bench-results build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf demo bench-results build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 
 distclean: clean ## Remove the environment and the build as well
-	rm -rf .venv vendor/llama.cpp/src vendor/llama.cpp/build vendor/llama.cpp/build.json
+	rm -rf .venv .venv-lowest vendor/llama.cpp/src vendor/llama.cpp/build vendor/llama.cpp/build.json
