@@ -36,8 +36,10 @@ from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement.memory import MemorySettings
+from ggq.llamacpp.words import CacheType
 from ggq.measurement.memory import measure as measure_memory
+from ggq.measurement.settings import MemorySettings, Placement
+from ggq.measurement.words import MeasuredLoadMode
 from ggq.operations.recommend import Limits, recommend
 from ggq.presets import catalogue
 from ggq.presets.catalogue import Preset
@@ -212,11 +214,12 @@ class Foresight:
     def _resident(self, file: Path, load: Load, mode: str) -> int:
         settings = MemorySettings(
             contexts=(load.context_tokens,),
-            cache_types=((load.type_k, load.type_v),),
-            load_modes=(mode,),
-            offload=load.offload,
+            types_k=(CacheType(load.type_k),),
+            types_v=(CacheType(load.type_v),),
+            load_modes=(MeasuredLoadMode(mode),),
+            placement=Placement(exactly=load.offload),
         )
-        (cell,) = measure_memory(file, settings, toolchain=self._tools).cells
+        (cell,) = measure_memory(file, settings, session=Session(self._tools)).cells
         assert cell.measured is not None, "it did not fit"
         return cell.measured.peaks.resident_bytes
 

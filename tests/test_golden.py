@@ -22,8 +22,8 @@ from ggq.estimation.hollow_model import HollowModel, hollow_model
 from ggq.estimation.timings import Calibration
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp import pin
+from ggq.llamacpp.threads import ThreadChoice
 from ggq.llamacpp.toolchain import BuildInfo, Toolchain
-from ggq.measurement.speed_tests import ThreadChoice
 from ggq.operations.workspace import tool_name
 from ggq.presets import catalogue
 from ggq.records.manifest import Manifest

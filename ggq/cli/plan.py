@@ -16,7 +16,7 @@ from ggq.cli.options import Listed, Seconds, Size, hub_options, output_options, 
 from ggq.cli.output import Output, human_seconds
 from ggq.estimation.estimator import PresetSize
 from ggq.estimation.speed import RateEstimate
-from ggq.llamacpp import bench as llama_bench
+from ggq.llamacpp.words import CacheType
 from ggq.operations import plan as foresee
 from ggq.operations.plan import LoadPlan, Plan, PlanSettings, PresetPlan
 from ggq.operations.recommend import make_command
@@ -38,7 +38,7 @@ def plan_options(function: F) -> F:
         help="Contexts in tokens, as 4096,32768 (`ggq recommend` takes one). Default: 4096, or the model's.",
     )  # fmt: skip
     @click.option(
-        "--kv", "cache_types", type=Listed(click.Choice(llama_bench.CACHE_TYPES)), default="f16",
+        "--kv", "cache_types", type=Listed(click.Choice([it.value for it in CacheType])), default="f16",
         show_default=True, help="Types of the cache, as f16,q8_0 (`ggq recommend` takes one).",
     )  # fmt: skip
     @click.option(

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ggq.llamacpp.offload import Offload
-from ggq.measurement.speed_tests import ALL_LAYERS, ThreadChoice
+from ggq.llamacpp.offload import ALL_LAYERS, Offload
+from ggq.llamacpp.threads import ThreadChoice
 
 # Where blocks lie: on the CPU with no device in use, on the CPU beside devices (which may compute prompts for
 # it), on devices, and there but for their experts.

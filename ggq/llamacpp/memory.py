@@ -135,6 +135,11 @@ class FilledContext:
     generated_tokens: int
     seconds: float
 
+    @property
+    def vram_bytes(self) -> int | None:
+        """Of all GPUs; None where nothing is known of any."""
+        return sum(gpu.used_bytes for gpu in self.gpus) if self.gpus else None
+
     def buffers_bytes(self, place: str) -> int:
         return sum(buffer.size_bytes for buffer in self.buffers if buffer.place == place)
 

@@ -40,15 +40,16 @@ class Divergence:
     ``ln_ppl_ratio``: mean of ln(PPL(model)/PPL(base)); ``*_kld``: of the Kullback-Leibler divergence of the
     next token's distribution from the base's, nats per token; ``same_top``: share of tokens for which both
     think the same one the likeliest; ``rms_dp``: root mean square of the change of the right token's
-    probability. Shares and probabilities are between 0 and 1.
+    probability. Shares and probabilities are between 0 and 1. Median, 99th percentile and maximum have no
+    standard error of the tool's.
     """
 
     perplexity: Estimate
     base_perplexity: Estimate
     ln_ppl_ratio: Estimate
     mean_kld: Estimate
-    median_kld: float
-    p99_kld: float
+    median_kld: Estimate
+    p99_kld: Estimate
     max_kld: float
     same_top: Estimate
     rms_dp: Estimate
@@ -218,8 +219,8 @@ def parse_divergence(lines: Sequence[str]) -> Divergence:
         base_perplexity=estimate("Mean PPL(base)"),
         ln_ppl_ratio=estimate("Mean ln(PPL(Q)/PPL(base))"),
         mean_kld=estimate("Mean KLD"),
-        median_kld=_of(found, "Median KLD")[0],
-        p99_kld=_of(found, "99.0% KLD")[0],
+        median_kld=Estimate(_of(found, "Median KLD")[0]),
+        p99_kld=Estimate(_of(found, "99.0% KLD")[0]),
         max_kld=_of(found, "Maximum KLD")[0],
         same_top=estimate("Same top p", 0.01),
         rms_dp=estimate("RMS Δp", 0.01),

@@ -19,8 +19,10 @@ from ggq.gguf import names as gguf_names
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.server import Serving
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.llamacpp.words import CacheType
 from ggq.measurement import memory as bench_memory
-from ggq.measurement.memory import MemorySettings
+from ggq.measurement.settings import MemorySettings, Placement
+from ggq.measurement.words import MeasuredLoadMode
 from ggq.model_ref import ModelRef
 from ggq.operations import convert_and_quantize
 from ggq.operations.convert_and_quantize import PipelineResult, Settings
@@ -194,11 +196,12 @@ def _memory(
         hollow.release(preset)
     settings = MemorySettings(
         contexts=(load.context_tokens,),
-        cache_types=((load.type_k, load.type_v),),
-        load_modes=(serving.load_mode,),
-        offload=load.offload,
+        types_k=(CacheType(load.type_k),),
+        types_v=(CacheType(load.type_v),),
+        load_modes=(MeasuredLoadMode(serving.load_mode),),
+        placement=Placement(exactly=load.offload),
     )
-    (cell,) = bench_memory.measure(file, settings, toolchain=toolchain).cells
+    (cell,) = bench_memory.measure(file, settings, session=Session(toolchain)).cells
     if cell.measured is None:
         return []
     where = f"context {load.context_tokens:,}, load mode {serving.load_mode}"

@@ -24,11 +24,11 @@ from ggq.llamacpp import bench as llama_bench
 from ggq.llamacpp import devices as ggml
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.memory import Load
-from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.offload import ALL_LAYERS, Offload
 from ggq.llamacpp.rpc import loopback_device
 from ggq.llamacpp.server import Companions
+from ggq.llamacpp.threads import ThreadChoice
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement.speed_tests import ALL_LAYERS, ThreadChoice
 from ggq.presets import catalogue as presets
 from ggq.presets.catalogue import Preset
 from ggq.presets.published_losses import PublishedLoss

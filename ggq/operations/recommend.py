@@ -18,7 +18,8 @@ from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.server import Serving
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement.record import Record, rows
+from ggq.measurement.record import Record
+from ggq.measurement.summary import rows
 from ggq.operations.plan import DEFAULT_PRESETS, LoadPlan, Plan, PlanSettings, PresetPlan, plan
 from ggq.presets import catalogue as presets
 from ggq.progress import Listener, silent
@@ -260,7 +261,7 @@ def _measured(records: Sequence[Path], found: Plan) -> dict[str, float]:
     # A preset of the user's own can have any name, which no parser of file names finds.
     names = {gguf_names.output_name(found.model, it.preset): it.preset for it in found.presets}
     for path in records:
-        own = [it for it in Record(path).entries if it.model["parameter_count"] == found.parameter_count]
+        own = [it for it in Record(path).entries if it.model.parameter_count == found.parameter_count]
         for row in rows(own):
             preset = names.get(row.file_name) or gguf_names.parse_name(row.file_name).type
             if preset and row.mean_kld is not None:

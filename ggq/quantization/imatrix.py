@@ -26,7 +26,7 @@ from ggq.quantization import calibration, expected_imatrix, imatrix_file, thin_e
 from ggq.quantization.recipe import refuse_quantized
 from ggq.records.environment import environment
 from ggq.records.manifest import Manifest, OutputFile, StepRecord, base_model
-from ggq.system import files, hardware, texts
+from ggq.system import codec, files, hardware, texts
 from ggq.system.texts import Text
 from ggq.system.unchanged import Unchanged
 
@@ -115,7 +115,7 @@ def imatrix(
         manifest.model = manifest.model or base_model(whole.path)
 
         def record(step: str, done: StepRecord) -> None:
-            manifest.environment = environment(toolchain)
+            manifest.environment = codec.encode(environment(toolchain))
             manifest.record(step, done)
 
         how = _for_model(settings or ImatrixSettings(), whole)

@@ -17,9 +17,9 @@ from ggq.estimation.speed_meter import SpeedMeter
 from ggq.estimation.timings import Calibration, Timings
 from ggq.llamacpp import bench
 from ggq.llamacpp.memory import Load
-from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.offload import ALL_LAYERS, Offload
+from ggq.llamacpp.threads import ThreadChoice
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement.speed_tests import ALL_LAYERS, ThreadChoice
 from ggq.presets import catalogue
 from ggq.records.memo import Memo
 from ggq.session import Session

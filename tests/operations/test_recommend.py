@@ -24,8 +24,8 @@ from ggq.estimation.speed import RateEstimate, SpeedEstimate
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.rpc import loopback_device
 from ggq.llamacpp.server import Companions
+from ggq.llamacpp.threads import ThreadChoice
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement.speed_tests import ThreadChoice
 from ggq.operations.plan import LoadPlan, Plan, PlanSettings, PresetPlan, plan
 from ggq.operations.recommend import Limits, make_command, recommend
 from ggq.presets import catalogue as presets

@@ -59,7 +59,7 @@ def made(toolchain: Toolchain, stories: Path, tmp_path_factory: pytest.TempPathF
                    "--keep-base", "--outdir", str(folder)]  # fmt: skip
         done = CliRunner().invoke(cli, command)
         assert done.exit_code == 0, done.output
-    subjects = model_file.identify(sorted(folder.glob("*.gguf")))
+    subjects = model_file.distinct(map(model_file.of, sorted(folder.glob("*.gguf"))))
     by_name = {it.name: it for it in subjects}
     base = by_name.pop(next(name for name in by_name if name not in PRESETS))
     record(

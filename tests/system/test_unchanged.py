@@ -18,6 +18,7 @@ from ggq.operations import convert_and_quantize
 from ggq.operations.request import Settings
 from ggq.progress import Event, Step
 from ggq.quantization.imatrix import ImatrixSettings, imatrix
+from ggq.session import Session
 from ggq.system import files
 from ggq.system.unchanged import Unchanged
 
@@ -168,11 +169,13 @@ def test_nothing_is_recorded_of_a_file_that_changes_while_it_is_measured(
         usual,
         kinds=("quality",),
         text=replace(usual.text, text=text),
-        quality=replace(usual.quality, context=64, until="chunks", chunks=8),
+        quality=replace(usual.quality, context=64, chunks=8),
     )
     with pytest.raises(SourceChanged, match="Q8_0"):
         measure.bench(
-            [base, made], settings, toolchain=toolchain, listener=Once("quality", lambda: overwrite(made))
+            [base, made],
+            settings,
+            session=Session(toolchain, listener=Once("quality", lambda: overwrite(made))),
         )
     assert not list(base.parent.glob("*bench*"))
     assert not list(base.parent.glob(".*bench*"))
