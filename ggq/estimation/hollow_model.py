@@ -54,24 +54,31 @@ _LEFT_AFTER_S = 3600
 
 
 @dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: its ``name``; ``repo_id``, ``commit`` and ``license`` of a Hub model (None:
+    it lies here), of which ``download_bytes`` are not on the disk; ``network_bytes`` were received now.
+    """
+
+    name: str
+    repo_id: str | None = None
+    commit: str | None = None
+    license: str | None = None
+    download_bytes: int = 0
+    network_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class HollowModel:
     """A model whose weights are not needed.
 
     ``base``: its 16-bit GGUF (hollow, but for a reference to a GGUF file: then that file itself); ``folder``:
-    where its hollow files are kept; ``repo_id`` and ``commit`` of a Hub model, of which ``download_bytes``
-    are not on the disk. ``network_bytes`` of files were received for it, now, and ``seconds`` were spent;
-    ``reused``: it was in the cache. ``peak_memory_bytes`` of the conversion (None: there was none now, or the
-    platform does not tell).
+    where its hollow files are kept. ``seconds`` were spent for it, now; ``reused``: it was in the cache.
+    ``peak_memory_bytes`` of the conversion (None: there was none now, or the platform does not tell).
     """
 
-    name: str
+    source: ModelSource
     base: Path
     folder: Path
-    repo_id: str | None
-    commit: str | None
-    license: str | None
-    download_bytes: int
-    network_bytes: int
     seconds: float
     peak_memory_bytes: int | None
     reused: bool
@@ -85,7 +92,7 @@ class HollowModel:
         if not recipe.size.needs_imatrix:
             return recipe
         with scratch.folder("matrix") as folder:
-            matrix = expected_imatrix.matrix(base, folder, Path(default_name(self.name)), "text.txt")
+            matrix = expected_imatrix.matrix(base, folder, Path(default_name(self.source.name)), "text.txt")
             found = ask(self.toolchain, base, preset, QuantizeOptions(imatrix=matrix.file.path), matrix)
         options = replace(found.options, imatrix=None)
         return replace(found, options=options, size=replace(found.size, needs_imatrix=True))
@@ -191,7 +198,8 @@ class _Maker:
             return replace(made, network_bytes=found.received_bytes)
 
         missing = hub.needed_bytes(model, hub.select_files(model.files))
-        return replace(self._model(name, folder, source, fill), download_bytes=missing)
+        made = self._model(name, folder, source, fill)
+        return replace(made, source=replace(made.source, download_bytes=missing))
 
     def of_folder(self, path: Path) -> HollowModel:
         given = checkpoint.read(path)  # what is no checkpoint is told first, and in its own words
@@ -248,14 +256,9 @@ class _Maker:
                     _write_record(folder, name, source, made)
         _remove_leftovers(folder)
         return HollowModel(
-            name=name,
+            source=ModelSource(name, **(vars(source) if source else {}), network_bytes=made.network_bytes),
             base=folder / _BASE,
             folder=folder,
-            repo_id=source.repo_id if source else None,
-            commit=source.commit if source else None,
-            license=source.license if source else None,
-            download_bytes=0,
-            network_bytes=made.network_bytes,
             seconds=round(time.monotonic() - started, 2),
             peak_memory_bytes=made.peak_memory_bytes,
             reused=reused,

@@ -14,7 +14,7 @@ from ggq import hub, model_ref
 from ggq.errors import CannotServe, UsageProblem
 from ggq.estimation import preset_content
 from ggq.estimation.estimator import Account, PresetSize
-from ggq.estimation.hollow_model import HollowModel, hollow_model
+from ggq.estimation.hollow_model import HollowModel, ModelSource, hollow_model
 from ggq.estimation.memory import MemoryEstimate
 from ggq.estimation.placement import Room, most_layers, projector_room
 from ggq.estimation.speed import Costs, Kind, SpeedEstimate, blocks, estimate
@@ -121,18 +121,15 @@ class PresetPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """``network_bytes`` were received for it; ``commit``: of a Hub model, of which ``download_bytes`` are not
-    on the disk, which has ``disk_free_bytes``; ``layer_count``: the output layer
+    """``source``: the model, whose weights may not be on this disk, which has ``disk_free_bytes``;
+    ``layer_count``: the output layer
     counted, as in n_gpu_layers; ``devices``: that may hold layers; ``room``: memory that may be used;
     ``companions``: what is loaded beside it, and ``companions_room``: what these take, off the room;
     ``threads``: that the speed was predicted with, or that were asked for (None: of another machine, which
     has its own); ``is_elsewhere``: it is of another machine, whose devices are called GPU0, GPU1 …;
     ``alike``: presets that make the same of it."""
 
-    model: str
-    repo_id: str | None
-    commit: str | None
-    license: str | None
+    source: ModelSource
     parameter_count: int
     context_length: int | None
     layer_count: int
@@ -143,9 +140,7 @@ class Plan:
     threads: ThreadChoice | None
     is_elsewhere: bool
     presets: tuple[PresetPlan, ...]
-    download_bytes: int
     disk_free_bytes: int
-    network_bytes: int
     seconds: float
     alike: tuple[tuple[str, ...], ...] = ()
     is_encoder: bool = False
@@ -153,7 +148,7 @@ class Plan:
     @property
     def must_be_streamed(self) -> bool:
         """Whether the checkpoint has no room on this disk."""
-        return self.download_bytes > self.disk_free_bytes
+        return self.source.download_bytes > self.disk_free_bytes
 
     def is_whole(self, load: LoadPlan) -> bool:
         """Whether all of the model is on the devices, but for the embeddings, which llama.cpp leaves out."""
@@ -186,7 +181,7 @@ def plan(
     hollow = hollow_model(ref, Session(toolchain, offline=offline, listener=listener))
     account = Account(hollow)
     facts = account.facts()
-    loads = _loads(settings, facts.context_length, hollow.name)
+    loads = _loads(settings, facts.context_length, hollow.source.name)
     with ExitStack() as stack:
         rpc = settings.rpc
         if settings.vram_bytes:
@@ -226,10 +221,7 @@ def plan(
         names = [f"{device} {device.memory_total_bytes}" for device in devices]
         planned, threads = speeds.predicted(loads, names, sum(room.vram_bytes.values()), listener)
     found = Plan(
-        model=hollow.name,
-        repo_id=hollow.repo_id,
-        commit=hollow.commit,
-        license=hollow.license,
+        source=hollow.source,
         parameter_count=facts.parameter_count,
         context_length=facts.context_length,
         layer_count=facts.block_count + 1,
@@ -241,9 +233,7 @@ def plan(
         is_elsewhere=settings.is_elsewhere,
         presets=tuple(planned),
         alike=preset_content.alike({it.preset: it.size for it in planned}),
-        download_bytes=hollow.download_bytes,
         disk_free_bytes=files.free_bytes(hub.cache_dir()),
-        network_bytes=hollow.network_bytes,
         seconds=time.monotonic() - started,
         is_encoder=facts.is_encoder,
     )

@@ -149,7 +149,9 @@ def recommend(
             candidates = _candidates(smaller, limits, measured)
             found = smaller if candidates else found
     if not candidates:
-        smaller_model = None if found.repo_id is None or offline else hub.next_smaller(found.repo_id)
+        smaller_model = (
+            None if found.source.repo_id is None or offline else hub.next_smaller(found.source.repo_id)
+        )
         raise _nothing_fits(found, measured, settings, planned, smaller_model)
     within = [it for it in candidates if _keeps(it, limits)]
     if not within:
@@ -167,8 +169,8 @@ def recommend(
         embeddings=found.is_encoder,
     )
     ref = model_ref.parse_reference(str(model), revision)
-    folder = ref.path.parent if ref.kind == "gguf" and ref.path else Path(found.model)
-    file = folder / gguf_names.output_name(found.model, chosen.preset)
+    folder = ref.path.parent if ref.kind == "gguf" and ref.path else Path(found.source.name)
+    file = folder / gguf_names.output_name(found.source.name, chosen.preset)
     return Recommendation(
         plan=found,
         chosen=chosen,
@@ -259,7 +261,7 @@ def _measured(records: Sequence[Path], found: Plan) -> dict[str, float]:
     """
     made: dict[str, float] = {}
     # A preset of the user's own can have any name, which no parser of file names finds.
-    names = {gguf_names.output_name(found.model, it.preset): it.preset for it in found.presets}
+    names = {gguf_names.output_name(found.source.name, it.preset): it.preset for it in found.presets}
     for path in records:
         own = [it for it in Record(path).entries if it.model.parameter_count == found.parameter_count]
         for row in rows(own):
@@ -268,7 +270,7 @@ def _measured(records: Sequence[Path], found: Plan) -> dict[str, float]:
                 made[preset] = row.mean_kld.value
     if records and not made:
         raise CannotServe(
-            f"The records have no measured loss of {found.model}.",
+            f"The records have no measured loss of {found.source.name}.",
             f"It has {found.parameter_count:,} parameters, and nothing of that size was measured there.",
             "Measure it with `ggq bench quality`, or leave --record out.",
         )
@@ -376,7 +378,7 @@ def _nothing_fits(
     possible = [it for it in found.presets if _can_be_chosen(it, measured)]
     smallest = min(possible, key=lambda it: it.loads[0].memory.missing_bytes)
     memory = smallest.loads[0].memory
-    what = f"No preset of {found.model} fits."
+    what = f"No preset of {found.source.name} fits."
     where, needed_bytes = memory.tightest
     why = (
         f"The nearest, {smallest.preset}, takes {files.human_bytes(needed_bytes)} of {where} and is"

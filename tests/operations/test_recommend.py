@@ -18,6 +18,7 @@ import ggq
 from ggq.cli.main import cli
 from ggq.errors import CannotServe, DoesNotFit
 from ggq.estimation.estimator import PresetSize
+from ggq.estimation.hollow_model import ModelSource
 from ggq.estimation.memory import MemoryEstimate
 from ggq.estimation.placement import Room
 from ggq.estimation.speed import RateEstimate, SpeedEstimate
@@ -53,24 +54,19 @@ def planned(monkeypatch: pytest.MonkeyPatch, toolchain: Toolchain) -> list[Prese
 
     def plan(*_: object, **__: object) -> Plan:
         return Plan(
-            "tiny",
-            None,
-            None,
-            None,
-            1,
-            4096,
-            33,
-            ("CUDA0",),
-            Room(16 * GB),
-            Companions(),
-            Room(0),
-            ThreadChoice(2, 2),
-            False,
-            tuple(given),
-            0,
-            1,
-            0,
-            1.0,
+            source=ModelSource("tiny"),
+            parameter_count=1,
+            context_length=4096,
+            layer_count=33,
+            devices=("CUDA0",),
+            room=Room(16 * GB),
+            companions=Companions(),
+            companions_room=Room(0),
+            threads=ThreadChoice(2, 2),
+            is_elsewhere=False,
+            presets=tuple(given),
+            disk_free_bytes=1,
+            seconds=1.0,
         )
 
     monkeypatch.setitem(recommend.__globals__, "plan", plan)
