@@ -74,7 +74,7 @@ def memory_cells(
         )
         for cell in memory.measure(model, settings, session=Session(tools)).cells:
             gpus = cell.measured.gpus if cell.measured else None
-            used = sum(gpu.used_bytes for gpu in gpus) if gpus else None
+            used = sum(gpu.own_bytes for gpu in gpus) if gpus else None
             print(
                 f"{model.stem:<24} ngl {count:>3} ctx {cell.context_tokens:>6} {cell.type_k:>5} "
                 f"device MiB predicted {device_bytes(cell) / 2**20:>8.0f} measured "
@@ -135,7 +135,7 @@ def worst_gap(cells: list[MemoryCell]) -> float | None:
     the least gap of all is taken for it.
     """
     gaps = [
-        (sum(gpu.used_bytes for gpu in cell.measured.gpus) - device_bytes(cell), device_bytes(cell))
+        (sum(gpu.own_bytes for gpu in cell.measured.gpus) - device_bytes(cell), device_bytes(cell))
         for cell in cells
         if cell.measured and cell.measured.gpus
     ]

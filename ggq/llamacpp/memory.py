@@ -126,7 +126,7 @@ class Buffer:
 @dataclass(frozen=True)
 class FilledContext:
     """A run whose prompt and generated tokens filled the context. ``gpus``: None where no NVIDIA GPU was
-    used, or nvidia-smi does not tell."""
+    used, or the driver does not tell."""
 
     buffers: tuple[Buffer, ...]
     peaks: MemoryPeaks
@@ -138,7 +138,7 @@ class FilledContext:
     @property
     def vram_bytes(self) -> int | None:
         """Of all GPUs; None where nothing is known of any."""
-        return sum(gpu.used_bytes for gpu in self.gpus) if self.gpus else None
+        return sum(gpu.own_bytes for gpu in self.gpus) if self.gpus else None
 
     def buffers_bytes(self, place: str) -> int:
         return sum(buffer.size_bytes for buffer in self.buffers if buffer.place == place)
@@ -237,10 +237,16 @@ def fill_context(
     ]  # fmt: skip
     on_nvidia = any(row.name.startswith("CUDA") for row in predicted.devices)
     with ProcessSampler() as memory, GpuSampler() if on_nvidia else nullcontext() as gpus:
+
+        def started(pid: int) -> None:
+            memory.watch(pid)
+            if gpus:
+                gpus.watch(pid)
+
         done = process.run(
             command,
             env=bench.ENVIRONMENT,
-            watch=process.Watch(on_stdout=memory.look, on_start=memory.watch),
+            watch=process.Watch(on_stdout=memory.look, on_start=started),
             check=False,
         )
     if done.returncode:

@@ -123,7 +123,7 @@ def _show_devices(out: Output, cells: Sequence[MemoryCell]) -> None:
     for cell in cells:
         for gpu in (cell.measured.gpus if cell.measured else None) or ():
             out.text(
-                f"{' '.join(_names(cell))}: {files.human_bytes(gpu.used_bytes)} of {gpu.name} {gpu.index}"
+                f"{' '.join(_names(cell))}: {files.human_bytes(gpu.own_bytes)} of {gpu.name} {gpu.index}"
             )
     if any(row.is_elsewhere for _, row in devices):
         out.paragraph("The memory of an RPC server's device is estimated, not measured: it is elsewhere.")
