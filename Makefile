@@ -54,6 +54,7 @@ test-all: setup ## All tests: every architecture, long kill loops, more models, 
 LOWEST := .venv-lowest
 test-lowest: $(INSTALLED) ## The unit tier with the lowest versions that pyproject.toml allows
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	chmod go-w $(LOWEST)/.lock  # ggq warns of what others can change
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --no-annotate --no-header pyproject.toml | \
 		grep -Ev '^(torch|triton|nvidia-|cuda-)' > $(LOWEST)/lowest.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps -r $(LOWEST)/lowest.txt

@@ -126,7 +126,8 @@ def run(
 
     def read(stream: IO[bytes], lines: deque[str], handler: LineHandler | None) -> None:
         try:
-            _read_lines(stream, lines, handler, watch.echo)
+            with stream:
+                _read_lines(stream, lines, handler, watch.echo)
         except BaseException as failure:
             # Nobody reads on, and the child would wait for that for ever.
             failures.append(failure)
@@ -156,6 +157,9 @@ def run(
         peak = _wait(child, timeout_s, own_rss_bytes)
     except BaseException:
         _end(child, grace_s)
+        for stream, reader in zip((child.stdout, child.stderr), readers, strict=True):
+            if stream is not None and reader.ident is None:  # a reader that has begun closes its own
+                stream.close()
         raise
     for reader in readers:
         # A grandchild may hold the pipe open; the child itself is gone, so its words are here.

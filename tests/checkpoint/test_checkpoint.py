@@ -166,7 +166,18 @@ def edit_json(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[P
 
 
 def replace(name: str, raw: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(raw) and None
+    def write(folder: Path) -> None:
+        (folder / name).write_bytes(raw)
+
+    return write
+
+
+def append(name: str, raw: bytes) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        with (folder / name).open("ab") as stream:
+            stream.write(raw)
+
+    return write
 
 
 def remove(*patterns: str) -> Callable[[Path], None]:
@@ -303,7 +314,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "weights are an LFS pointer": (replace(SHARD, POINTER), [SHARD, "pointer of Git LFS"]),
     "weights are a web page": (replace(SHARD, b"<!DOCTYPE html>" * 9), [SHARD, "cut short"]),
     "weights have more at the end": (
-        lambda folder: (folder / SHARD).open("ab").write(b"more"), [SHARD, "4 bytes after its last tensor"],
+        append(SHARD, b"more"), [SHARD, "4 bytes after its last tensor"],
     ),
     "header length lies": (replace(SHARD, struct.pack("<Q", 1 << 62) + b"{}"), [SHARD, "cut short"]),
     "header is no JSON": (replace(SHARD, EMPTY[:8] + b"{{"), [SHARD, "not JSON"]),
