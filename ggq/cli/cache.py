@@ -27,7 +27,7 @@ from ggq.system import files, places
 def cache(names: tuple[str, ...], settings: CacheSettings, dry_run: bool, yes: bool, out: Output) -> None:
     """List what ggq's cache and the Hub cache hold, or remove some of it.
 
-    The Hub cache is shared: other programs use what lies there, and download it again when it is gone.
+    The Hub cache is shared: other programs use what is there, and download it again when it is gone.
 
     \b
     ggq cache

@@ -15,7 +15,7 @@ VERBS = {
     "bench": "Measure quality, speed and memory.",
     "download": "Download what a conversion needs of a model.",
     "convert": "Convert a checkpoint to a GGUF, and prove it.",
-    "imatrix": "Make the importance matrix of a 16-bit GGUF.",
+    "imatrix": "Make the imatrix of a 16-bit GGUF.",
     "quantize": "Quantize a 16-bit GGUF over presets.",
     "run": "Answer a prompt with a model.",
     "chat": "Talk with a model in the terminal.",

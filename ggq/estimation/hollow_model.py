@@ -85,7 +85,7 @@ class HollowModel:
     toolchain: Toolchain
 
     def recipe(self, preset: Preset) -> Recipe:
-        """What the preset makes of the base; one that needs an importance matrix with that which
+        """What the preset makes of the base; one that needs an imatrix with that which
         `ggq imatrix` would make, as far as it can be known. Raises as ``quantize.recipe.ask`` does."""
         base = gguf_file.read_all(self.base)
         recipe = ask(self.toolchain, base, preset, QuantizeOptions())

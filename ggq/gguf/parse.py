@@ -191,7 +191,7 @@ class _Reader:
             end = data_offset + offset + data_bytes
             if end > self._file_bytes:
                 raise GgufProblem(
-                    f"{self._path} is cut short.",
+                    f"{self._path} is truncated.",
                     f"The tensor {name!r} ends at byte {end:,}; the file has {self._file_bytes:,}.",
                     "Download or make it again.",
                 )
@@ -241,7 +241,7 @@ class _Reader:
                 break
         if len(self._buffer) < end:
             raise GgufProblem(
-                f"The header of {self._path} is cut short, or lies.",
+                f"The header of {self._path} is truncated, or wrong.",
                 f"At byte {self._position:,} it announces {what} in {size:,} bytes; "
                 f"{self._file_bytes - self._position:,} are left in the file.",
                 "Download or make it again.",

@@ -148,7 +148,7 @@ def _disks(patient: _Patient) -> Iterator[Check]:
     for disk in patient.machine.disks:
         finding = f"{human_bytes(disk.free_bytes)} free in {disk.folder}"
         if not _is_writable(disk.folder):
-            yield Check(disk.role, "warning", f"{disk.folder} is read-only.", "Mend its permissions.")
+            yield Check(disk.role, "warning", f"{disk.folder} is read-only.", "Fix its permissions.")
         elif disk.free_bytes < _LITTLE_DISK_BYTES:
             yield Check(disk.role, "warning", finding, "Free some space there.")
         else:

@@ -121,7 +121,7 @@ def explain(lines: Sequence[str], log: Path) -> GgqError:
     return ToolchainProblem(
         "llama.cpp could not be built.",
         "\n".join(_first_error(lines)),
-        f"All of it is in {log}. Mend what it names, then run `ggq setup` again: it resumes.",
+        f"All of it is in {log}. Fix what it names, then run `ggq setup` again: it resumes.",
     )
 
 

@@ -192,13 +192,13 @@ def test_a_base_of_the_same_name_from_elsewhere_is_another_model(base_gguf: Path
 
 
 def test_what_needs_a_matrix_is_refused_before_the_conversion(example: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageProblem, match="IQ2_XS needs an importance matrix"):
+    with pytest.raises(UsageProblem, match="IQ2_XS needs an imatrix"):
         convert_and_quantize.convert_and_quantize(str(example), ["Q8_0", "iq2_xs"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     convert_and_quantize.convert_and_quantize(str(example), ["q8_0"], tmp_path / "done")
     done = plan_convert_and_quantize(str(example), ["q8_0"], tmp_path / "done")
     assert done.base is None and done.needed_bytes == 0, "there is nothing to do"
-    with pytest.raises(UsageProblem, match="IQ2_XS needs an importance matrix"):
+    with pytest.raises(UsageProblem, match="IQ2_XS needs an imatrix"):
         plan_convert_and_quantize(str(example), ["iq2_xs"], tmp_path / "out")
 
 

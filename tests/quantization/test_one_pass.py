@@ -505,7 +505,7 @@ def test_a_preset_without_its_matrix_is_refused(
     base_gguf: Path, toolchain: Toolchain, tmp_path: Path
 ) -> None:
     base = gguf_file.read_all(base_gguf)
-    with pytest.raises(UsageProblem, match="needs an importance matrix"):
+    with pytest.raises(UsageProblem, match="needs an imatrix"):
         swept(toolchain, base, ask(toolchain, base, catalogue.load().resolve(["IQ1_S"])), tmp_path / "swept")
 
 
@@ -533,7 +533,7 @@ def test_what_is_left_to_llama_quantize(
     assert "library" in (obstacle(replace(toolchain, lib_dir=tmp_path), base, plain) or "")
 
     foreign = QuantizeOptions(imatrix=matrix(toolchain, bases("stories"), example, tmp_path))
-    with pytest.raises(UsageProblem, match="importance matrix of another model"):
+    with pytest.raises(UsageProblem, match="imatrix of another model"):
         ask(toolchain, base, catalogue.load().resolve(["Q4_K_M"]), foreign)
 
     # Where no matrix knows the embeddings, ggml would end the whole process.
