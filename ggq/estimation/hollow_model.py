@@ -227,7 +227,7 @@ class _Maker:
     def _convert(
         self, folder: Path, staged: Path, source: SourceInfo | None, *, without_values: bool = False
     ) -> _Made:
-        done = convert_hollow(
+        peak_memory_bytes = convert_hollow(
             folder,
             staged / _BASE,
             outtype=self._outtype,
@@ -235,7 +235,7 @@ class _Maker:
             source=source,
             session=self._session,
         )
-        return _Made(peak_memory_bytes=done.peak_memory_bytes)
+        return _Made(peak_memory_bytes=peak_memory_bytes)
 
     def _model(
         self, name: str, folder: Path, source: SourceInfo | None, fill: Callable[[Path], _Made]
