@@ -118,13 +118,16 @@ def machines(one: Sequence[Entry], other: Sequence[Entry], asked: Sequence[str] 
     ids = [list(dict.fromkeys(entry.environment_id for entry in entries)) for entries in (one, other)]
     if asked:
         wanted = asked if len(asked) > 1 else [asked[0]] * 2
-        return _named(wanted[0], ids[0], ids[1]), _named(wanted[1], ids[1], ids[0])
+        return named_machine(wanted[0], ids[0], ids[1]), named_machine(wanted[1], ids[1], ids[0])
     common = [machine for machine in ids[0] if machine in ids[1]]
-    return _latest(one, common or ids[0]), _latest(other, common or ids[1])
+    return latest_machine(one, common or ids[0]), latest_machine(other, common or ids[1])
 
 
-def _named(wanted: str, ids: Sequence[str], elsewhere: Sequence[str]) -> str:
-    """The machine that is meant; a record of a single one need not have it, if the other record does."""
+def named_machine(wanted: str, ids: Sequence[str], elsewhere: Sequence[str] = ()) -> str:
+    """The machine that is meant; a record of a single one need not have it, if the other record does.
+
+    Raises UsageProblem.
+    """
     found = [machine for machine in ids if machine.startswith(wanted)]
     if len(found) == 1:
         return found[0]
@@ -137,7 +140,9 @@ def _named(wanted: str, ids: Sequence[str], elsewhere: Sequence[str]) -> str:
     )
 
 
-def _latest(entries: Sequence[Entry], ids: Sequence[str]) -> str:
+def latest_machine(entries: Sequence[Entry], ids: Sequence[str]) -> str:
+    """Where something was measured last."""
+
     def latest(machine: str) -> str:
         return max(entry.measurements.latest for entry in entries if entry.environment_id == machine)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -103,13 +104,9 @@ def show(out: Output, found: QualityResult) -> None:
         out.paragraph(f"Order by mean KLD, best first: {order(found.ranking)}")
         marks = {_MARKS[pair.verdict] for pair in found.ranking}
         out.paragraph("; ".join(f"{mark} {_MEANING[mark]}" for mark in _MEANING if mark in marks) + ".")
-    if found.stopped in (Stopped.CAP, Stopped.END_OF_TEXT):
-        why = "--max-chunks was reached" if found.stopped is Stopped.CAP else "the text ended"
-        pairs = [
-            f"{pair.better} and {pair.worse}" for pair in found.ranking if pair.verdict is Verdict.UNSETTLED
-        ]
-        if pairs:
-            out.warning(f"The order of {', '.join(pairs)} was not settled before {why}.")
+    for pair in found.ranking:
+        if pair.verdict is Verdict.UNSETTLED:
+            out.warning(_unsettled(pair, found))
     known, difference = found.reference, found.reference_difference
     if known is not None and difference is not None:
         own = Estimate(known.value, known.standard_error)
@@ -117,6 +114,27 @@ def show(out: Output, found: QualityResult) -> None:
             f"transformers {known.transformers_version} makes it {tables.perplexity(own)} of the checkpoint,"
             f" on the same tokens: the base GGUF differs by {100 * difference:+.3f} %."
         )
+
+
+_ENDS = {
+    Stopped.CAP: "--max-chunks was reached",
+    Stopped.END_OF_TEXT: "the text ended",
+    Stopped.AS_ASKED: "no more was asked for",
+}
+
+
+def _unsettled(pair: Comparison, found: QualityResult) -> str:
+    """Why the order of two neighbours is not known."""
+    words = f"The order of {pair.better} and {pair.worse} is not settled: "
+    if math.isfinite(pair.interval.high):
+        words += (
+            f"their mean KLDs differ by {pair.difference:.2g} nats, at 95 % by {pair.interval.low:.2g} to"
+            f" {pair.interval.high:.2g}"
+        )
+    else:
+        words += f"{len(found.rounds)} rounds are too few to tell"
+    end = _ENDS.get(found.stopped)
+    return words + (f"; {end}." if end else ".")
 
 
 def order(ranking: tuple[Comparison, ...]) -> str:
