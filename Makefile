@@ -103,6 +103,7 @@ gpu-check: $(INSTALLED) ## A CUDA build where there is an NVIDIA GPU; offload an
 
 docs: $(INSTALLED) ## Write the generated part of docs/ again
 	$(BIN)/python scripts/generate_cli_docs.py
+	$(BIN)/python scripts/generate_api_docs.py
 
 architectures: setup ## Try every architecture, and write docs/supported-models.md again (minutes)
 	PYTHONPATH=tests/helpers $(BIN)/python tests/helpers/architectures.py > docs/architectures.new.md
