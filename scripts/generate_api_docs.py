@@ -29,10 +29,10 @@ for file in result.files:
     print(file.preset, file.file_bytes, file.paths[0])
 ```
 
-A function takes the settings of its command, as a dataclass or as keywords:
-`ggq.convert_and_quantize(model, settings=ggq.Settings(force=True))` and `ggq.convert_and_quantize(model, force=True)` do
-the same. Results are frozen dataclasses, with the unit in a field's name. What goes wrong is a `ggq.GgqError`, with
-`what`, `why` and `next_step`. Nothing is printed."""
+A function takes the settings of its command, as a dataclass or as keywords: `settings=ggq.Settings(force=True)`
+and `force=True` do the same. Results are frozen dataclasses, with the unit in a field's name. What goes wrong
+is a `ggq.GgqError`, with `what`, `why` and `next_step`. Nothing is printed."""
+_STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 def render() -> str:
@@ -62,7 +62,7 @@ def _signature(name: str, function: Callable[..., Any]) -> str:
         if parameter.kind is parameter.KEYWORD_ONLY and not starred:
             parts.append("*")
             starred = True
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        stars = _STARS.get(parameter.kind, "")
         default = "" if parameter.default is parameter.empty else f" = {_value(parameter.default)}"
         parts.append(f"{stars}{parameter.name}: {_type(parameter.annotation)}{default}")
     end = f") -> {_type(signature.return_annotation)}"
