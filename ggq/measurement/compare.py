@@ -5,8 +5,9 @@ A difference is beyond noise when it is more than t times its standard error, wh
 that differ by chance alone, about one in twenty is called so. Two errors together have the degrees of Welch
 (The generalization of "Student's" problem, Biometrika 34, 1947). What the error knows of is the figure's:
 
-- Quality: the choice of the text. Where both were measured on the same excerpts, from eight on, their paired
-  differences count, which the text hardly moves; else both figures' own errors, added as independent ones.
+- Quality: the choice of the text. Only what was measured on the same excerpts is compared. From eight on,
+  their paired differences count, which the text hardly moves; else both figures' own errors, added as
+  independent.
 - Speed: the spread of repetitions, and of the processes that they were made in, since another sitting differs
   as one process from the next: the standard deviation of the processes' means, where there are several. Two
   or three processes know little of it, so only a difference of several such deviations is beyond noise. What

@@ -93,12 +93,10 @@ def _quality(
         return Held(left, right)
     if why_not := _other_ground(a, b, with_base=with_base):
         return Held(left, right, note=why_not, comparable=False)
-    if len(a.rounds) >= ENOUGH_ROUNDS and _excerpts(a) == _excerpts(b):
+    if len(a.rounds) >= ENOUGH_ROUNDS:
         return Held(left, right, paired_error(a.rounds, b.rounds).noise)
-    chunks = a.ground.chunks, b.ground.chunks
     error = noise.independent(*(noise.of_text(it, _rounds(found)) for it, found in ((left, a), (right, b))))
-    note = f"{chunks[0]} and {chunks[1]} chunks of the text" if chunks[0] != chunks[1] else ""
-    return Held(left, right, _noise(error), note)
+    return Held(left, right, _noise(error))
 
 
 def _other_ground(one: QualityMeasurement, other: QualityMeasurement, *, with_base: bool) -> str:
@@ -113,13 +111,17 @@ def _other_ground(one: QualityMeasurement, other: QualityMeasurement, *, with_ba
         return f"measured with contexts of {a.context} and {b.context} tokens"
     if a.text_tokens != b.text_tokens:
         return f"the text is {a.text_tokens} tokens to one and {b.text_tokens} to the other"
+    if _excerpts(one) != _excerpts(other):
+        return f"measured on different pieces of the text, {a.chunks} and {b.chunks} chunks"
     if with_base and a.base.sha256 != b.base.sha256:
         return f"compared with different bases, {a.base.name} and {b.base.name}"
     return ""
 
 
 def _excerpts(found: QualityMeasurement) -> list[object]:
-    return [part.excerpt for part in found.rounds]
+    """What was scored; a base's entry does not hold it, but what it follows from."""
+    ground = found.ground
+    return [part.excerpt for part in found.rounds] or [ground.until, ground.seed, ground.chunks]
 
 
 def _rounds(found: QualityMeasurement) -> int:

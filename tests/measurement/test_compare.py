@@ -22,7 +22,6 @@ from ggq.errors import OutputProblem, UsageProblem
 from ggq.llamacpp.perplexity import Estimate
 from ggq.measurement import quality_record
 from ggq.measurement.compare import Difference, compare, machines, unmatched
-from ggq.measurement.excerpts import Excerpt
 from ggq.measurement.noise import quantile
 from ggq.measurement.quality_record import QualityMeasurement
 from ggq.measurement.record import Entry, Measurements, load
@@ -113,23 +112,20 @@ def test_the_same_excerpts_are_compared_in_pairs(record: Any) -> None:
     assert only(compare(one, one), "mean_kld").beyond_noise is False
 
 
-def test_other_excerpts_of_the_text_have_independent_errors(record: Any) -> None:
+def test_other_pieces_of_the_text_are_not_compared(record: Any) -> None:
     one = record(qualities=measured.quality({"Q2_K": [0.10, 0.14] * 4}))
     other = record(qualities=measured.quality({"Q2_K": [0.11, 0.15] * 6}))
-    kld = only(compare(one, other), "mean_kld")
-    assert kld.one is not None and kld.other is not None
-    assert kld.one.standard_error is not None and kld.other.standard_error is not None
-    squares = kld.one.standard_error**2 + kld.other.standard_error**2
-    # Errors of 8 and 12 rounds: Welch's degrees are between 7 and 18.
-    assert 2.101 * squares**0.5 < kld.noise < 2.365 * squares**0.5
-    assert kld.beyond_noise is False
-    assert kld.note == "16 and 24 chunks of the text"
+    found = compare(one, other)
+    for figure, name in (("mean_kld", "Q2_K"), ("perplexity", "Q2_K"), ("perplexity", "BF16")):
+        held = only(found, figure, name)
+        assert held.one and held.other and held.ratio is held.noise is held.beyond_noise is None
+        assert held.note == "measured on different pieces of the text, 16 and 24 chunks"
 
 
 def test_few_rounds_have_the_errors_of_their_tokens(record: Any) -> None:
     """Which are of so many tokens that the normal distribution's quantile holds."""
     one = record(qualities=measured.quality({"Q2_K": [0.10, 0.14]}))
-    other = record(qualities=measured.quality({"Q2_K": [0.11, 0.15, 0.13]}))
+    other = record(qualities=measured.quality({"Q2_K": [0.11, 0.15]}))
     kld = only(compare(one, other), "mean_kld")
     assert kld.one is not None and kld.other is not None and kld.noise is not None
     assert kld.one.standard_error is not None and kld.other.standard_error is not None
@@ -230,39 +226,29 @@ def false_alarms(figure: str, pairs: Iterable[tuple[Measurements, Measurements]]
     return sum(map(bool, found)) / RUNS
 
 
-def qualities(
-    noise: random.Random, rounds: int, *, same_excerpts: bool
-) -> Iterator[tuple[Measurements, Measurements]]:
+def qualities(noise: random.Random, rounds: int) -> Iterator[tuple[Measurements, Measurements]]:
     """Of two models that are as good as each other: texts are hard or easy for both, and each scatters."""
     result = measured.quality({"Q2_K": [0.1] * rounds})
     _, (_, template) = quality_record.measurements(result, BASE, [SMALL], measured.MEASURED_AT)
     assert template.divergence is not None
 
-    def measurement(side: int, values: list[float]) -> QualityMeasurement:
+    def measurement(values: list[float]) -> QualityMeasurement:
         error = statistics.stdev(values) / math.sqrt(rounds)
         parts = tuple(
-            replace(
-                part,
-                excerpt=Excerpt(1, first_chunk=index if same_excerpts else index + side * rounds),
-                divergence=replace(part.divergence, mean_kld=Estimate(value)),
-            )
-            for index, (part, value) in enumerate(zip(template.rounds, values, strict=True))
+            replace(part, divergence=replace(part.divergence, mean_kld=Estimate(value)))
+            for part, value in zip(template.rounds, values, strict=True)
         )
         mean = Estimate(statistics.fmean(values), error)
         return replace(template, divergence=replace(template.divergence, mean_kld=mean), rounds=parts)
 
     for _ in range(RUNS):
-        hard = [[noise.gauss(1, 0.2) for _ in range(rounds)] for _ in range(2)]
-        pair = []
-        for side in range(2):
-            levels = hard[0 if same_excerpts else side]
-            pair.append(measurement(side, [0.1 * level + noise.gauss(0, 0.002) for level in levels]))
-        yield Measurements(quality=pair[0]), Measurements(quality=pair[1])
+        hard = [noise.gauss(1, 0.2) for _ in range(rounds)]
+        one, other = ([0.1 * level + noise.gauss(0, 0.002) for level in hard] for _ in range(2))
+        yield Measurements(quality=measurement(one)), Measurements(quality=measurement(other))
 
 
-@pytest.mark.parametrize("same_excerpts", [True, False])
-def test_chance_is_called_a_difference_of_quality_once_in_twenty(same_excerpts: bool) -> None:
-    found = false_alarms("mean_kld", qualities(random.Random(3), 8, same_excerpts=same_excerpts))
+def test_chance_is_called_a_difference_of_quality_once_in_twenty() -> None:
+    found = false_alarms("mean_kld", qualities(random.Random(3), 8))
     assert found == pytest.approx(0.05, abs=0.02)
 
 
