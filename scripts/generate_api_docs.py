@@ -29,8 +29,8 @@ for file in result.files:
     print(file.preset, file.file_bytes, file.paths[0])
 ```
 
-A function takes the settings of its command, as a dataclass or as keywords: `settings=ggq.Settings(force=True)`
-and `force=True` do the same. Results are frozen dataclasses, with the unit in a field's name. What goes wrong
+A function takes the settings of its command, as a dataclass or as keywords:
+`settings=ggq.Settings(force=True)` and `force=True` do the same. Results are frozen dataclasses, with the unit in a field's name. What goes wrong
 is a `ggq.GgqError`, with `what`, `why` and `next_step`. Nothing is printed."""
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
