@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,3 +167,19 @@ def test_which_page_is_shown(toolchain: Toolchain, tmp_path: Path, monkeypatch: 
     # Its other files would be refused to a browser that has no key yet.
     assert page.folder(PageChoice.AUTO, toolchain, with_key=True) != built
     assert (page.OWN / "index.html").is_file()
+
+
+def test_of_several_models_one_is_chosen(chat_gguf: Path, tmp_path: Path) -> None:
+    other = shutil.copy(chat_gguf, tmp_path / "other.gguf")
+    with serving(chat_gguf, other, "--page", "ggq") as both, browser() as window:
+        window.open(f"{both.url}/")
+        until(lambda: not window.ask("document.getElementById('model').hidden"))
+        window.driver.find_element("id", "model").send_keys("other")
+        assert window.ask("document.getElementById('model').value") == "other"
+        window.ask("document.getElementById('temperature').value = '0'")
+        type_in(window, "My name is Tom.\n")
+        assert finished(window, 1) == "Hello Tom."
+        told = window.ask("fetch('v1/models').then((it) => it.json())")
+        loaded = [it["id"] for it in told["data"] if it["status"]["value"] == "loaded"]
+        assert loaded == ["other"], "it asked another one"
+        assert window.complaints() == []

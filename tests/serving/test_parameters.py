@@ -10,6 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from hubserver import HubServer
 from shared import Store
 
 from benchmarks.common import random_llama
@@ -165,3 +166,16 @@ def test_a_checkpoint_is_made_into_a_file_first(
     found = ready(data / "models" / "chat260K", Session(toolchain))
     assert found.made and found.file.path.is_file() and found.file.has_chat_template
     assert found.file.path.parent == Path("chat260K")
+
+
+@pytest.mark.hub
+def test_a_model_on_the_hub_is_made_into_a_file_first(
+    toolchain: Toolchain, data: Path, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub.add_repo("some/Chat-Tiny", data / "models" / "chat260K")
+    found = ready("some/Chat-Tiny", Session(toolchain))
+    assert found.made and found.file.path.parent == Path("Chat-Tiny")
+    assert found.file.path.name.startswith("Chat-Tiny-Q")
+    # The second time it is there.
+    assert ready("some/Chat-Tiny", Session(toolchain)).file.path == found.file.path

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -205,3 +206,16 @@ def test_the_command_says_what_was_chosen(toolchain: Toolchain, chat_gguf: Path)
     for pair in (("-c", "128"), ("-t", "1"), ("-ctk", "bf16"), ("-lm", "mmap"), ("--host", "127.0.0.1")):
         assert pair in chosen
     assert "--no-ui" in command and "--path" not in command
+
+
+def test_scores(chat_gguf: Path) -> None:
+    with serving(chat_gguf, "--reranking") as server:
+        assert next(iter(server.told["models"].values()))["use"] == "reranking"
+        asked = json.dumps({"query": "a dog", "documents": ["the dog runs", "the sky"]}).encode()
+        request = urllib.request.Request(
+            f"{server.url}/v1/rerank", asked, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found = json.load(answer)["results"]
+        assert {it["index"] for it in found} == {0, 1}
+        assert all(isinstance(it["relevance_score"], float) for it in found)
