@@ -9,6 +9,7 @@ import click
 from ggq.cli.bench.options import (
     draw,
     form_options,
+    give,
     offline_option,
     plot_option,
     record_option,
@@ -24,7 +25,6 @@ from ggq.operations.bench import BenchResult, bench
 from ggq.operations.convert_and_quantize import DEFAULT_PRESETS
 from ggq.presets import catalogue as presets
 from ggq.session import Session
-from ggq.system import codec
 
 
 @click.command("all", short_help="Everything of files, a folder or a model.")
@@ -69,7 +69,7 @@ def everything(
     show_rows(out, done.entries, form)
     _show_words(out, done, form)
     out.info(f"Measured in {human_seconds(done.seconds)}; the record, with every sample: {done.record}")
-    out.result(codec.encode(done))
+    give(out, done)
     if not draw(out, done.entries, plot) or done.failures:
         raise SystemExit(1)
 

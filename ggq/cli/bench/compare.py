@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ggq.cli.bench.options import give
 from ggq.cli.options import output_options
 from ggq.cli.output import Output
 from ggq.errors import UsageProblem
@@ -16,7 +17,6 @@ from ggq.measurement.compare import Difference, Match, machines, unmatched
 from ggq.measurement.compare import compare as compare_entries
 from ggq.measurement.figures import Figure
 from ggq.measurement.record import Entry, load
-from ggq.system import codec
 from ggq.system.files import human_bytes
 
 _NAMES = {
@@ -73,16 +73,15 @@ def compare(one: Path, other: Path, wanted: tuple[str, ...], out: Output) -> Non
         if count > 1 and not wanted:
             out.info(f"{side} holds {count} machines; this is {machine}. Choose by --machine ID.")
     _show(out, differences, sides, only)
-    out.result(
-        codec.encode(
-            {
-                "a": {"record": one, "environment_id": chosen[0], "environment": a[0].environment},
-                "b": {"record": other, "environment_id": chosen[1], "environment": b[0].environment},
-                "differences": differences,
-                "only_in_a": [entry.model for entry in only[0]],
-                "only_in_b": [entry.model for entry in only[1]],
-            }
-        )
+    give(
+        out,
+        {
+            "a": {"record": one, "environment_id": chosen[0], "environment": a[0].environment},
+            "b": {"record": other, "environment_id": chosen[1], "environment": b[0].environment},
+            "differences": differences,
+            "only_in_a": [entry.model for entry in only[0]],
+            "only_in_b": [entry.model for entry in only[1]],
+        },
     )
 
 

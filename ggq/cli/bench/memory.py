@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ggq.cli.bench.options import form_options, models_argument, record_option, show_rows
+from ggq.cli.bench.options import form_options, give, models_argument, record_option, show_rows
 from ggq.cli.options import output_options
 from ggq.cli.output import Output
 from ggq.cli.settings import settings_options
@@ -17,7 +17,7 @@ from ggq.measurement.settings import BenchSettings, MemorySettings
 from ggq.measurement.words import Kind
 from ggq.operations.bench import bench
 from ggq.session import Session
-from ggq.system import codec, files
+from ggq.system import files
 from ggq.system.memory_sampler import MemoryPeaks
 
 _WORTH_A_WORD_BYTES = 16 << 20
@@ -52,11 +52,11 @@ def memory(
         )
     if form:
         show_rows(out, done.entries, form)
-    for subject, result in () if form else done.memory:
-        _show(out, subject.path.name, result.cells)
+    for subject, found in () if form else done.memory:
+        _show(out, subject.path.name, found.cells)
     out.hint(f"The record, with every buffer: {done.record}")
-    models_json = [result for _, result in done.memory]
-    out.result(codec.encode({"models": models_json, "failures": done.failures}))
+    models_json = [found for _, found in done.memory]
+    give(out, {"models": models_json, "failures": done.failures})
     if done.failures:
         raise SystemExit(1)
 

@@ -14,6 +14,7 @@ from ggq.errors import GgqError
 from ggq.llamacpp.offload import ALL_LAYERS
 from ggq.measurement import plot, summary, tables
 from ggq.measurement.record import Entry
+from ggq.system import codec
 
 
 class Layers(click.ParamType[int]):
@@ -72,6 +73,11 @@ def show_rows(out: Output, entries: Sequence[Entry], form: str | None) -> None:
         out.text(tables.csv_text(rows))
     else:
         out.table(*tables.table(rows), compact=True)
+
+
+def give(out: Output, value: Any) -> None:
+    """What a program gets, as records have it."""
+    out.result({"schema_version": 1, **codec.encode(value)})
 
 
 def draw(out: Output, entries: Sequence[Entry], target: Path | None) -> bool:

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import click
 
-from ggq.cli.bench.options import form_options, models_argument, offline_option, record_option, show_rows
+from ggq.cli.bench.options import (
+    form_options,
+    give,
+    models_argument,
+    offline_option,
+    record_option,
+    show_rows,
+)
 from ggq.cli.options import output_options
 from ggq.cli.output import Output, human_seconds
 from ggq.cli.settings import settings_options
@@ -19,7 +26,6 @@ from ggq.measurement.settings import BenchSettings, QualitySettings, TextChoice
 from ggq.measurement.words import Kind, Stopped
 from ggq.operations.bench import bench
 from ggq.session import Session
-from ggq.system import codec
 
 _MARKS = {Verdict.ORDERED: "<", Verdict.INDIFFERENT: "≈", Verdict.UNSETTLED: "?"}
 _MEANING = {"<": "settled at 95 %", "≈": "too close to matter", "?": "not settled by so many chunks"}
@@ -70,7 +76,7 @@ def quality(
     else:
         show(out, done.quality)
     out.hint(f"The record, with every round: {done.record}")
-    out.result(codec.encode(done.quality))
+    give(out, done.quality)
     if done.failures:
         raise SystemExit(1)
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import click
 
-from ggq.cli.bench.options import draw, form_options, plot_option, show_rows
+from ggq.cli.bench.options import draw, form_options, give, plot_option, show_rows
 from ggq.cli.options import output_options
 from ggq.cli.output import Output
 from ggq.errors import UsageProblem
 from ggq.measurement.compare import latest_machine, named_machine
 from ggq.measurement.record import load
 from ggq.measurement.tables import printable
-from ggq.system import codec
 
 
 @click.command("show", short_help="The tables and plots of a record.")
@@ -44,6 +43,6 @@ def show(record: Path, wanted: str | None, plot: Path | None, form: str | None, 
     )
     if len(ids) > 1 and not wanted:
         out.info(f"The record holds {len(ids)} machines; this is {machine}. Choose by --machine ID.")
-    out.result(codec.encode({"schema_version": 1, "record": record, "entries": shown}))
+    give(out, {"record": record, "entries": shown})
     if not draw(out, shown, plot):
         raise SystemExit(1)

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from ggq.cli.bench.options import draw, form_options, models_argument, plot_option, record_option, show_rows
+from ggq.cli.bench.options import (
+    draw,
+    form_options,
+    give,
+    models_argument,
+    plot_option,
+    record_option,
+    show_rows,
+)
 from ggq.cli.options import output_options
 from ggq.cli.output import Output
 from ggq.cli.settings import settings_options
@@ -17,7 +25,6 @@ from ggq.measurement.throughput import Rate, human_rate
 from ggq.measurement.words import Kind
 from ggq.operations.bench import bench
 from ggq.session import Session
-from ggq.system import codec
 
 
 @click.command(short_help="Tokens per second of a prompt and of generation.")
@@ -52,13 +59,13 @@ def speed(
             output=output,
             session=Session(listener=listener),
         )
-    results = [result for _, result in done.speed]
+    results = [found for _, found in done.speed]
     if form:
         show_rows(out, done.entries, form)
     else:
         show(out, results)
     out.hint(f"The record, with every sample: {done.record}")
-    out.result(codec.encode({"models": results, "failures": done.failures}))
+    give(out, {"models": results, "failures": done.failures})
     if not draw(out, done.entries, plot) or done.failures:
         raise SystemExit(1)
 
