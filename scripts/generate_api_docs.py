@@ -30,8 +30,9 @@ for file in result.files:
 ```
 
 A function takes the settings of its command, as a dataclass or as keywords:
-`settings=ggq.Settings(force=True)` and `force=True` do the same. Results are frozen dataclasses, with the unit in a field's name. What goes wrong
-is a `ggq.GgqError`, with `what`, `why` and `next_step`. Nothing is printed."""
+`settings=ggq.Settings(force=True)` and `force=True` do the same. Results are frozen dataclasses, with
+the unit in a field's name. What goes wrong is a `ggq.GgqError`, with `what`, `why` and `next_step`.
+Nothing is printed."""
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 

@@ -26,7 +26,7 @@ from ggq.conversion.parameter_count import account
 from ggq.conversion.pipes import Pipe
 from ggq.conversion.settings import Verify
 from ggq.conversion.source import source_of
-from ggq.conversion.verification import COMPARED, Findings, Verification, judge, not_compared, padded
+from ggq.conversion.verification import COMPARED, Findings, Verification, not_compared, padded, verdict
 from ggq.conversion.weight_feeder import Feeder
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp import tool_output
@@ -195,13 +195,13 @@ class Child:
         if progress:
             self._listener(Step("convert", *progress))
 
-    def judged(self, level: Verify, made: gguf_file.GgufFile) -> Verification:
+    def verified(self, level: Verify, made: gguf_file.GgufFile) -> Verification:
         """The verdict on what was found. Raises ConversionProblem."""
         if level is Verify.OFF:
             remarks = tuple(remark.rstrip(".") for remark in self._remarks)
             return Verification("off", len(made.tensors), made.parameter_count, warnings=remarks)
         values = self._found.get("values", {})
-        return judge(
+        return verdict(
             level,
             self._target.outtype,
             Findings(

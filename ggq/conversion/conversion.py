@@ -109,7 +109,7 @@ def convert(
         with reading.guard():
             child.run(convert=True, level=settings.verify, on_written=on_written)
         made = gguf_file.read(staged)
-        verification = child.judged(settings.verify, made)
+        verification = child.verified(settings.verify, made)
         if verification.verdict != child.verdict:
             made.overwrite_text(KEY, verification.verdict)
             if on_written is not None:
@@ -148,12 +148,12 @@ def convert_hollow(
     source: SourceInfo | None = None,
     session: Session,
 ) -> int | None:
-    """Write the file that ``convert`` would, with every byte of its header, and holes for its weights.
+    """Write the file that ``convert`` would, with every byte of its header, and sparse, empty weights.
 
     Returns the peak memory of the child process in bytes (None: the platform does not tell).
 
-    ``staged``: a path in a staging folder that allows holes (``files.require_holes``). ``without_values``:
-    the checkpoint's own weights are holes; what needs their values is refused.
+    ``staged``: a path in a staging folder (``files.require_holes``). ``without_values``: the
+    checkpoint's own weights are empty; what needs their values is refused.
 
     Raises CheckpointProblem, ConversionProblem, UsageProblem, ToolchainProblem.
     """
@@ -180,7 +180,7 @@ def verify(made: Conversion, level: str = Verify.SAMPLED, session: Session | Non
     child = Child(given, Target(made.output, made.outtype, mmproj=made.mmproj), session or Session())
     if wanted is not Verify.OFF:
         child.run(convert=False, level=wanted)
-    return child.judged(wanted, gguf_file.read(made.output))
+    return child.verified(wanted, gguf_file.read(made.output))
 
 
 def remark(

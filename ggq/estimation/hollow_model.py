@@ -1,4 +1,4 @@
-"""Hollow models: GGUFs with every byte of their headers, and holes for weights.
+"""Hollow models: GGUFs with every byte of their headers, and no weights.
 
 llama.cpp tells of such a file what it tells of the real one (sizes, memory, speed), and it takes little more
 disk than its vocabulary. They are made once per commit of a model and of the toolchain, and are cached.
@@ -56,7 +56,7 @@ _LEFT_AFTER_S = 3600
 @dataclass(frozen=True)
 class ModelSource:
     """Where a model comes from: its ``name``; ``repo_id``, ``commit`` and ``license`` of a Hub model (None:
-    it lies here), of which ``download_bytes`` are not on the disk; ``network_bytes`` were received now.
+    it is here), of which ``download_bytes`` are not on the disk; ``network_bytes`` were received now.
     """
 
     name: str
@@ -164,7 +164,7 @@ def hollow_model(
     ``convert.resolve_outtype``).
 
     Raises HubProblem, CheckpointProblem (NeedsWeights: this model can only be planned after download),
-    ConversionProblem, GgufProblem, OutputProblem (the cache folder cannot hold holes), DiskFull,
+    ConversionProblem, GgufProblem, OutputProblem (the cache folder does not allow sparse files), DiskFull,
     ToolchainProblem, UsageProblem.
     """
     if isinstance(ref, Path):

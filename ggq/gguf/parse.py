@@ -186,7 +186,7 @@ class _Reader:
                 self._lie(f"The tensor {name!r} is there twice.")
             seen.add(name)
             if offset != expected:
-                self._lie(f"The tensor {name!r} lies at byte {offset:,} of the data, not at {expected:,}.")
+                self._lie(f"The tensor {name!r} is at byte {offset:,} of the data, not at {expected:,}.")
             data_bytes = kind.row_bytes(math.prod(shape))
             end = data_offset + offset + data_bytes
             if end > self._file_bytes:

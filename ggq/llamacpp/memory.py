@@ -145,7 +145,7 @@ class FilledContext:
 
 
 def breakdown(toolchain: Toolchain, model: Path, load: Load) -> Breakdown:
-    """What ``model`` would take, predicted without reading its weights: they may even be holes.
+    """What ``model`` would take, predicted without reading its weights: it may have none.
 
     The tool predicts a load without mmap, whatever it is told. Raises GgufProblem with llama.cpp's words
     when it refuses, ToolchainProblem when an RPC server cannot be reached or the output is not known.

@@ -65,7 +65,7 @@ def first_exposed(parts: Iterable[Part]) -> Exposed | None:
 
 
 def _paths(part: Part, seen: set[Path]) -> Iterator[tuple[str | Path, bool]]:
-    """What is to be looked at for a part, each with whether it lies above it."""
+    """What is to be looked at for a part, each with whether it is above it."""
     for path in _way(Path(os.path.normpath(part.path.absolute())), seen):
         yield path, True
     yield os.path.realpath(part.path), False

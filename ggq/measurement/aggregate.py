@@ -13,7 +13,7 @@ from ggq.measurement.excerpts import Excerpt
 from ggq.system import codec
 from ggq.system.codec import Inlined
 
-# From so many rounds on their spread is a better judge than what the tool says of single tokens.
+# From so many rounds on their spread is a better measure than what the tool says of single tokens.
 _ENOUGH_ROUNDS = 8
 
 
@@ -92,7 +92,7 @@ def _combined(rounds: Sequence[Round], figures: Sequence[Estimate]) -> Estimate:
     """The mean over rounds, weighted by their tokens.
 
     Its standard error is the spread of the rounds over the root of their number. Of a few rounds that spread
-    is a poor judge: then the tool's own errors are added up, which take tokens for independent.
+    is a poor measure: then the tool's own errors are added up, which take tokens for independent.
     """
     total = sum(part.scored_tokens for part in rounds)
     weights = [part.scored_tokens / total for part in rounds]

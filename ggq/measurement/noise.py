@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ggq.llamacpp.perplexity import Estimate
 from ggq.measurement.throughput import Rate
 
-ENOUGH_ROUNDS = 8  # from so many on their spread is a judge of their mean
+ENOUGH_ROUNDS = 8  # from so many on their spread is a measure of their mean
 _CONFIDENCE = 0.95
 
 

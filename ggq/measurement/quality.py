@@ -103,10 +103,10 @@ def measure(
         stopped = rounds.run()
         found = rounds.done
         failures = list(rounds.failures)
-        witness = None
+        of_checkpoint = None
         if settings.checkpoint is not None:
             try:
-                witness = _reference(ground, settings.checkpoint, found, session.listener)
+                of_checkpoint = _reference(ground, settings.checkpoint, found, session.listener)
             except GgqError as error:
                 failures.append(quality_rounds.failure("reference", error, session.listener))
     measured = found[0].divergences
@@ -127,7 +127,7 @@ def measure(
         settings=settings,
         how=how,
         parse_special=parse_special,
-        reference=witness,
+        reference=of_checkpoint,
         failures=tuple(failures),
     )
 

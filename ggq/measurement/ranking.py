@@ -94,7 +94,7 @@ def confidence_interval(values: Sequence[float], error_rate: float, g: float = E
         return everything
     mean, spread = statistics.fmean(values), statistics.stdev(values)
     if spread == 0:
-        # Equal to the last printed digit: no spread to judge by.
+        # Equal to the last printed digit: no spread to go by.
         return Interval(mean, mean) if n >= _LEAST_EQUAL else everything
     # E_n(mu) < c solved for t^2/v, with growth = (c sqrt(1 + n g))^(2/n).
     growth = math.exp(2 / n * (0.5 * math.log1p(n * g) - math.log(error_rate)))

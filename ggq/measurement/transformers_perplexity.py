@@ -1,4 +1,4 @@
-"""The outside witness: the perplexity that transformers gives the checkpoint itself, on the same tokens."""
+"""A reference: the perplexity that transformers gives the checkpoint itself, on the same tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ggq cache``: what lies in ggq's cache and the Hub's, and its removal."""
+"""``ggq cache``: what is in ggq's cache and the Hub's, and its removal."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _of_ggq() -> Iterator[Cached]:
             continue
         if place.is_dir():
             for own in sorted(place.iterdir()):
-                words = _WORDS.get(place.name, "made anew when it is needed")
+                words = _WORDS.get(place.name, "made again when it is needed")
                 yield _own(f"{place.name}/{own.name}", words, own)
         else:
             yield _own(place.name, "remembered answers", place)

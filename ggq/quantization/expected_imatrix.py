@@ -32,7 +32,7 @@ def unmet_blocks(base: GgufFile) -> Sequence[int]:
 
 def matrix(base: GgufFile, folder: Path, target: Path, text_name: str) -> Importance:
     """A stand-in in ``folder`` for the matrix that ``ggq imatrix`` would write to ``target``: it knows every
-    tensor that a forward pass can meet. Its sums are holes. Raises DiskFull, OutputProblem."""
+    tensor that a forward pass can meet. Its sums are empty. Raises DiskFull, OutputProblem."""
     unmet = unmet_blocks(base)
     spared = (*imatrix_file.TOKEN_TABLES, gguf_file.OUTPUT)
     tensors = []

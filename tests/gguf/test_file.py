@@ -191,9 +191,9 @@ HOSTILE = {
     "an unknown tensor type": (header([], [info(kind=777)], bytes(16)), "type 777"),
     "a removed tensor type": (header([], [info(kind=4)], bytes(16)), "type 4"),
     "rows that blocks do not divide": (header([], [info(shape=(100,), kind=12)], bytes(144)), "cannot have"),
-    "an offset that is wrong": (header([], [info(offset=32)], bytes(64)), "lies at byte 32"),
-    "an offset that overflows": (header([], [info(offset=(1 << 64) - 32)], bytes(64)), "lies at byte"),
-    "tensors that overlap": (header([], [info(), info("u", offset=0)], bytes(64)), "lies at byte 0"),
+    "an offset that is wrong": (header([], [info(offset=32)], bytes(64)), "is at byte 32"),
+    "an offset that overflows": (header([], [info(offset=(1 << 64) - 32)], bytes(64)), "is at byte"),
+    "tensors that overlap": (header([], [info(), info("u", offset=0)], bytes(64)), "is at byte 0"),
     "no data": (header([], [info()]), "truncated"),
     "data cut short": (header([], [info(shape=(1 << 30,))], bytes(16)), "ends at byte"),
 }  # fmt: skip

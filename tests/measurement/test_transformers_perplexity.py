@@ -1,4 +1,4 @@
-"""The witness against llama-perplexity on the same tokens, and what it says when it cannot speak."""
+"""The reference against llama-perplexity on the same tokens, and what it says when it cannot speak."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_an_odd_chunk_with_and_without_bos(example: Path, bos: int | None) -> No
 def both(
     toolchain: Toolchain, model: Path, gguf: Path, text: Path, tmp_path: Path
 ) -> tuple[ReferencePerplexity, float, float]:
-    """The witness, and llama-perplexity's value and standard error, on the same tokens.
+    """The reference, and llama-perplexity's value and standard error, on the same tokens.
 
     With a cache in float32, which llama.cpp keeps in 16 bits otherwise, and without what else it rounds for.
     """
