@@ -54,12 +54,12 @@ test-all: setup ## All tests: every architecture, long kill loops, more models, 
 LOWEST := .venv-lowest
 test-lowest: $(INSTALLED) ## The unit tier with the lowest versions that pyproject.toml allows
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
-	chmod go-w $(LOWEST)/.lock  # ggq warns of what others can change
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --no-annotate --no-header pyproject.toml | \
 		grep -Ev '^(torch|triton|nvidia-|cuda-)' > $(LOWEST)/lowest.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps -r $(LOWEST)/lowest.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps --editable .
 	$(BIN)/uv pip install --quiet --python $(LOWEST) -c $(LOWEST)/lowest.txt --group test
+	rm -f $(LOWEST)/.lock  # everybody may write to it, and ggq warns of that
 	$(LOWEST)/$(PYTEST:.venv/%=%) --unit
 
 coverage: setup ## All of make test's tests, and which lines of ggq they reach, children included

@@ -25,7 +25,7 @@ CONFIG = {
     "max_position_embeddings": 2048,
     "vocab_size": 32,
 }
-TENSORS = {
+TENSORS: dict[str, Any] = {
     "model.embed_tokens.weight": np.zeros((32, 8), dtype=np.float16),
     "model.layers.0.self_attn.q_proj.weight": np.zeros((8, 8), dtype=np.float16),
     "model.layers.0.mlp.gate_proj.weight": np.zeros((16, 8), dtype=np.float16),
@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
     write_json(folder / "tokenizer.json", {"model": {}})
     (folder / "README.md").write_text(README, encoding="utf-8")
     names = list(TENSORS)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((names[:2], names[2:]), 1):
         shard = f"model-{number:05d}-of-00002.safetensors"
         save_file({name: TENSORS[name] for name in part}, folder / shard, {"format": "pt"})

@@ -146,7 +146,7 @@ def test_a_device_is_measured_on_two_cuts(tiny: HollowModel, tmp_path: Path, rpc
     load = Load(256, offload=Offload(rpc=(rpc_server,)))
     costs = meter(tiny, tmp_path / "speed.json", load).measure(QUANTS[:1], ["beside", "device"], 600)
     for kind in ("beside", "device"):
-        assert [layers for layers, _ in costs["Q4_K_M"][kind].generation.points] == [1, 2]  # type: ignore[index]
+        assert [layers for layers, _ in costs["Q4_K_M"][kind].generation.points] == [1, 2]
     half = Offload(n_gpu_layers=2, rpc=(rpc_server,))
     assert estimate(costs["Q4_K_M"], half, 2, 256, ThreadChoice(1, 1)) is not None
 

@@ -81,7 +81,7 @@ def test_what_it_says_of_itself(tiny: Path) -> None:
     tokens = found.metadata["tokenizer.ggml.tokens"]
     assert isinstance(tokens, gguf_header.Array)
     assert tokens[1] == "token 1 한글" and list(tokens[4:]) == ["token 4 한글", "token 5 한글"]
-    assert list(found.metadata["tokenizer.ggml.scores"]) == [0, 0.5, 1, 1.5, 2, 2.5]  # type: ignore[arg-type]
+    assert list(found.metadata["tokenizer.ggml.scores"]) == [0, 0.5, 1, 1.5, 2, 2.5]
     assert found.parameter_count == 6 * 256 + 256 * 256 + 256 + 6 * 256 + 15
     assert found.types == {"F16": 2, "F32": 3}
     assert found.bits_per_weight == pytest.approx(8 * found.tensor_bytes / found.parameter_count)

@@ -374,7 +374,7 @@ class _HubHandler(Writing, _Handler):
 
     def has_no_body(self) -> bool:
         resolve = self._RESOLVE.fullmatch(urlsplit(self.path).path)
-        return bool(resolve) and any(fnmatchcase(unquote(resolve[4]), pattern) for pattern in LFS)
+        return resolve is not None and any(fnmatchcase(unquote(resolve[4]), pattern) for pattern in LFS)
 
     def route(self, path: str, query: dict[str, list[str]]) -> None:
         if self.token is not None and self.token not in self.hub.tokens:

@@ -55,7 +55,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretend:
         found = {4: user, 5: group}
         changes[str(path)] = {key: value for key, value in found.items() if value is not None}
 
-    monkeypatch.setattr(ownership.os, "lstat", lstat)
+    monkeypatch.setattr(os, "lstat", lstat)
     return change
 
 
@@ -216,5 +216,5 @@ def test_the_command_says_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setenv("GGQ_LLAMA_CPP", str(home / "build" / "bin"))
     (home / "build" / "bin").chmod(0o777)
-    patient = doctor._Patient(None, toolchain.find(), None, None, {}, None)  # type: ignore[arg-type]
+    patient = doctor._Patient(None, toolchain.find(), None, None, {}, None)
     assert any("every user" in check.finding for check in doctor._toolchain(patient))

@@ -239,7 +239,7 @@ def qualities(noise: random.Random, rounds: int) -> Iterator[tuple[Measurements,
             for part, value in zip(template.rounds, values, strict=True)
         )
         mean = Estimate(statistics.fmean(values), error)
-        return replace(template, divergence=replace(template.divergence, mean_kld=mean), rounds=parts)
+        return replace(template, divergence=replace(template.divergence, mean_kld=mean), rounds=parts)  # type: ignore[type-var]
 
     for _ in range(RUNS):
         hard = [noise.gauss(1, 0.2) for _ in range(rounds)]
@@ -358,7 +358,7 @@ def test_machines_are_chosen(record: Any, tmp_path: Path) -> None:
     assert machines(here, both, [second[:6]]) == (first, second)
     assert machines(both, both, [first, second]) == (first, second)
     stamped = [
-        replace(it, measurements=Measurements(speed=replace(it.measurements.speed, measured_at=when)))
+        replace(it, measurements=Measurements(speed=replace(it.measurements.speed, measured_at=when)))  # type: ignore[type-var]
         for it, when in zip(both, ("2026-02-01T00:00:00Z", "2026-01-01T00:00:00Z"), strict=True)
     ]
     assert machines(stamped, both) == (first, first)

@@ -161,7 +161,7 @@ def test_a_broken_measurement_goes_on_where_it_stopped(
     def breaks(*arguments: object) -> llama_memory.FilledContext:
         if next(runs) == 1:
             raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments)
 
     monkeypatch.setattr(llama_memory, "fill_context", breaks)
     parts: list[bench_memory.MemoryResult] = []
@@ -186,7 +186,7 @@ def test_one_that_fails_half_way_says_so(
     def fails(*arguments: object) -> llama_memory.FilledContext:
         if next(runs) == 1:
             raise ToolFailed(["llama-bench"], -6, ["last words"])
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments)
 
     monkeypatch.setattr(llama_memory, "fill_context", fails)
     result = bench(quantized, "-c", "64,128", "-lm", "none", "-o", tmp_path / "record.json")

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import measured
 import pytest
@@ -81,7 +81,7 @@ def test_size_against_divergence(entries: tuple[Entry, ...]) -> None:
     assert axes.get_yscale() == "log" and axes.get_xscale() == "linear"
     assert "MB" in axes.get_xlabel() and "nats per token" in axes.get_ylabel()
     lines = {line.get_drawstyle(): line for line in axes.lines}
-    front = lines["steps-post"].get_xydata()
+    front: Any = lines["steps-post"].get_xydata()
     assert [round(size, 1) for size, _ in front] == [3.0, 4.4, 5.0, 9.0]
     assert {note.get_text() for note in axes.texts if note.get_text()} == set(SIZES)
     points = {
@@ -102,11 +102,12 @@ def test_speed_against_layers(entries: tuple[Entry, ...]) -> None:
     assert "-ngl" in axes.get_xlabel() and "tokens/s" in axes.get_ylabel()
     looks = [
         (line.get_marker(), line.get_linestyle(), line.get_color())
-        for container in axes.containers
+        for container in cast("list[Any]", axes.containers)
         for line in [container.lines[0]]
     ]
     assert len(looks) == len({look[:2] for look in looks}) == 4, "told apart by colour alone"
-    for container in axes.containers:
+    containers: list[Any] = axes.containers
+    for container in containers:
         line, _, (bars,) = container.lines
         assert list(line.get_xdata()) == [0, 2, 4]
         for (_, low), (_, high) in bars.get_segments():

@@ -178,7 +178,7 @@ def test_without_a_gpu_layers_stay_on_the_cpu(tiny: GgufFile) -> None:
     assert speed_tests.placements(tiny, [], (0,)) == (Offload(),)
     for asked in ((1,), (0, ALL_LAYERS), "sweep"):
         with pytest.raises(UsageProblem, match="no GPU to put layers on"):
-            speed_tests.placements(tiny, [], asked)  # type: ignore[arg-type]
+            speed_tests.placements(tiny, [], asked)
 
 
 def test_placements_that_do_not_fit_the_model(tiny: GgufFile) -> None:

@@ -58,7 +58,7 @@ LARGE = replace(
 def family(**changes: object) -> list[Row]:
     """The base and the ten K-quants, all of them wide."""
     base = replace(LARGE, name="BF16", is_base=True, mean_kld=None, same_top=None)
-    return [replace(row, **changes) for row in (base, *(replace(LARGE, name=name) for name in K_QUANTS))]  # type: ignore[arg-type]
+    return [replace(row, **changes) for row in (base, *(replace(LARGE, name=name) for name in K_QUANTS))]
 
 
 def shown(rows: Sequence[Row], monkeypatch: pytest.MonkeyPatch, width: int = 80) -> list[str]:

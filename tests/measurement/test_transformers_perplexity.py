@@ -18,11 +18,10 @@ from ggq.errors import CheckpointProblem, DoesNotFit, GgqError, UsageProblem
 from ggq.llamacpp import logits_file
 from ggq.llamacpp.perplexity import TOOL
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement import transformers_perplexity
 from ggq.measurement.transformers_perplexity import ReferencePerplexity, perplexity
 from ggq.measurement.transformers_perplexity_child import score
 from ggq.progress import Event, Step
-from ggq.system import process
+from ggq.system import hardware, process
 
 BOS = 1
 CHUNKS = [[5 + (7 * index + 3 * number) % 500 for index in range(32)] for number in range(3)]
@@ -102,7 +101,19 @@ def both(
     With a cache in float32, which llama.cpp keeps in 16 bits otherwise, and without what else it rounds for.
     """
     base = tmp_path / "base.kld"
-    command = [toolchain.tool(TOOL), "-m", gguf, "-f", text, "-c", "512", "-b", "512", "--chunks", "4"]
+    command: list[str | Path] = [
+        toolchain.tool(TOOL),
+        "-m",
+        gguf,
+        "-f",
+        text,
+        "-c",
+        "512",
+        "-b",
+        "512",
+        "--chunks",
+        "4",
+    ]
     exactly = ["-ctk", "f32", "-ctv", "f32", "-fa", "off", "-fit", "off", "-t", "2"]
     done = process.run([*command, *exactly, "--kl-divergence-base", base])
     printed = re.search(r"PPL = (\S+) \+/- (\S+)", "\n".join((*done.stdout, *done.stderr)))
@@ -177,7 +188,7 @@ say("done", torch="2", transformers="5")
 
 
 def test_a_model_larger_than_memory(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers_perplexity.hardware, "available_ram_bytes", lambda: 500_000_000)
+    monkeypatch.setattr(hardware, "available_ram_bytes", lambda: 500_000_000)
     assert "500 MB are free" in refusal(DoesNotFit, example).why
 
 

@@ -88,7 +88,7 @@ def test_a_forecast_that_fails_is_told_and_costs_nothing_else(
 
     heard: list[Event] = []
     chosen = automatic.predict(str(example), toolchain=toolchain)
-    monkeypatch.setattr(automatic.Account, "memory", fail)
+    monkeypatch.setattr(automatic.Account, "memory", fail)  # type: ignore[attr-defined]
     made = automatic.make(str(example), chosen, tmp_path, toolchain=toolchain, listener=heard.append)
     assert [it.what for it in made.outcomes] == ["file", "prompt", "generation"]
     assert any(isinstance(it, Notice) and it.text.startswith("Not measured: llama-fit") for it in heard)

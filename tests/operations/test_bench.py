@@ -103,7 +103,7 @@ def test_records_are_merged_by_file_and_machine(folder: Path, toolchain: Toolcha
     }  # fmt: skip
     # Another machine's figures of the same file stand beside these.
     there = record.Record(done.record)
-    subject = measure.model_file.of(one)
+    subject = measure.model_file.of(one)  # type: ignore[attr-defined]
     speed_of_it = kept[0].measurements.speed
     assert speed_of_it is not None
     there.add(subject, replace(kept[0].environment, cpu="another"), speed_of_it)
@@ -118,7 +118,7 @@ def test_one_failure_does_not_lose_the_others(
     def fails_once(model: Path, *args: object, **options: object) -> object:
         if "Q2_K" in model.name:
             raise ToolFailed(["llama-bench"], -9, ["last words"])
-        return real(model, *args, **options)  # type: ignore[arg-type]
+        return real(model, *args, **options)
 
     monkeypatch.setattr(speed, "measure", fails_once)
     settings = BenchSettings(kinds=("speed",), speed=QUICK.speed)
@@ -162,7 +162,7 @@ def test_a_model_that_fails_leaves_the_others_their_quality(
     def fails(tools: Toolchain, model: Path, *args: object, **options: object) -> object:
         if "Q2_K" in model.name:
             raise ToolFailed(["llama-perplexity"], -6, ["last words"])
-        return real(tools, model, *args, **options)  # type: ignore[arg-type]
+        return real(tools, model, *args, **options)
 
     monkeypatch.setattr(perplexity, "divergence", fails)
     settings = BenchSettings(kinds=("quality",), quality=QUICK.quality)
@@ -297,7 +297,7 @@ def test_a_disk_that_was_full_when_the_record_was_written(
         target = small / "record.json"
         # Another machine's entry, of which there is no room for a second copy, though for a journal.
         there = record.Record(target)
-        found = measure.model_file.of(model)
+        found = measure.model_file.of(model)  # type: ignore[attr-defined]
         large = replace(measured.speed("Q8_0", []), remarks=("x" * 300_000,))
         there.add(found, replace(measured.ENVIRONMENT, cpu="another"), large)
         there.save()

@@ -150,7 +150,7 @@ def test_a_base_that_was_kept_stays_kept(example: Path, tmp_path: Path) -> None:
     base = tmp_path / "tiny-llama-BF16.gguf"
 
     def run(preset: str, **changes: object) -> None:
-        settings = replace(UNVERIFIED, **changes)  # type: ignore[arg-type]
+        settings = replace(UNVERIFIED, **changes)
         convert_and_quantize.convert_and_quantize(str(example), [preset], tmp_path, settings)
 
     run("Q4_0", keep_base=True)
@@ -332,7 +332,7 @@ def test_what_can_be_refused_is_refused_before_the_download(
             run()
         assert "--stream" in refused.value.next_step
     assert hub.bytes_sent("model.safetensors") == 0
-    assert run().files[0].file_bytes > 0
+    assert run().files[0].size.file_bytes > 0
     assert hub.bytes_sent("model.safetensors") == weights
 
 

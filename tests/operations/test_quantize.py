@@ -150,7 +150,7 @@ def test_what_the_sweep_cannot_make_llama_quantize_makes_beside_it(
     base_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[Event] = []
-    real = choice.obstacle
+    real = choice.obstacle  # type: ignore[attr-defined]
     monkeypatch.setattr(
         choice,
         "obstacle",

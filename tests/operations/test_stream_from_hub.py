@@ -247,7 +247,7 @@ def test_a_dry_run_says_what_is_read_and_not_kept(hub: HubServer, example: Path,
     made = (
         convert_and_quantize.convert_and_quantize("org/tiny-llama", ["q8_0"], tmp_path / "here")
         .files[0]
-        .file_bytes
+        .size.file_bytes
     )
     assert f"{made:,}" in done.stdout, "to the byte"
     assert not (tmp_path / "out").exists()

@@ -63,7 +63,7 @@ def test_its_sums_are_those_of_the_squared_activations(toolchain: Toolchain, bas
 
     model = gguf_file.read(base)
     command = [toolchain.tool("llama-tokenize"), "-m", base, "-f", text, "--ids", "--no-parse-special"]
-    tokens = np.array(tool_output.token_ids(process.run(command).stdout)[: 6 * 64]).reshape(6, 64)
+    tokens = np.array(tool_output.token_ids(process.run(command).stdout)[: 6 * 64]).reshape(6, 64)  # type: ignore[var-annotated]
     tokens[:, 0] = tools.bos_token(toolchain, base)
     rows = _numbers(model, "token_embd.weight").reshape(-1, 256)[tokens.reshape(-1)]
     normed = rows / np.sqrt((rows**2).mean(axis=1, keepdims=True) + 1e-6)
@@ -150,7 +150,7 @@ def test_experts_that_met_no_token_are_told(
 
     def blind(*arguments: object) -> tool.Time:
         """As a mixture of experts leaves it whose first expert was never chosen."""
-        taken: tool.Time = real(*arguments)  # type: ignore[arg-type]
+        taken: tool.Time = real(*arguments)
         path = arguments[4]
         assert isinstance(path, Path)
         tensor = next(it for it in gguf.GGUFReader(path, "r+").tensors if it.name.endswith(".counts"))

@@ -123,7 +123,7 @@ def swept(
 ) -> Swept:
     folder.mkdir(exist_ok=True)
     targets = [folder / f"{recipe.preset.name}.gguf" for recipe in recipes]
-    return sweep(toolchain, BaseFile(base), recipes, targets, **more)  # type: ignore[arg-type]
+    return sweep(toolchain, BaseFile(base), recipes, targets, **more)
 
 
 def digests(made: Swept) -> list[list[str]]:

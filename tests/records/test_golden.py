@@ -116,7 +116,7 @@ def test_the_journal_of_a_broken_run_is_found_again(golden: Path) -> None:
             assert {name: it[name] for name in key} == json.loads(json.dumps(key))
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "speed": {"llama-bench": tuple[BenchResult, ...], "binding": tuple[tuple[Timing, ...], ...]},
     "memory": {"load": FilledContext},
     "quality": {"what": Divergence},
@@ -128,7 +128,7 @@ def test_a_journal_has_what_was_measured(golden: Path, name: str) -> None:
     path = golden / f"journal-{name}.jsonl"
     journal = Journal(path)
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    found = []
+    found: list[Any] = []
     for line in lines:
         key = json.loads(line["key"])
         for word, kind in KINDS[name].items():

@@ -15,13 +15,13 @@ pytestmark = pytest.mark.tool
 PROMPT = ">>> "
 
 
-def said(child: pexpect.spawn) -> str:
+def said(child: pexpect.spawn[str]) -> str:
     """What came up to the next prompt."""
     child.expect_exact(PROMPT)
     return str(child.before)
 
 
-def ask(child: pexpect.spawn, text: str) -> str:
+def ask(child: pexpect.spawn[str], text: str) -> str:
     child.sendline(text)
     return said(child)
 

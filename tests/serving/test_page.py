@@ -88,7 +88,7 @@ def test_a_turn_and_a_second_one_that_remembers_it(window: Browser, server: Serv
 def test_an_answer_streams_and_escape_stops_it(window: Browser) -> None:
     window.ask("document.getElementById('temperature').value = '0'")
     type_in(window, "Sing a song.\n")
-    lengths = [until(lambda least=least: len(answers(window)[-1] if answers(window) else "") > least
+    lengths = [until(lambda least=least: len(answers(window)[-1] if answers(window) else "") > least  # type: ignore[misc]
                      and len(answers(window)[-1])) for least in (10, 60, 200)]  # fmt: skip
     assert lengths == sorted(set(lengths)), "it came at once"
     assert not done(window), "the song has an end"
@@ -155,7 +155,7 @@ def test_it_fits_the_window(window: Browser, width: int, scheme: str) -> None:
 
 
 def test_which_page_is_shown(toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page.toolchains, "home", lambda: tmp_path)
+    monkeypatch.setattr(page.toolchains, "home", lambda: tmp_path)  # type: ignore[attr-defined]
     assert page.folder(PageChoice.OFF, toolchain, with_key=False) is None
     assert page.folder(PageChoice.GGQ, toolchain, with_key=False) == page.OWN
     built = tmp_path / "web-ui"

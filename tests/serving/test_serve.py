@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import openai
 import psutil
 import pytest
 from click.testing import CliRunner
@@ -31,7 +32,6 @@ from ggq.serving.settings import CacheType, LoadMode, LoadSettings
 from ggq.session import Session
 from ggq.system import process
 
-openai = pytest.importorskip("openai")
 pytestmark = pytest.mark.tool
 PARIS = [{"role": "user", "content": "What is the capital of France?"}]
 KEY = "the-right-key"
@@ -60,7 +60,7 @@ def test_the_openai_client_gets_a_stream(server: Serving) -> None:
     stream = client(server, KEY).chat.completions.create(
         model="any", messages=PARIS, temperature=0, stream=True
     )
-    pieces = [it.choices[0].delta.content or "" for it in stream if it.choices]
+    pieces = [it.choices[0].delta.content or "" for it in stream if it.choices]  # type: ignore[union-attr]
     assert len([it for it in pieces if it]) > 3
     assert "".join(pieces).strip() == "The capital of France is Paris."
 

@@ -6,6 +6,7 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ PYTHON = sys.executable
 
 
 def run(code: str, **options: object) -> process.Completed:
-    return process.run([PYTHON, "-c", code], **options)  # type: ignore[arg-type]
+    return process.run([PYTHON, "-c", code], **options)
 
 
 def is_alive(pid: int) -> bool:
@@ -265,7 +266,7 @@ def test_no_more_threads_is_told_and_leaves_no_child(monkeypatch: pytest.MonkeyP
     started: list[int] = []
     real = subprocess.Popen
 
-    class Popen(real):  # type: ignore[type-arg, valid-type, misc]
+    class Popen(real):  # type: ignore[valid-type, misc]
         def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(*arguments, **options)
             started.append(self.pid)
@@ -273,8 +274,8 @@ def test_no_more_threads_is_told_and_leaves_no_child(monkeypatch: pytest.MonkeyP
     def refuse(_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(process.subprocess, "Popen", Popen)
-    monkeypatch.setattr(process.threading.Thread, "start", refuse)
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(ToolchainProblem) as caught:
         run("import time; time.sleep(600)")
     assert "no more processes, threads or memory" in caught.value.why and "ulimit" in caught.value.next_step
@@ -285,7 +286,7 @@ def test_no_more_processes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(process.subprocess, "Popen", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
     with pytest.raises(ToolchainProblem, match="no more processes"):
         run("pass")
 
