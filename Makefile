@@ -4,9 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.ggq-installed
 
+# Without bytecode every program that a test starts would compile ggq anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Workers that have nothing left to do take tests of the others.
+PYTEST := $(BIN)/pytest -q -n logical --maxprocesses 4 --dist worksteal --durations=10
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup unit test test-all lint types tests demo bench bench-pipeline bench-quality bench-memory bench-foresight \
+.PHONY: help setup unit test test-all test-lowest coverage lint types tests lock demo bench bench-pipeline bench-quality bench-memory bench-foresight \
 	bench-sweep fuzz gpu-check docs architectures clean distclean
 
 help: ## This list
@@ -25,7 +31,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 unit: $(INSTALLED) ## The tests that need no llama.cpp and no torch: a minute, before any build
-	$(BIN)/pytest -q --unit -n logical --maxprocesses 4 --durations=10
+	$(PYTEST) --unit
 
 test: setup lint types tests ## Everything that a change must pass
 
@@ -38,11 +44,33 @@ types: $(INSTALLED) ## Static types
 	$(BIN)/mypy
 
 tests: $(INSTALLED) ## The tests alone
-	$(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile --durations=10
+	$(PYTEST)
 
 test-all: setup ## All tests: every architecture, long kill loops, more models, and `make fuzz`
-	GGQ_TEST_ALL=1 $(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile --durations=10
+	GGQ_TEST_ALL=1 $(PYTEST)
 	$(BIN)/python tests/fuzzing
+
+# The unit tier needs no PyTorch, and its lowest version would bring gigabytes of CUDA: it stays out.
+LOWEST := .venv-lowest
+test-lowest: $(INSTALLED) ## The unit tier with the lowest versions that pyproject.toml allows
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --no-annotate --no-header pyproject.toml | \
+		grep -Ev '^(torch|triton|nvidia-|cuda-)' > $(LOWEST)/lowest.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps -r $(LOWEST)/lowest.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps --editable .
+	$(BIN)/uv pip install --quiet --python $(LOWEST) -c $(LOWEST)/lowest.txt --group test
+	rm -f $(LOWEST)/.lock  # everybody may write to it, and ggq warns of that
+	$(LOWEST)/$(PYTEST:.venv/%=%) --unit
+
+coverage: setup ## All of make test's tests, and which lines of ggq they reach, children included
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m $(PYTEST:.venv/bin/%=%) || true
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lock: $(INSTALLED) ## Write requirements-dev.lock again: every version that development stands on
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group dev pyproject.toml -c constraints.txt \
+		--no-annotate --no-header --no-emit-index-url --no-emit-find-links --output-file requirements-dev.lock
 
 demo: setup ## Convert and quantize the small model that comes with ggq, and hear one of the results
 	$(BIN)/ggq convert-and-quantize examples/tiny-llama --preset k-quants --outdir demo
@@ -75,13 +103,14 @@ gpu-check: $(INSTALLED) ## A CUDA build where there is an NVIDIA GPU; offload an
 
 docs: $(INSTALLED) ## Write the generated part of docs/ again
 	$(BIN)/python scripts/generate_cli_docs.py
+	$(BIN)/python scripts/generate_api_docs.py
 
 architectures: setup ## Try every architecture, and write docs/supported-models.md again (minutes)
 	PYTHONPATH=tests/helpers $(BIN)/python tests/helpers/architectures.py > docs/architectures.new.md
 	mv docs/architectures.new.md docs/supported-models.md
 
 clean: ## Remove what the other targets made, but keep the environment and the build
-	rm -rf demo bench-results build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf demo bench-results build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 
 distclean: clean ## Remove the environment and the build as well
-	rm -rf .venv vendor/llama.cpp/src vendor/llama.cpp/build vendor/llama.cpp/build.json
+	rm -rf .venv .venv-lowest vendor/llama.cpp/src vendor/llama.cpp/build vendor/llama.cpp/build.json

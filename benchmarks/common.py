@@ -212,7 +212,7 @@ def finish(name: str, results: Mapping[str, Any], bars: Sequence[Bar]) -> None:
         "schema_version": 1,
         "benchmark": name,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "environment": environment(toolchain.find()),
+        "environment": asdict(environment(toolchain.find())),
         **results,
         "bars": [asdict(bar) | {"ok": bar.ok} for bar in bars],
     }

@@ -36,8 +36,10 @@ from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement.memory import MemorySettings
+from ggq.llamacpp.words import CacheType
 from ggq.measurement.memory import measure as measure_memory
+from ggq.measurement.settings import MemorySettings, Placement
+from ggq.measurement.words import MeasuredLoadMode
 from ggq.operations.recommend import recommend
 from ggq.operations.recommend_types import Limits, Preference
 from ggq.presets import catalogue
@@ -211,11 +213,12 @@ class Foresight:
     def _resident(self, file: Path, load: Load, mode: str) -> int:
         settings = MemorySettings(
             contexts=(load.context_tokens,),
-            cache_types=((load.type_k, load.type_v),),
-            load_modes=(mode,),
-            offload=load.offload,
+            types_k=(CacheType(load.type_k),),
+            types_v=(CacheType(load.type_v),),
+            load_modes=(MeasuredLoadMode(mode),),
+            placement=Placement(exactly=load.offload),
         )
-        (cell,) = measure_memory(file, settings, toolchain=self._tools).cells
+        (cell,) = measure_memory(file, settings, session=Session(self._tools)).cells
         assert cell.measured is not None, "it did not fit"
         return cell.measured.peaks.resident_bytes
 
@@ -259,7 +262,7 @@ def regret(checkpoint: Path, files: Mapping[str, Path], tools: Toolchain) -> tup
     """How much slower the recommended choice is than the best of all that keep the limit on loss, and what it
     is. Every choice is run in turn, again and again: the machine's own speed changes by more than the bar."""
     limits = Limits(max_loss=_MOST_LOSS, prefer=Preference.SPEED)
-    found = recommend(checkpoint, PRESETS, limits, session=Session(toolchain=tools))
+    found = recommend(checkpoint, PRESETS, limits, session=Session(tools))
     allowed = [found.chosen.preset, *(it.preset for it in found.others)]
     choices = list(itertools.product(allowed, (1, hardware.usable_cores()), ("mmap", "none")))
     seconds: dict[tuple[str, int, str], list[float]] = {choice: [] for choice in choices}

@@ -23,13 +23,15 @@ from ggq.estimation.speed_meter import timed
 from ggq.gguf.file import read
 from ggq.llamacpp import bench, rpc, toolchain
 from ggq.llamacpp.memory import Load
-from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.llamacpp.words import CacheType
 from ggq.measurement import memory, speed
-from ggq.measurement.memory import MemoryCell, MemorySettings
-from ggq.measurement.speed import SpeedResult, SpeedSettings
+from ggq.measurement.memory import MemoryCell
+from ggq.measurement.settings import MemorySettings, Placement, SpeedSettings
+from ggq.measurement.speed import SpeedResult
 from ggq.measurement.speed_tests import layer_count
 from ggq.measurement.throughput import Precision
+from ggq.measurement.words import MeasuredLoadMode
 from ggq.operations import plan
 from ggq.operations.plan_settings import PlanSettings
 from ggq.presets import catalogue
@@ -46,7 +48,7 @@ def sweep(model: Path, tools: Toolchain, servers: tuple[str, ...], most_seconds:
         prompt_tokens=(512,), generated_tokens=(64,), n_gpu_layers="sweep", rpc=servers, binding=not servers,
         precision=Precision(most=12, most_seconds=most_seconds),
     )  # fmt: skip
-    found = speed.measure(model, settings, toolchain=tools)
+    found = speed.measure(model, settings, session=Session(tools))
     for figure in found.figures:
         rate = figure.speed
         print(
@@ -65,13 +67,13 @@ def memory_cells(
     for count in (layers // 2, layers):
         settings = MemorySettings(
             contexts=contexts,
-            cache_types=(("f16", "f16"), ("q8_0", "q8_0")),
-            load_modes=("mmap",),
-            offload=Offload(n_gpu_layers=count, rpc=servers),
+            types_k=(CacheType.F16, CacheType.Q8_0),
+            load_modes=(MeasuredLoadMode.MMAP,),
+            placement=Placement(count, servers),
         )
-        for cell in memory.measure(model, settings, toolchain=tools).cells:
+        for cell in memory.measure(model, settings, session=Session(tools)).cells:
             gpus = cell.measured.gpus if cell.measured else None
-            used = sum(gpu.used_bytes for gpu in gpus) if gpus else None
+            used = sum(gpu.own_bytes for gpu in gpus) if gpus else None
             print(
                 f"{model.stem:<24} ngl {count:>3} ctx {cell.context_tokens:>6} {cell.type_k:>5} "
                 f"device MiB predicted {device_bytes(cell) / 2**20:>8.0f} measured "
@@ -132,7 +134,7 @@ def worst_gap(cells: list[MemoryCell]) -> float | None:
     the least gap of all is taken for it.
     """
     gaps = [
-        (sum(gpu.used_bytes for gpu in cell.measured.gpus) - device_bytes(cell), device_bytes(cell))
+        (sum(gpu.own_bytes for gpu in cell.measured.gpus) - device_bytes(cell), device_bytes(cell))
         for cell in cells
         if cell.measured and cell.measured.gpus
     ]

@@ -16,7 +16,11 @@ from pathlib import Path
 
 import ggq
 from benchmarks.common import RESULTS, Bar, finish, random_llama
-from ggq.measurement.memory import LOAD_MODES, MemoryCell, MemoryResult, MemorySettings, measure
+from ggq.llamacpp.words import CacheType
+from ggq.measurement.memory import MemoryCell, MemoryResult, measure
+from ggq.measurement.settings import MemorySettings
+from ggq.measurement.words import MeasuredLoadMode
+from ggq.session import Session
 
 # Millions of parameters -> width, feed-forward width, layers. Attention is kept narrow: filling 16,384 tokens
 # of context costs mostly attention, and with as many heads as usual it would take hours.
@@ -79,7 +83,9 @@ def run(models: list[str], settings: MemorySettings) -> list[MemoryResult]:
             print(
                 "context cache load " + "".join(f"{name:>10}" for name in names) + "   share   share       s"
             )
-            results.append(measure(model, settings, on_part=lambda part: show(part.cells[-1])))
+            results.append(
+                measure(model, settings, session=Session(), on_part=lambda part: show(part.cells[-1]))
+            )
     return results
 
 
@@ -88,13 +94,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=sorted(SHAPES), default=sorted(SHAPES))
     parser.add_argument("--contexts", nargs="+", type=int, default=list(CONTEXTS))
     parser.add_argument("--caches", nargs="+", default=list(CACHES))
-    parser.add_argument("--load-modes", nargs="+", choices=LOAD_MODES, default=list(LOAD_MODES))
+    parser.add_argument("--load-modes", nargs="+", choices=[*MeasuredLoadMode], default=[*MeasuredLoadMode])
     options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     settings = MemorySettings(
         contexts=tuple(options.contexts),
-        cache_types=tuple((word, word) for word in options.caches),
-        load_modes=tuple(options.load_modes),
+        types_k=tuple(map(CacheType, options.caches)),
+        load_modes=tuple(map(MeasuredLoadMode, options.load_modes)),
     )
     print("MiB; share: what buffers (then: predicted) leave unexplained, of max(5 %, 24 MiB)")
     results = run(options.models, settings)

@@ -18,7 +18,9 @@ from benchmarks.common import EXAMPLE, RESULTS, ROOT, Bar, finish
 from ggq import corpora
 from ggq.llamacpp import toolchain
 from ggq.measurement import model_file, quality
-from ggq.measurement.quality import QualityResult, QualitySettings
+from ggq.measurement.quality import QualityResult
+from ggq.measurement.settings import QualitySettings
+from ggq.session import Session
 
 SHARED = ROOT.parent / "shared"
 
@@ -30,7 +32,7 @@ def order(result: QualityResult) -> list[str]:
 def wrong_pairs(ranked: QualityResult, full: QualityResult, indifference: float) -> list[str]:
     """Neighbours that the short measurement calls ordered, and the whole text orders the other way, by more
     than the indifference."""
-    whole = {model.name: model.mean_kld.value for model in full.models}
+    whole = {model.name: model.divergence.mean_kld.value for model in full.models}
     return [
         f"{pair.better} < {pair.worse}"
         for pair in ranked.ranking
@@ -62,17 +64,19 @@ def main() -> None:
             str(options.model), [options.preset], folder / "out", keep_base=True, verify="off"
         )
         assert made.base is not None
-        base, *models = model_file.identify([made.base, *(file.paths[0] for file in made.files)])
+        base, *models = model_file.distinct(
+            map(model_file.of, [made.base, *(file.paths[0] for file in made.files)])
+        )
         text = corpora.resolve([], text=options.text)
         ranked_settings = QualitySettings()
         full_settings = replace(
             ranked_settings,
-            until="chunks" if options.full_chunks else "full",
+            full=not options.full_chunks,
             chunks=options.full_chunks,
             max_base_bytes=min(ranked_settings.max_base_bytes, shutil.disk_usage(folder).free // 2),
         )
         ranked, full = (
-            quality.measure(base, models, text, settings, toolchain=tools, work=folder)
+            quality.measure(base, models, text, settings, session=Session(tools), work=folder)
             for settings in (ranked_settings, full_settings)
         )
     print(f"{options.model.name}, {len(models)} presets, {options.text.name}")

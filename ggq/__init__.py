@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ggq.operations.plan_settings import PlanSettings
     from ggq.operations.plan_types import Plan
     from ggq.operations.preset_files import QuantizedFile
+    from ggq.operations.publish import PublishSettings, publish
     from ggq.operations.quantize import quantize
     from ggq.operations.recommend import recommend
     from ggq.operations.recommend_types import Limits, Recommendation
@@ -48,6 +49,7 @@ _HOMES = {
     "Recommendation": "ggq.operations.recommend_types",
     "Session": "ggq.session",
     "Settings": "ggq.operations.request",
+    "PublishSettings": "ggq.operations.publish",
     "ReportResult": "ggq.operations.report",
     "ReportSettings": "ggq.operations.report",
     "bench": "ggq.operations.bench",
@@ -56,6 +58,7 @@ _HOMES = {
     "imatrix": "ggq.quantization.imatrix",
     "plan": "ggq.operations.plan",
     "quantize": "ggq.operations.quantize",
+    "publish": "ggq.operations.publish",
     "recommend": "ggq.operations.recommend",
     "report": "ggq.operations.report",
 }
@@ -72,6 +75,7 @@ __all__ = [
     "PipelineResult",
     "Plan",
     "PlanSettings",
+    "PublishSettings",
     "QuantizedFile",
     "Recommendation",
     "ReportResult",
@@ -84,6 +88,7 @@ __all__ = [
     "convert_and_quantize",
     "imatrix",
     "plan",
+    "publish",
     "quantize",
     "recommend",
     "report",

@@ -1,4 +1,4 @@
-"""The text that quality is measured on: a file, the field's own test set, or what lies beside the model."""
+"""The text that quality is measured on: a file, the field's own test set, or what is beside the model."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def resolve(
             listener(Notice(f"The text is {found.path} ({files.human_bytes(found.file_bytes)})."))
             return found
     size = files.human_bytes(WIKITEXT_2.file_bytes)
-    listener(Notice(f"No text lies beside the model: the text is {WIKITEXT_2.name} ({size})."))
+    listener(Notice(f"There is no text beside the model: the text is {WIKITEXT_2.name} ({size})."))
     return _from_hub(WIKITEXT_2, offline, listener)
 
 

@@ -25,7 +25,7 @@ def _section(command: click.Command, title: str, parent: click.Context | None) -
         info_name=title.rsplit(" ", 1)[-1],
         parent=parent,
         terminal_width=88,
-        help_option_names=CONTEXT["help_option_names"],
+        help_option_names=CONTEXT["help_option_names"],  # type: ignore[arg-type]
     )
     parts = [f"## {title}", "", "```text", command.get_help(context).rstrip(), "```", ""]
     if isinstance(command, click.Group):

@@ -14,8 +14,9 @@ import pytest
 import skips
 from cpu_seconds import CpuSeconds
 from hubserver import HubServer
+from shared import Store, own
 
-from benchmarks.common import convert_by_hand, random_llama
+from benchmarks.common import random_llama
 from ggq.errors import ToolchainProblem
 from ggq.llamacpp import rpc
 from ggq.llamacpp import toolchain as toolchains
@@ -88,11 +89,21 @@ def stories(data: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Store:
+    """What this run has made already, by whichever of xdist's workers."""
+    base = tmp_path_factory.getbasetemp()
+    return Store((base if worker_id == "master" else base.parent) / "shared")
+
+
+@pytest.fixture(scope="session")
+def larger(store: Store) -> Path:
     """8 M random weights in rows of 256 and more: every preset applies in full, and takes a moment."""
-    folder = tmp_path_factory.mktemp("larger") / "larger-llama"
-    random_llama(folder, width=256, ffn=768, layers=8, heads=4, context=1024)
-    return folder
+    size = {"width": 256, "ffn": 768, "layers": 8, "heads": 4, "context": 1024}
+
+    def make(folder: Path) -> None:
+        random_llama(folder / "larger-llama", **size)
+
+    return store.made({"random_llama": size}, make) / "larger-llama"
 
 
 @pytest.fixture(scope="session")
@@ -119,23 +130,18 @@ def toolchain() -> Toolchain:
 
 
 @pytest.fixture(scope="session")
-def base_gguf(toolchain: Toolchain, example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model as a BF16 GGUF, converted once. Tests copy it where they change it."""
-    base = tmp_path_factory.mktemp("base") / "tiny-llama-BF16.gguf"
-    done = convert_by_hand(toolchain, example, base, "bf16")
-    if done.returncode:
-        raise done.failed()
-    return base
+def base_gguf(
+    toolchain: Toolchain, example: Path, store: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The embedded model as a BF16 GGUF, by llama.cpp's own converter. Tests copy it where they change it."""
+    base = store.converted(toolchain, example, "bf16", by_hand=True)
+    return own(base, tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="session")
-def chat_gguf(toolchain: Toolchain, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chat_gguf(toolchain: Toolchain, data: Path, store: Store) -> Path:
     """A model that answers a few questions (see train_chat_model.py), as a BF16 GGUF. Tests only read it."""
-    made = tmp_path_factory.mktemp("chat") / "chat260K-BF16.gguf"
-    done = convert_by_hand(toolchain, data / "models" / "chat260K", made, "bf16")
-    if done.returncode:
-        raise done.failed()
-    return made
+    return store.converted(toolchain, data / "models" / "chat260K", "bf16", by_hand=True)
 
 
 @pytest.fixture

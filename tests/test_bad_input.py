@@ -184,7 +184,7 @@ def a_config_without_weights(place: Place) -> list[str]:
     return place.main_job()
 
 
-@case("cut short")
+@case("truncated")
 def a_safetensors_cut_in_its_data(place: Place) -> list[str]:
     file = place.model / "model.safetensors"
     os.truncate(file, file.stat().st_size - 1000)
@@ -203,7 +203,7 @@ def an_empty_safetensors(place: Place) -> list[str]:
     return place.main_job()
 
 
-@case("cut short")
+@case("truncated")
 def a_safetensors_header_of_an_exabyte(place: Place) -> list[str]:
     with (place.model / "model.safetensors").open("r+b") as stream:
         stream.write(struct.pack("<Q", 1 << 60))
@@ -375,13 +375,13 @@ def an_empty_gguf(place: Place) -> list[str]:
     return place.quantize()
 
 
-@case("cut short")
+@case("truncated")
 def a_gguf_cut_in_its_data(place: Place) -> list[str]:
     os.truncate(place.base, place.base.stat().st_size - 10_000)
     return place.quantize()
 
 
-@case("cut short")
+@case("truncated")
 def a_gguf_cut_in_its_header(place: Place) -> list[str]:
     os.truncate(place.base, 300)
     return place.quantize()
@@ -427,12 +427,12 @@ def a_preset_that_is_misspelt(place: Place) -> list[str]:
     return place.main_job(None, "--preset", "q4_km")
 
 
-@case("importance matrix")
+@case("needs an imatrix")
 def a_preset_without_its_imatrix(place: Place) -> list[str]:
     return ["quantize", str(place.base), "--preset", "iq2_xs", "--outdir", str(place.out)]
 
 
-@case("not an importance matrix")
+@case("not an imatrix")
 def an_imatrix_that_is_none(place: Place) -> list[str]:
     return place.quantize("--imatrix", str(place.model / "config.json"))
 

@@ -63,7 +63,7 @@ def served(small: Corpus, hub: HubServer) -> HubServer:
 
 def refusal(kind: type[GgqError], **options: object) -> GgqError:
     with pytest.raises(kind) as caught:
-        resolve([], **options)  # type: ignore[arg-type]
+        resolve([], **options)
     assert caught.value.what and caught.value.next_step
     return caught.value
 

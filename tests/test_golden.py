@@ -22,8 +22,8 @@ from ggq.estimation.hollow_model import HollowModel, hollow_model
 from ggq.estimation.timings import Calibration
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp import pin
+from ggq.llamacpp.threads import ThreadChoice
 from ggq.llamacpp.toolchain import BuildInfo, Toolchain
-from ggq.measurement.speed_tests import ThreadChoice
 from ggq.operations.workspace import tool_name
 from ggq.presets import catalogue
 from ggq.records.manifest import Manifest
@@ -80,7 +80,13 @@ def test_a_manifest_is_read_and_written_without_loss(made: Path) -> None:
 def test_the_files_of_a_manifest_are_not_made_again(golden: Path, made: Path, toolchain: Toolchain) -> None:
     filled(made / "tiny.ggq.json", TOOL=tool_name(toolchain).replace(__version__, VERSION))
     before = {file.name: (file.stat().st_mtime_ns, files.sha256_file(file)) for file in made.glob("*.gguf")}
-    words = ["convert-and-quantize", golden / "tiny", "--preset", "Q4_0,Q6_K", "--keep-base"]
+    words: list[str | Path] = [
+        "convert-and-quantize",
+        golden / "tiny",
+        "--preset",
+        "Q4_0,Q6_K",
+        "--keep-base",
+    ]
     ahead = ggq(*words, "--outdir", made, "--dry-run")
     assert [file["made"] for file in ahead["files"]] == [True, True] and ahead["base"] is None
     done = ggq(*words, "--outdir", made)

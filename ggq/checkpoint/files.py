@@ -128,7 +128,7 @@ def refuse_pointer(file: Path, start: bytes) -> None:
 
 def cut_short(file: Path, expected_bytes: int, found_bytes: int) -> NoReturn:
     raise CheckpointProblem(
-        f"{file} is cut short.",
+        f"{file} is truncated.",
         f"It should have {expected_bytes:,} bytes and has {found_bytes:,}.",
         "Download it again: `ggq download` resumes and checks it.",
     )

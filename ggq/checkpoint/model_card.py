@@ -119,7 +119,7 @@ def _front(text: str) -> Iterator[str]:
 
 def _value(block: str, *, several: bool) -> Value | None:
     """The texts of an entry; None where it has none."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     if len(block) > _ENTRY_CHARACTERS or block.count("[") + block.count("{") > _BRACKETS:
         return None  # PyYAML is slow, and takes the square of the depth

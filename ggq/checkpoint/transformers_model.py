@@ -165,7 +165,7 @@ def refuse_shapes(error: Exception) -> None:
 
 
 def _without_adapters() -> None:
-    """Have transformers load no adapter that lies in the folder, whether peft is installed or not."""
+    """Have transformers load no adapter in the folder, whether peft is installed or not."""
     from transformers import modeling_utils
 
     def none(name: Any, _download: Any = None, **settings: Any) -> tuple[None, Any, dict[str, Any]]:

@@ -101,7 +101,7 @@ def _retry(talk: Conversation, rest: str, out: Output) -> str | None:
 
 def _clear(talk: Conversation, rest: str, out: Output) -> None:
     talk.clear()
-    out.info("The conversation begins anew.")
+    out.info("The conversation begins again.")
 
 
 def _stats(talk: Conversation, rest: str, out: Output) -> None:

@@ -45,8 +45,8 @@ def convert_and_quantize(
     With options for llama-quantize, of which a recommendation does not know, it is Q4_K_M. Stop it at any
     moment: the same command goes on where it was, with the preset chosen then.
 
-    With --stream the disk needs room for the files alone. A run that breaks off goes on with the first
-    tensor that is not finished, and the conversion is not checked.
+    With --stream the disk needs room for the result alone. A run that breaks off goes on with the first
+    tensor that is not finished. The conversion is not checked.
 
     \b
     ggq convert-and-quantize Qwen/Qwen3-0.6B

@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
+from ggq.cli import logs
 from ggq.cli.error_messages import set_current_output
 from ggq.cli.output import Output
-from ggq.llamacpp import ownership
-from ggq.system import process
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,8 +41,7 @@ def output_options(function: F) -> F:
     @functools.wraps(function)
     def wrapped(*args: Any, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
         out = set_current_output(Output(json=as_json, quiet=quiet, verbose=verbose))
-        process.echo_to(out.echo if verbose else None)
-        ownership.tell_to(out.warning)
+        logs.show_on(out)
         return function(*args, out=out, **kwargs)
 
     return wrapped  # type: ignore[return-value]

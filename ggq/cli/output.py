@@ -51,7 +51,7 @@ class Output:
     def stream(self, piece: str) -> None:
         """A piece of a text that is still being made, for a person: at once, and without an end of line."""
         if not self.as_json:
-            click.echo(clean(piece), nl=False)
+            _say(clean(piece), line_end=False)
             sys.stdout.flush()
 
     def table(
@@ -177,9 +177,9 @@ def _escaped(text: str) -> str:
     return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _say(text: str, *, err: bool = False) -> None:
+def _say(text: str, *, err: bool = False, line_end: bool = True) -> None:
     """The one place where ggq writes to a terminal; bars and tables clean what they draw."""
-    click.echo(text, err=err)
+    click.echo(text, err=err, nl=line_end)
 
 
 def as_json(error: GgqError) -> dict[str, dict[str, str]]:

@@ -35,8 +35,8 @@ def plan(
 ) -> None:
     """Say what each preset of MODEL will weigh, to the byte, need in memory, and do on this machine.
 
-    Of a model on the Hub only its config, its tokenizer and the headers of its weights are read. llama.cpp is
-    then asked about, and runs, files with the right header and no weights.
+    Of a model on the Hub only its config, its tokenizer and the headers of its weights are read. A
+    file with that header and without weights is given to llama.cpp, which says its memory and runs it.
 
     \b
     ggq plan Qwen/Qwen3-0.6B
@@ -54,7 +54,7 @@ def plan(
 def show(out: Output, found: Plan) -> None:
     """A table for each context and type of cache; its words below."""
     own = f", context {found.context_length:,}" if found.context_length else ""
-    out.text(f"{found.model}: {found.parameter_count:,} parameters{own}")
+    out.text(f"{found.source.name}: {found.parameter_count:,} parameters{own}")
     fell_back = ["fell back"] if any(it.size.fallback_count for it in found.presets) else []
     for index, cell in enumerate(found.presets[0].loads):
         memory = cell.memory
@@ -79,8 +79,8 @@ def _explain(out: Output, found: Plan) -> None:
         f"Sizes are exact. Memory is llama.cpp's own account, with the context filled; {free} of RAM may be"
         " used."
     )
-    beside = found.companions.taken
-    if found.companions.draft or found.companions.projector:
+    beside = found.companions_room
+    if found.companions.are_there:
         gpu = sum(beside.vram_bytes.values())
         out.paragraph(
             f"What is loaded beside it takes {files.human_bytes(beside.ram_bytes)} of RAM"
@@ -110,12 +110,16 @@ def _explain(out: Output, found: Plan) -> None:
         if it.size.remark:
             out.warning(it.size.remark)
     if found.must_be_streamed:
-        needed, free = (files.human_bytes(it) for it in (found.download_bytes, found.disk_free_bytes))
+        needed, free = (files.human_bytes(it) for it in (found.source.download_bytes, found.disk_free_bytes))
         out.paragraph(
             f"The checkpoint takes {needed} of disk, {free} are free: --stream is the only way here; it keeps"
             " nothing of the weights."
         )
-    read = f", {files.human_bytes(found.network_bytes)} read from the Hub" if found.network_bytes else ""
+    read = (
+        f", {files.human_bytes(found.source.network_bytes)} read from the Hub"
+        if found.source.network_bytes
+        else ""
+    )
     out.info(f"Planned in {human_seconds(found.seconds)}{read}; no weights were read.")
 
 

@@ -11,7 +11,7 @@ from ggq.cli.options import output_options
 from ggq.cli.output import Output
 from ggq.presets import catalogue as catalogues
 from ggq.presets.catalogue import Catalogue, Preset
-from ggq.presets.published_losses import LossPrior, PublishedLoss
+from ggq.presets.published_losses import PublishedFigures, PublishedLoss
 
 
 @click.command()
@@ -40,12 +40,12 @@ def presets(names: tuple[str, ...], presets_file: Path | None, out: Output) -> N
 
 def _list(chosen: Sequence[Preset], catalogue: Catalogue, out: Output) -> None:
     out.table(
-        ["preset", "bits", "loss", "imatrix", "use"],
+        ["preset", "bits", "KLD", "imatrix", "use"],
         [
             [
                 preset.name,
                 f"{preset.bits_per_weight:.2f}" if preset.bits_per_weight else "",
-                _loss(preset.loss_prior),
+                _kld(preset.published),
                 "needed" if preset.needs_imatrix else "",
                 preset.use,
             ]
@@ -54,20 +54,20 @@ def _list(chosen: Sequence[Preset], catalogue: Catalogue, out: Output) -> None:
         right=(1, 2),
     )
     out.text()
-    priors = [preset.loss_prior for preset in chosen if preset.loss_prior]
-    if priors:
+    every = [preset.published for preset in chosen if preset.published]
+    if every:
         out.paragraph(
-            "loss: published mean KL divergence from 16 bits, not measured here; i: with an importance"
-            " matrix. Expect another on another model. Sources:"
+            "KLD: published mean KL divergence from 16 bits, not measured here; i: with an imatrix."
+            " Expect another on another model. Sources:"
         )
-        for model, source in dict.fromkeys((prior.model, prior.source) for prior in priors):
+        for model, source in dict.fromkeys((published.model, published.source) for published in every):
             out.paragraph(f"{model}: {source}", indent=2)
     for group, members in catalogue.groups.items():
         out.paragraph(f"{group}: {' '.join(members)}")
 
 
 def _show(preset: Preset, catalogue: Catalogue, out: Output) -> None:
-    prior = preset.loss_prior
+    published = preset.published
     groups = [group for group, members in catalogue.groups.items() if preset.name in members]
     bits = f"{preset.bits_per_weight} ({preset.bits_source or preset.defined_in})"
     pairs = [
@@ -82,23 +82,23 @@ def _show(preset: Preset, catalogue: Catalogue, out: Output) -> None:
         ("llama-quantize", preset.ftype),
         ("defined in", preset.defined_in),
     ]
-    if prior:
+    if published:
         pairs += [
-            ("loss", f"published for {prior.model}, not measured here"),
-            ("  KL divergence", _both(prior.mean_kld, prior.mean_kld_imatrix)),
-            ("  of others", ", ".join(map(_of_other, prior.published[prior.mean_kld is not None :]))),
-            ("  perplexity", _both(prior.ppl_increase, prior.ppl_increase_imatrix, "+")),
-            ("  source", prior.source),
+            ("published", f"for {published.model}, not measured here"),
+            ("  KL divergence", _both(published.mean_kld, published.mean_kld_imatrix)),
+            ("  of others", ", ".join(map(_of_other, published.klds[published.mean_kld is not None :]))),
+            ("  perplexity", _both(published.ppl_increase, published.ppl_increase_imatrix, "+")),
+            ("  source", published.source),
         ]
     out.fields([(name, value) for name, value in pairs if value])
 
 
-def _loss(prior: LossPrior | None) -> str:
-    if prior is None:
+def _kld(published: PublishedFigures | None) -> str:
+    if published is None:
         return ""
-    if prior.mean_kld is not None:
-        return f"{prior.mean_kld:#.3g}  "
-    return f"{prior.mean_kld_imatrix:#.3g} i" if prior.mean_kld_imatrix is not None else ""
+    if published.mean_kld is not None:
+        return f"{published.mean_kld:#.3g}  "
+    return f"{published.mean_kld_imatrix:#.3g} i" if published.mean_kld_imatrix is not None else ""
 
 
 def _of_other(published: PublishedLoss) -> str:
@@ -108,5 +108,5 @@ def _of_other(published: PublishedLoss) -> str:
 def _both(plain: float | None, imatrix: float | None, sign: str = "") -> str:
     words = [f"{sign}{plain:.4g}"] if plain is not None else []
     if imatrix is not None:
-        words.append(f"{sign}{imatrix:.4g} with an importance matrix")
+        words.append(f"{sign}{imatrix:.4g} with an imatrix")
     return ", ".join(words)

@@ -48,7 +48,7 @@ def recommend(
 
 def show(out: Output, found: Recommendation) -> None:
     """The choice, why, what else there is, and what to type."""
-    out.text(f"{found.plan.model}: {found.chosen.preset}\n")
+    out.text(f"{found.plan.source.name}: {found.chosen.preset}\n")
     for reason in found.reasons:
         out.paragraph(f"- {reason}")
     if found.others:

@@ -81,7 +81,11 @@ def serve(
 def _show(out: Output, plan: ServerPlan, ini: str) -> None:
     """How each model is run."""
     for name, chosen in plan.models.items():
-        seeing = [("projector", chosen.serving.projector.name)] if chosen.serving.projector else []
+        seeing = (
+            [("projector", chosen.serving.companions.projector.name)]
+            if chosen.serving.companions.projector
+            else []
+        )
         rows = [("model", name), ("file", str(chosen.file.path)), *seeing, *chosen.described()]
         if not plan.is_router:
             rows += [("log", str(plan.log_file)), ("command", shlex.join(plan.command()))]

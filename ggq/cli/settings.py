@@ -51,7 +51,9 @@ def _made(kind: type, settings: Collection[Setting], taken: dict[str, Any]) -> A
 
 def _option(setting: Setting, option: Option) -> Callable[[F], F]:
     flag = setting.kind is bool
-    given: dict[str, Any] = {"is_flag": True} if flag else {"type": _type(setting.kind, option)}
+    given: dict[str, Any] = (
+        {"is_flag": True, "default": setting.default} if flag else {"type": _type(setting.kind, option)}
+    )
     if setting.many:
         given |= {"multiple": True, "callback": functools.partial(_joined, setting.default, option.split)}
     elif not flag:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import cast
 
 import click
 
@@ -36,12 +35,13 @@ def setup(backend: str, portable: bool, jobs: int | None, llama_cpp: Path | None
     ggq setup --llama-cpp ~/llama.cpp/build
     """
     from ggq.setup import build
+    from ggq.setup.variants import Backend
 
     with out.progress() as listener:
         if llama_cpp is not None:
             found = build.adopt(llama_cpp, listener)
         else:
-            options = build.BuildOptions(cast("build.Backend", backend.lower()), portable, jobs)
+            options = build.BuildOptions(Backend(backend.lower()), portable, jobs)
             found = build.setup(options, listener)
     for caveat in found.caveats:
         out.warning(caveat)

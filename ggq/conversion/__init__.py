@@ -8,7 +8,6 @@ from ggq.conversion.checkpoint_view import SourceInfo
 from ggq.conversion.conversion import (
     BITS_PER_WEIGHT,
     Conversion,
-    HollowBase,
     convert,
     convert_hollow,
     default_name,
@@ -24,7 +23,6 @@ __all__ = [
     "BITS_PER_WEIGHT",
     "LEAST_COSINE",
     "Conversion",
-    "HollowBase",
     "SourceInfo",
     "StreamedBase",
     "Verification",

@@ -100,7 +100,7 @@ def settle(folder: Path) -> None:
 
 
 def compare(folder: Path, in_gguf: str | None, tools_in_gguf: str | None, lib_dir: Path) -> dict[str, Any]:
-    """What ``verification.judge`` is told: how many conversations agree, and what does not.
+    """What ``verification.verdict`` is told: how many conversations agree, and what does not.
 
     ``in_gguf``, ``tools_in_gguf``: the templates that the GGUF has.
     """

@@ -48,7 +48,7 @@ from ggq.errors import GgqError
 from ggq.gguf import file as gguf_file
 from ggq.gguf import values as gguf_values
 from ggq.llamacpp import converter, converter_stops, converter_unigram
-from ggq.llamacpp.inference import Witness
+from ggq.llamacpp.inference import LoadedGguf
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Event, Step
 from ggq.system import process
@@ -311,32 +311,32 @@ def _check(job: Job) -> None:
         reference = compare_vectors.reference_of(made) if made.is_encoder else compare_logits.reference
         right_side = reference(Path(job.view), job.architecture, tokenizer, _unexpected)
         process.give_back_memory()  # the model, of circles of modules: its file is unmapped
-    say("phase", name="witness")
+    say("phase", name="llama.cpp")
     toolchain = Toolchain("named", Path(job.lib_dir), Path(job.lib_dir), Path(job.source_dir), None)
     # Without its weights llama.cpp still checks that each tensor is there and has the shape that it expects.
     original = right_side.original_context
     weights = right_side.expected is not None
     exact = len(right_side.tokens) > compare_logits.FEW_POSITIONS
     within = longrope.overrides(made.path, original, beyond=False)
-    with Witness(toolchain, made.path, job.threads, weights=weights, overrides=within) as witness:
+    with LoadedGguf(toolchain, made.path, job.threads, weights=weights, overrides=within) as loaded:
         folder = Path(job.view)
         own = tokenizer_file.sentencepiece(folder) if job.has_tokenizer_model else None
         right, no_reference = tokenizer_file.load(folder)
-        say("tokenizer", **compare_tokens.compare(right, no_reference, own, witness))
+        say("tokenizer", **compare_tokens.compare(right, no_reference, own, loaded))
         if made.is_encoder:
-            say("vectors", **compare_vectors.compare(folder, right_side, made, witness))
+            say("vectors", **compare_vectors.compare(folder, right_side, made, loaded))
             return
-        if right is not None and witness.has_tokenizer:
-            say("stops", **stop_tokens.compare(folder, right.id_of, witness))
-        plain, with_tools = witness.chat_template(), witness.chat_template(chat_templates.TOOL_USE)
+        if right is not None and loaded.has_tokenizer:
+            say("stops", **stop_tokens.compare(folder, right.id_of, loaded))
+        plain, with_tools = loaded.chat_template(), loaded.chat_template(chat_templates.TOOL_USE)
         say("template", **chat_templates.compare(folder, plain, with_tools, Path(job.lib_dir)))
         if weights:
-            computed = witness.logits(right_side.tokens, exact_cache=exact)
+            computed = loaded.logits(right_side.tokens, exact_cache=exact)
             say("logits", **compare_logits.compare(right_side.expected, computed))
         elif right_side.why_not:
             say("logits", why_not=right_side.why_not)
         if right_side.beyond is not None and original is None:
-            say("beyond", **compare_regimes.beyond(right_side, witness, exact_cache=exact))
+            say("beyond", **compare_regimes.beyond(right_side, loaded, exact_cache=exact))
     if weights:
         others = compare_regimes.others(right_side, computed, made, toolchain, job.threads, exact_cache=exact)
         for regime, seen in others:

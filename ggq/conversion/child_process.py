@@ -26,13 +26,14 @@ from ggq.conversion.parameter_count import account
 from ggq.conversion.pipes import Pipe
 from ggq.conversion.settings import Verify
 from ggq.conversion.source import source_of
-from ggq.conversion.verification import COMPARED, Findings, Verification, judge, not_compared, padded
+from ggq.conversion.verification import COMPARED, Findings, Verification, not_compared, padded, verdict
 from ggq.conversion.weight_feeder import Feeder
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp import tool_output
 from ggq.progress import Notice, Step
 from ggq.session import Session
 from ggq.system import files, hardware, python_child, scratch
+from ggq.system.process import Watch
 
 # malloc then gives freed memory back as it comes, and does not learn to keep it: 5 % of the peak where there
 # is hardly anything but a tokenizer. Weights are handled faster without it.
@@ -98,9 +99,7 @@ class Child:
                 "ggq.conversion.child",
                 stdin=json.dumps(asdict(job)),
                 env=transformers_model.ENVIRONMENT | (_THRIFTY if self._target.hollow else {}),
-                on_stdout=self._hear,
-                on_stderr=self._watch,
-                on_start=on_start,
+                watch=Watch(self._hear, self._watch, on_start),
                 check=False,
             )
         self.seconds, self.peak_memory_bytes = done.seconds, done.peak_rss_bytes
@@ -196,13 +195,13 @@ class Child:
         if progress:
             self._listener(Step("convert", *progress))
 
-    def judged(self, level: Verify, made: gguf_file.GgufFile) -> Verification:
+    def verified(self, level: Verify, made: gguf_file.GgufFile) -> Verification:
         """The verdict on what was found. Raises ConversionProblem."""
         if level is Verify.OFF:
             remarks = tuple(remark.rstrip(".") for remark in self._remarks)
             return Verification("off", len(made.tensors), made.parameter_count, warnings=remarks)
         values = self._found.get("values", {})
-        return judge(
+        return verdict(
             level,
             self._target.outtype,
             Findings(

@@ -8,7 +8,7 @@ from typing import Any
 from ggq.conversion import compare_logits, longrope, scaled_context, sliding_window
 from ggq.errors import GgufProblem
 from ggq.gguf.file import GgufFile
-from ggq.llamacpp.inference import Witness
+from ggq.llamacpp.inference import LoadedGguf
 from ggq.llamacpp.toolchain import Toolchain
 
 
@@ -27,12 +27,12 @@ def others(
     ``plain``: llama.cpp's logits of the prompt. Raises GgufProblem when llama.cpp does not load the file.
     """
 
-    def witness(overrides: Mapping[str, int]) -> Witness:
-        return Witness(toolchain, made.path, threads, overrides=overrides)
+    def loaded_with(overrides: Mapping[str, int]) -> LoadedGguf:
+        return LoadedGguf(toolchain, made.path, threads, overrides=overrides)
 
     original = right_side.original_context
     if right_side.beyond is not None and original is not None:
-        with witness(longrope.overrides(made.path, original, beyond=True)) as there:
+        with loaded_with(longrope.overrides(made.path, original, beyond=True)) as there:
             yield "beyond", beyond(right_side, there, exact_cache=exact_cache)
     window = right_side.window
     if window is None:
@@ -47,7 +47,7 @@ def others(
     else:
         within = longrope.overrides(made.path, original, beyond=False)
         try:
-            with witness({**within, key: window.tried}) as there:
+            with loaded_with({**within, key: window.tried}) as there:
                 found = there.logits(right_side.tokens, exact_cache=exact_cache)
         except GgufProblem as problem:
             why_not = f"llama.cpp takes no other in its place: {compare_logits.first_line(problem)}"
@@ -56,10 +56,10 @@ def others(
         yield "window", {**told, **sliding_window.compare(window, plain, found)}
 
 
-def beyond(right_side: compare_logits.Reference, witness: Witness, *, exact_cache: bool) -> dict[str, Any]:
+def beyond(right_side: compare_logits.Reference, loaded: LoadedGguf, *, exact_cache: bool) -> dict[str, Any]:
     """How alike the two sides are beyond the original context, in logits and rotations.
 
-    ``right_side``: of a model whose context is scaled; ``witness``: with the factors for there.
+    ``right_side``: of a model whose context is scaled; ``loaded``: with the factors for there.
     """
     expected = right_side.beyond
     assert expected is not None
@@ -67,7 +67,7 @@ def beyond(right_side: compare_logits.Reference, witness: Witness, *, exact_cach
     if expected.why_not:
         return {**found, "why_not": expected.why_not}
     try:
-        logits, rotations = witness.far_logits(
+        logits, rotations = loaded.far_logits(
             right_side.tokens, expected.near, expected.position, exact_cache=exact_cache
         )
     except (GgufProblem, LookupError) as problem:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ggq.conversion import tokenizer_texts
 from ggq.conversion.tokenizer_file import AddedToken, Reference
-from ggq.llamacpp.inference import Witness
+from ggq.llamacpp.inference import LoadedGguf
 
 Encode = Callable[[str], list[int]]
 
@@ -29,13 +29,13 @@ class Mismatch:
     found: tuple[int, ...]
 
 
-def compare(reference: Reference | None, why_not: str, own: Any, witness: Witness) -> dict[str, Any]:
-    """What ``verification.judge`` is told. ``own``: SentencePiece on the checkpoint's own model, if any."""
-    if reference is None or not witness.has_tokenizer:
+def compare(reference: Reference | None, why_not: str, own: Any, loaded: LoadedGguf) -> dict[str, Any]:
+    """What ``verification.verdict`` is told. ``own``: SentencePiece on the checkpoint's own model, if any."""
+    if reference is None or not loaded.has_tokenizer:
         return {"strings": 0, "why_not": why_not or "the GGUF has no tokenizer"}
 
     def found(text: str) -> list[int]:
-        return witness.tokenize(text, add_special=False, parse_special=True)
+        return loaded.tokenize(text, add_special=False, parse_special=True)
 
     texts = tokenizer_texts.ordinary() + _pieces(reference)
     wrong = list(_mismatches(texts, reference.encode, found))
@@ -87,7 +87,7 @@ def compare(reference: Reference | None, why_not: str, own: Any, witness: Witnes
             {"text": one.text, "expected": list(one.expected), "gguf": list(one.found)} for one in refused
         ],
         "remarks": remarks,
-        "specials": _around_differs(reference, witness),
+        "specials": _around_differs(reference, loaded),
     }
 
 
@@ -209,12 +209,12 @@ def _form(reference: Reference) -> Any:
     return next((form for form in reference.normalizers if form in _UNICODE), None)
 
 
-def _around_differs(reference: Reference, witness: Witness) -> dict[str, Any] | None:
+def _around_differs(reference: Reference, loaded: LoadedGguf) -> dict[str, Any] | None:
     if reference.whole is None:
         return None
     text = "Hello, world!"
     wanted = around(reference.whole(text), reference.encode(text))
-    ours = around(witness.tokenize(text, add_special=True), witness.tokenize(text, add_special=False))
+    ours = around(loaded.tokenize(text, add_special=True), loaded.tokenize(text, add_special=False))
     return None if ours == wanted else {"expected": wanted, "gguf": ours}
 
 

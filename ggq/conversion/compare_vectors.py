@@ -16,7 +16,7 @@ from ggq.conversion import compare_logits, sentence_transformers
 from ggq.conversion.compare_logits import Reference
 from ggq.errors import ConversionProblem, GgqError
 from ggq.gguf.file import GgufFile
-from ggq.llamacpp.inference import Witness
+from ggq.llamacpp.inference import LoadedGguf
 
 # Beside the usual prompt's length: beyond a window, so that one which is missing or wrong shows.
 _POSITIONS, _MOST_POSITIONS = compare_logits.POSITIONS, 320
@@ -88,7 +88,7 @@ def _tokens(tokenizer: Any, config: Any, count: int) -> list[int]:
     return ids[:count]
 
 
-def compare(folder: Path, right_side: Reference, made: GgufFile, witness: Witness) -> dict[str, Any]:
+def compare(folder: Path, right_side: Reference, made: GgufFile, loaded: LoadedGguf) -> dict[str, Any]:
     """How alike the vectors are: those of the tokens, and the pooled one where a pooling is known; and what
     the checkpoint says that a GGUF cannot (``lost``)."""
     settings = sentence_transformers.read(folder, made.context_length)
@@ -97,7 +97,7 @@ def compare(folder: Path, right_side: Reference, made: GgufFile, witness: Witnes
         lost = (_HEAD,)
     if right_side.expected is None:
         return {"why_not": right_side.why_not, "lost": lost}
-    alike = _compare(right_side.expected, right_side.tokens, settings, made, witness)
+    alike = _compare(right_side.expected, right_side.tokens, settings, made, loaded)
     return {**alike, "lost": lost}
 
 
@@ -106,9 +106,9 @@ def _compare(
     tokens: Sequence[int],
     settings: sentence_transformers.Settings | None,
     made: GgufFile,
-    witness: Witness,
+    loaded: LoadedGguf,
 ) -> dict[str, Any]:
-    found = witness.vectors(tokens)
+    found = loaded.vectors(tokens)
     alike: dict[str, Any] = compare_logits.compare(expected, found)
     if expected.shape[1] != found.shape[1]:
         return {
@@ -122,7 +122,7 @@ def _compare(
         return alike
     if written != sentence_transformers.POOLING_TYPES[wanted]:
         return {**alike, "pooling": wanted, "written_pooling": _word(written)}
-    pooled = compare_logits.compare(_pooled(expected, wanted), witness.vectors(tokens, pooled=True))
+    pooled = compare_logits.compare(_pooled(expected, wanted), loaded.vectors(tokens, pooled=True))
     return {**alike, "pooling": wanted, "written_pooling": wanted, "pooled_cosine": pooled.get("cosine")}
 
 

@@ -109,7 +109,7 @@ def convert(
         with reading.guard():
             child.run(convert=True, level=settings.verify, on_written=on_written)
         made = gguf_file.read(staged)
-        verification = child.judged(settings.verify, made)
+        verification = child.verified(settings.verify, made)
         if verification.verdict != child.verdict:
             made.overwrite_text(KEY, verification.verdict)
             if on_written is not None:
@@ -139,17 +139,6 @@ def refuse_existing(output: Path, *, force: bool) -> None:
         raise OutputProblem(f"{output} exists.", "", "Use --force to overwrite it, or -o for another name.")
 
 
-@dataclass(frozen=True)
-class HollowBase:
-    """A base GGUF with holes for weights, and what making it took of the child process (``peak_memory_bytes``
-    None: the platform does not tell)."""
-
-    outtype: str
-    completed_keys: Mapping[str, Any]
-    seconds: float
-    peak_memory_bytes: int | None
-
-
 def convert_hollow(
     checkpoint_folder: Path,
     staged: Path,
@@ -158,11 +147,13 @@ def convert_hollow(
     without_values: bool = False,
     source: SourceInfo | None = None,
     session: Session,
-) -> HollowBase:
-    """Write the file that ``convert`` would, with every byte of its header, and holes for its weights.
+) -> int | None:
+    """Write the file that ``convert`` would, with every byte of its header, and sparse, empty weights.
 
-    ``staged``: a path in a staging folder that allows holes (``files.require_holes``). ``without_values``:
-    the checkpoint's own weights are holes; what needs their values is refused.
+    Returns the peak memory of the child process in bytes (None: the platform does not tell).
+
+    ``staged``: a path in a staging folder (``files.require_holes``). ``without_values``: the
+    checkpoint's own weights are empty; what needs their values is refused.
 
     Raises CheckpointProblem, ConversionProblem, UsageProblem, ToolchainProblem.
     """
@@ -172,7 +163,7 @@ def convert_hollow(
     target = Target(staged, kind, hollow=True, without_values=without_values)
     child = Child(given, target, session, source)
     child.run(convert=True, level=Verify.OFF)
-    return HollowBase(kind, child.completed, round(child.seconds, 2), child.peak_memory_bytes)
+    return child.peak_memory_bytes
 
 
 def verify(made: Conversion, level: str = Verify.SAMPLED, session: Session | None = None) -> Verification:
@@ -189,7 +180,7 @@ def verify(made: Conversion, level: str = Verify.SAMPLED, session: Session | Non
     child = Child(given, Target(made.output, made.outtype, mmproj=made.mmproj), session or Session())
     if wanted is not Verify.OFF:
         child.run(convert=False, level=wanted)
-    return child.judged(wanted, gguf_file.read(made.output))
+    return child.verified(wanted, gguf_file.read(made.output))
 
 
 def remark(

@@ -55,8 +55,8 @@ def died(phase: str, returncode: int, tail: Sequence[str]) -> GgqError:
     if returncode < 0:
         return ConversionProblem(
             f"The conversion was killed by {signal_name(-returncode)} while it was {doing}.",
-            (phase == "witness" and endings.why(returncode, tail)) or f"Its last line: {_short(last)}",
-            _REPORT if phase == "witness" else "Run `ggq doctor`.",
+            (phase == "llama.cpp" and endings.why(returncode, tail)) or f"Its last line: {_short(last)}",
+            _REPORT if phase == "llama.cpp" else "Run `ggq doctor`.",
         )
     if re.match(r"MemoryError|.*(?:annot allocate memory|failed to map segment)", last):
         return _out_of_memory(last)
@@ -68,7 +68,7 @@ _DOING = {
     "convert": "converting",
     "check": "checking the values",
     "reference": "running the checkpoint in transformers",
-    "witness": "running the GGUF in llama.cpp",
+    "llama.cpp": "running the GGUF in llama.cpp",
 }
 
 

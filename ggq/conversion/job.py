@@ -11,8 +11,8 @@ from typing import Any
 class Job:
     """What to do. ``name``: the model's; ``gguf`` is written when ``convert``, and only looked at otherwise;
     ``check``: hold it against the checkpoint; ``logits``: also what it computes; ``metadata``: for the
-    converter's override. ``hollow``: write holes for the weights; ``without_values``: the checkpoint's own
-    weights are holes; ``pipe_folder``: of a ``Pipe`` for the tensors' data, which are holes in the file;
+    converter's override. ``hollow``: write no weights; ``without_values``: the checkpoint's own
+    weights are empty; ``pipe_folder``: of a ``Pipe`` for the tensors' data, which the file does not have;
     ``fed``: the files of the checkpoint whose content comes through the ``Feed`` beside it;
     ``embedding_rows``: None where they are not known; ``verdict``: see ``verification.KEY``."""
 

@@ -261,7 +261,7 @@ def _differing(expected: Any, found: Any, places: Sequence[int]) -> dict[str, An
     }
 
 
-def judged_by_logits(found: Mapping[str, Any]) -> Mapping[str, Any]:
+def verdict_of_logits(found: Mapping[str, Any]) -> Mapping[str, Any]:
     """What was found, if its logits must be the checkpoint's: not where a difference is known and told."""
     return {} if found.get("known") else found
 

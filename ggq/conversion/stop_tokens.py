@@ -8,7 +8,7 @@ from typing import Any
 
 from ggq.conversion.tokenizer_checks import SETTINGS
 from ggq.conversion.tokenizer_file import read_json, text_of
-from ggq.llamacpp.inference import Witness
+from ggq.llamacpp.inference import LoadedGguf
 
 _KEY = "eos_token_id"
 _CONFIGS = ("generation_config.json", "config.json")
@@ -42,18 +42,18 @@ def _ids(config: Mapping[str, Any]) -> Iterable[int]:
             yield from _ids(part)
 
 
-def compare(folder: Path, id_of: Callable[[str], int | None], witness: Witness) -> dict[str, Any]:
+def compare(folder: Path, id_of: Callable[[str], int | None], loaded: LoadedGguf) -> dict[str, Any]:
     """The ids at which the checkpoint ends a turn, those at which llama.cpp does not (``lost``), and ordinary
     tokens at which it alone does (``others``): it assumes an end where a file names none."""
     found = find(folder, id_of)
     lost = [
-        {"id": identity, "name": witness.name(identity), "file": file}
+        {"id": identity, "name": loaded.name(identity), "file": file}
         for identity, file in found.items()
-        if not witness.ends_generation(identity)
+        if not loaded.ends_generation(identity)
     ]
     others = [
-        {"id": identity, "name": witness.name(identity)}
-        for identity in witness.ordinary_ends()
+        {"id": identity, "name": loaded.name(identity)}
+        for identity in loaded.ordinary_ends()
         if identity not in found
     ]
     return {"ids": sorted(found), "lost": lost, "others": others}

@@ -40,7 +40,7 @@ def complete(view: Path, check: Callable[[Any], None] = tokenizer_checks.require
 
 
 def is_read_beside(view: Path) -> bool:
-    """Whether the converter may read tokenizer.model alone where a tokenizer.json lies beside it."""
+    """Whether the converter may read tokenizer.model alone where a tokenizer.json is beside it."""
     return (view / MODEL).is_file() and (view / FILE).is_file()
 
 

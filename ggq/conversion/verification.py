@@ -1,4 +1,4 @@
-"""What a conversion was checked for, and the judgement on what was found."""
+"""What a conversion was checked for, and the verdict on what was found."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Findings:
     unread: tuple[str, ...] = ()
 
 
-def judge(level: str, outtype: str, found: Findings) -> Verification:
+def verdict(level: str, outtype: str, found: Findings) -> Verification:
     """Raises ConversionProblem when the GGUF is not the checkpoint; else says what was checked."""
     _require_finite(found)
     _require_same_values(found.unpacked)
@@ -126,7 +126,7 @@ def judge(level: str, outtype: str, found: Findings) -> Verification:
     sliding_window.require_same(found.window)
     scaled_context.require_same(found.beyond)
     _require_same_logits(
-        outtype, scaled_context.judged_by_logits(found.beyond), " beyond its original context"
+        outtype, scaled_context.verdict_of_logits(found.beyond), " beyond its original context"
     )
     compare_vectors.require_same(found.vectors, outtype, LEAST_COSINE[outtype])
     # Of an encoder there are vectors, never logits.

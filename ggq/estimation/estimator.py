@@ -36,7 +36,7 @@ class ModelFacts:
 @dataclass(frozen=True)
 class PresetSize(SizeEstimate):
     """An exact size, and what is told by the tensors' types. ``main_type``: that most weights of the layers
-    get; ``content``: a digest of all tensors' types; ``remark``: on tensors that no importance matrix will
+    get; ``content``: a digest of all tensors' types; ``remark``: on tensors that no imatrix will
     know."""
 
     main_type: str = ""

@@ -1,4 +1,4 @@
-"""Hollow models: GGUFs with every byte of their headers, and holes for weights.
+"""Hollow models: GGUFs with every byte of their headers, and no weights.
 
 llama.cpp tells of such a file what it tells of the real one (sizes, memory, speed), and it takes little more
 disk than its vocabulary. They are made once per commit of a model and of the toolchain, and are cached.
@@ -54,38 +54,45 @@ _LEFT_AFTER_S = 3600
 
 
 @dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: its ``name``; ``repo_id``, ``commit`` and ``license`` of a Hub model (None:
+    it is here), of which ``download_bytes`` are not on the disk; ``network_bytes`` were received now.
+    """
+
+    name: str
+    repo_id: str | None = None
+    commit: str | None = None
+    license: str | None = None
+    download_bytes: int = 0
+    network_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class HollowModel:
     """A model whose weights are not needed.
 
     ``base``: its 16-bit GGUF (hollow, but for a reference to a GGUF file: then that file itself); ``folder``:
-    where its hollow files are kept; ``repo_id`` and ``commit`` of a Hub model, of which ``download_bytes``
-    are not on the disk. ``network_bytes`` of files were received for it, now, and ``seconds`` were spent;
-    ``reused``: it was in the cache. ``peak_memory_bytes`` of the conversion (None: there was none now, or the
-    platform does not tell).
+    where its hollow files are kept. ``seconds`` were spent for it, now; ``reused``: it was in the cache.
+    ``peak_memory_bytes`` of the conversion (None: there was none now, or the platform does not tell).
     """
 
-    name: str
+    source: ModelSource
     base: Path
     folder: Path
-    repo_id: str | None
-    commit: str | None
-    license: str | None
-    download_bytes: int
-    network_bytes: int
     seconds: float
     peak_memory_bytes: int | None
     reused: bool
     toolchain: Toolchain
 
     def recipe(self, preset: Preset) -> Recipe:
-        """What the preset makes of the base; one that needs an importance matrix with that which
+        """What the preset makes of the base; one that needs an imatrix with that which
         `ggq imatrix` would make, as far as it can be known. Raises as ``quantize.recipe.ask`` does."""
         base = gguf_file.read_all(self.base)
         recipe = ask(self.toolchain, base, preset, QuantizeOptions())
         if not recipe.size.needs_imatrix:
             return recipe
         with scratch.folder("matrix") as folder:
-            matrix = expected_imatrix.matrix(base, folder, Path(default_name(self.name)), "text.txt")
+            matrix = expected_imatrix.matrix(base, folder, Path(default_name(self.source.name)), "text.txt")
             found = ask(self.toolchain, base, preset, QuantizeOptions(imatrix=matrix.file.path), matrix)
         options = replace(found.options, imatrix=None)
         return replace(found, options=options, size=replace(found.size, needs_imatrix=True))
@@ -157,7 +164,7 @@ def hollow_model(
     ``convert.resolve_outtype``).
 
     Raises HubProblem, CheckpointProblem (NeedsWeights: this model can only be planned after download),
-    ConversionProblem, GgufProblem, OutputProblem (the cache folder cannot hold holes), DiskFull,
+    ConversionProblem, GgufProblem, OutputProblem (the cache folder does not allow sparse files), DiskFull,
     ToolchainProblem, UsageProblem.
     """
     if isinstance(ref, Path):
@@ -191,7 +198,8 @@ class _Maker:
             return replace(made, network_bytes=found.received_bytes)
 
         missing = hub.needed_bytes(model, hub.select_files(model.files))
-        return replace(self._model(name, folder, source, fill), download_bytes=missing)
+        made = self._model(name, folder, source, fill)
+        return replace(made, source=replace(made.source, download_bytes=missing))
 
     def of_folder(self, path: Path) -> HollowModel:
         given = checkpoint.read(path)  # what is no checkpoint is told first, and in its own words
@@ -219,7 +227,7 @@ class _Maker:
     def _convert(
         self, folder: Path, staged: Path, source: SourceInfo | None, *, without_values: bool = False
     ) -> _Made:
-        done = convert_hollow(
+        peak_memory_bytes = convert_hollow(
             folder,
             staged / _BASE,
             outtype=self._outtype,
@@ -227,7 +235,7 @@ class _Maker:
             source=source,
             session=self._session,
         )
-        return _Made(peak_memory_bytes=done.peak_memory_bytes)
+        return _Made(peak_memory_bytes=peak_memory_bytes)
 
     def _model(
         self, name: str, folder: Path, source: SourceInfo | None, fill: Callable[[Path], _Made]
@@ -248,14 +256,9 @@ class _Maker:
                     _write_record(folder, name, source, made)
         _remove_leftovers(folder)
         return HollowModel(
-            name=name,
+            source=ModelSource(name, **(vars(source) if source else {}), network_bytes=made.network_bytes),
             base=folder / _BASE,
             folder=folder,
-            repo_id=source.repo_id if source else None,
-            commit=source.commit if source else None,
-            license=source.license if source else None,
-            download_bytes=0,
-            network_bytes=made.network_bytes,
             seconds=round(time.monotonic() - started, 2),
             peak_memory_bytes=made.peak_memory_bytes,
             reused=reused,

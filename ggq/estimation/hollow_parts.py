@@ -94,7 +94,7 @@ class Parts:
 
     def enliven(self) -> None:
         """Random embeddings and routers, and norms of one: each router then sees another vector at every
-        token, and chooses experts by it. What the experts add is nothing, since they are holes."""
+        token, and chooses experts by it. What the experts add is nothing, since they are empty."""
         self.tensors = [replace(tensor, data=self._values(tensor)) for tensor in self.tensors]
 
     def _values(self, tensor: HollowTensor) -> Iterable[bytes]:

@@ -19,7 +19,7 @@ _RUNNING_BYTES = 6 << 20
 
 
 @dataclass(frozen=True)
-class DeviceForecast:
+class DevicePrediction:
     """Bytes of llama.cpp's buffers on a device (``CUDA0``), and what is free there now (None: not told).
     ``shares_ram``: it has no memory of its own."""
 
@@ -51,7 +51,7 @@ class MemoryEstimate:
     staging_bytes: int
     process_bytes: int
     ram_free_bytes: int
-    devices: tuple[DeviceForecast, ...]
+    devices: tuple[DevicePrediction, ...]
 
     @property
     def ram_bytes(self) -> int:
@@ -111,7 +111,7 @@ def estimate(toolchain: Toolchain, model: Path, load: Load) -> MemoryEstimate:
         ram_free_bytes=hardware.available_ram_bytes(),
         devices=tuple(
             # A device that does not know its memory says 0.
-            DeviceForecast(row.name, row.sum_bytes, row.device_free_bytes or None)
+            DevicePrediction(row.name, row.sum_bytes, row.device_free_bytes or None)
             for row in found.devices
         ),
     )

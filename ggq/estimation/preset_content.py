@@ -29,10 +29,10 @@ def expected(preset: Preset, size: PresetSize, catalogue: Catalogue, parameter_c
         given = next((it for it in catalogue.presets if it.name == it.ftype == size.main_type), None)
     elif not size.quantized_count and preset.ftype not in _UNQUANTIZED:
         given = None
-    if given is None or given.loss_prior is None:
+    if given is None or given.published is None:
         return Expected(None)
-    loss = given.loss_prior.expected(parameter_count)
-    others = given.loss_prior.others(parameter_count)
+    loss = given.published.expected(parameter_count)
+    others = given.published.others(parameter_count)
     return Expected(given.name if loss or others else None, loss, others)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ggq.llamacpp.offload import ALL_LAYERS, Offload
-from ggq.measurement.speed_tests import ThreadChoice
+from ggq.llamacpp.threads import ThreadChoice
 
 # Where blocks lie: on the CPU with no device in use, on the CPU beside devices (which may compute prompts for
 # it), on devices, and there but for their experts.

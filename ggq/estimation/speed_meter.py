@@ -24,8 +24,8 @@ from ggq.llamacpp import bench
 from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import ALL_LAYERS, Offload
+from ggq.llamacpp.threads import ThreadChoice, choose_threads, thread_candidates
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement.speed_tests import ThreadChoice, choose_threads, thread_candidates
 from ggq.presets.catalogue import Preset
 from ggq.progress import Listener, Notice, Step, silent
 from ggq.system import hardware

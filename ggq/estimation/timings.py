@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ggq.llamacpp.threads import ThreadChoice
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement.speed_tests import ThreadChoice
 from ggq.records.memo import Memo
 from ggq.system import hardware
 

@@ -20,7 +20,7 @@ __all__ = ["EMBEDDINGS", "OUTPUT", "GgufFile", "file_types", "read", "read_all",
 def read(path: Path) -> GgufFile:
     """Read and check a GGUF file's header; its data are only checked to be there.
 
-    Raises GgufProblem: no such file, not a GGUF, a version that is not supported, a header or data cut short,
+    Raises GgufProblem: no such file, not a GGUF, a version that is not supported, truncated data,
     lengths that lie, names twice, tensors out of place.
     """
     try:

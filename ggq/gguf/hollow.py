@@ -1,4 +1,4 @@
-"""A GGUF of another's header: with other tensors, and holes where the data would be."""
+"""A GGUF of another's header: with other tensors, and sparse, empty data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SPLIT = ("split.no", "split.count", "split.tensors.count")
 @dataclass(frozen=True)
 class HollowTensor:
     """A tensor to announce. ``shape`` in ggml's order, ``type`` in capitals; ``data``: what stands at its
-    beginning, in pieces; without it the tensor is a hole."""
+    beginning, in pieces; without it the tensor is empty."""
 
     name: str
     shape: tuple[int, ...]

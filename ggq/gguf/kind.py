@@ -32,7 +32,7 @@ def other_kind(metadata: Mapping[str, Any], architecture: str | None, tensor_cou
     )
     if kind == "imatrix" or "imatrix.chunk_count" in metadata:
         return OtherKind(
-            "an importance matrix",
+            "an imatrix",
             "Give the GGUF of a model; `ggq quantize` takes the matrix with --imatrix.",
         )
     if kind == "adapter" or "adapter.type" in metadata:

@@ -186,12 +186,12 @@ class _Reader:
                 self._lie(f"The tensor {name!r} is there twice.")
             seen.add(name)
             if offset != expected:
-                self._lie(f"The tensor {name!r} lies at byte {offset:,} of the data, not at {expected:,}.")
+                self._lie(f"The tensor {name!r} is at byte {offset:,} of the data, not at {expected:,}.")
             data_bytes = kind.row_bytes(math.prod(shape))
             end = data_offset + offset + data_bytes
             if end > self._file_bytes:
                 raise GgufProblem(
-                    f"{self._path} is cut short.",
+                    f"{self._path} is truncated.",
                     f"The tensor {name!r} ends at byte {end:,}; the file has {self._file_bytes:,}.",
                     "Download or make it again.",
                 )
@@ -241,7 +241,7 @@ class _Reader:
                 break
         if len(self._buffer) < end:
             raise GgufProblem(
-                f"The header of {self._path} is cut short, or lies.",
+                f"The header of {self._path} is truncated, or wrong.",
                 f"At byte {self._position:,} it announces {what} in {size:,} bytes; "
                 f"{self._file_bytes - self._position:,} are left in the file.",
                 "Download or make it again.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import ssl
 from collections.abc import Iterator
@@ -18,17 +19,14 @@ if TYPE_CHECKING:
 
 _ERROR_BYTES = 1 << 20
 _LONGEST_WAIT_DIGITS = 9
-_bounded = False
 
 
+@functools.cache  # it is told once, and would begin a new session each time
 def bound() -> None:
     """Have huggingface_hub's session read answers of the API within bounds, in this process from now on."""
-    global _bounded
-    if not _bounded:
-        from huggingface_hub import set_client_factory
+    from huggingface_hub import set_client_factory
 
-        set_client_factory(_client)
-        _bounded = True
+    set_client_factory(_client)
 
 
 def not_a_hub(endpoint: str, why: str) -> HubProblem:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ RepoKind = Literal["model", "dataset"]
 T = TypeVar("T")
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST_BACKOFF_S = 30.0
+_HEADER_CHARACTERS = 100  # of a stranger's header with a few short numbers
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ def cache_dir() -> Path:
 
 def repo_dir(repo_id: str, kind: RepoKind = "model") -> Path:
     """Where the cache keeps a repository: ``models--org--name``, with blobs/, refs/ and snapshots/."""
-    return cache_dir() / "--".join([f"{kind}s", *repo_id.split("/")])
+    from huggingface_hub.file_download import repo_folder_name
+
+    return cache_dir() / repo_folder_name(repo_id=repo_id, repo_type=kind)
 
 
 def endpoint() -> str:
@@ -312,11 +314,13 @@ def _is_transient(error: Exception) -> bool:
 
 def _asked_wait_s(error: Exception) -> float | None:
     """The pause that the Hub asks for: Retry-After, or ``t=`` of its RateLimit header (IETF draft 9)."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
     response = getattr(error, "response", None)
     if response is None:
         return None
     after = response.headers.get("Retry-After", "").strip()
     if answers.is_seconds(after):
         return float(after)
-    limit = re.search(r"\br=0\s{0,9};\s{0,9}t=([0-9]{1,9})\b", response.headers.get("RateLimit", "")[:1000])
-    return float(limit[1]) if limit else None
+    limit = parse_ratelimit_headers({"ratelimit": response.headers.get("RateLimit", "")[:_HEADER_CHARACTERS]})
+    return float(limit.reset_in_seconds) if limit and not limit.remaining else None

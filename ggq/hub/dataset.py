@@ -20,7 +20,7 @@ def dataset_file(
     retry: Retry = DEFAULT_RETRY,
     listener: Listener = silent,
 ) -> Path:
-    """Bring one file of a dataset's main branch into the Hub cache, and return where it lies there.
+    """Bring one file of a dataset's main branch into the Hub cache, and return where it is.
 
     Resumed, retried and proven as ``download`` does it; what is there is not fetched again. ``offline``: from
     the cache, or not at all. Raises HubProblem, DiskFull, OutputProblem.

@@ -121,7 +121,7 @@ def _look_up(
 ) -> tuple[RemoteModel, tuple[RemoteFile, ...]]:
     if ref.kind != "hub":
         raise UsageProblem(
-            f"{ref} lies on this disk already.",
+            f"{ref} is on this disk already.",
             "",
             f"There is nothing to download: ggq convert {shlex.quote(str(ref))}",
         )

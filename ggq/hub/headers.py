@@ -28,7 +28,7 @@ _NOT_READ = ("LICENSE", "LICENCE", "NOTICE")
 @dataclass(frozen=True)
 class Gathered:
     """A checkpoint folder of a repository. ``with_values``: it is the whole snapshot in the Hub cache, whose
-    weights are on disk; else its weights are holes. ``received_bytes`` came over the network for it."""
+    weights are on disk; else its weights are empty. ``received_bytes`` came over the network for it."""
 
     folder: Path
     with_values: bool
@@ -50,7 +50,7 @@ def gather(
     and are linked, as are weights that are there already; of each other safetensors file only the header is
     asked for, by a Range. ``for_stream``: the weights will be read, too, as far as they are the converter's
     own; what it reads by other means (the dense modules of sentence-transformers) is brought whole.
-    ``parent``: a folder of our own that allows holes (``files.require_holes``).
+    ``parent``: a folder of our own that allows sparse files (``files.require_holes``).
 
     Raises HubProblem, CheckpointProblem (no weights), NeedsWeights (they are not safetensors), DiskFull,
     OutputProblem.

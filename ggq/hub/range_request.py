@@ -29,7 +29,7 @@ def blocks(
     """The bytes of ``file`` from ``start`` to before ``end``, as they arrive.
 
     More may come: a server that knows no ranges sends a file that is asked for from its start to its end, and
-    one that lies sends what it likes. ``place``: asked instead of the Hub where it is known, and filled in.
+    a wrong one sends what it likes. ``place``: asked instead of the Hub where it is known, and filled in.
 
     Raises huggingface_hub's errors, also where fewer bytes come; RangeIgnored.
     """

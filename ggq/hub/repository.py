@@ -29,7 +29,7 @@ class RemoteFile:
     """A file as the Hub announces it.
 
     Large files have a ``sha256``, the others git's ``git_sha1`` (of ``blob <bytes>\\0<content>``); a file
-    that was only seen in the cache has neither, unless it is a link to its blob. ``cached``: it lies in the
+    that was only seen in the cache has neither, unless it is a link to its blob. ``cached``: it is in the
     Hub cache with the announced size.
     """
 

@@ -20,10 +20,6 @@ from ggq.system.files import human_bytes
 from ggq.system.hardware import Device, DeviceKind
 
 TOOL = "llama-bench"
-# Words that llama-bench takes; it answers others with its whole help text.
-FLASH_ATTENTION = ("auto", "on", "off")
-LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 _MIB = 1 << 20
 _LISTING_TIMEOUT_S = 30  # a first look at CUDA takes seconds; a busy RPC server answers nobody else
@@ -36,8 +32,8 @@ class BenchOptions:
     """What is to be measured: every length of ``prompt_tokens`` and of ``generated_tokens``, after each of
     ``depths`` tokens in the context, with each number of ``threads``.
 
-    ``flash_attention``, ``load_mode``: words of FLASH_ATTENTION and LOAD_MODES; ``type_k``, ``type_v``: of
-    the cache, words of CACHE_TYPES; ``n_batch``, ``n_ubatch``: tokens that are given, and computed, at once.
+    ``flash_attention``, ``load_mode``: words of FlashAttention and LoadMode; ``type_k``, ``type_v``: of
+    the cache, words of CacheType; ``n_batch``, ``n_ubatch``: tokens that are given, and computed, at once.
     """
 
     prompt_tokens: tuple[int, ...] = ()
@@ -79,7 +75,7 @@ class BenchOptions:
 class BenchResult:
     """One test, as a line of llama-bench's JSON tells it.
 
-    ``prompt_tokens`` or ``generated_tokens`` is 0; ``flash_attention``: a word of FLASH_ATTENTION;
+    ``prompt_tokens`` or ``generated_tokens`` is 0; ``flash_attention``: a word of FlashAttention;
     ``gpu_names``: all GPUs that the tool saw, used or not. The samples are one per repetition.
     """
 

@@ -221,10 +221,10 @@ def _tidily(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def leave_holes(*, without_values: bool) -> None:
-    """From now on have the converter write headers as ever, and holes instead of weights.
+    """From now on have the converter write headers as ever, and sparse, empty weights.
 
     Of the data only what is no weight is written: tables that it computed from the config.
-    ``without_values``: the checkpoint's weights are holes, too; NeedsValues is then raised where the
+    ``without_values``: the checkpoint's weights are empty, too; NeedsValues is then raised where the
     converter looks into them.
     """
     import numpy as np
@@ -272,7 +272,7 @@ def read_elsewhere(hollow: Collection[Path], read: Callable[[str, int, memoryvie
 
 
 def hand_over(begin: Callable[[], tuple[str, BinaryIO]], *, ahead: bool) -> None:
-    """From now on have the converter write headers as ever, holes instead of all data, and then the data of
+    """From now on have the converter write headers as ever, no data, and then the data of
     its tensors, one after the other in the file's order, to a stream.
 
     ``begin``: called when the file is there; returns the name of the first tensor that is wanted, and the

@@ -95,7 +95,7 @@ def read(path: Path) -> Sums:
     found = gguf_file.read(path)
     chunks, context, texts = found.integer(_COUNT), found.integer(_SIZE), found.metadata.get(_TEXT)
     if chunks is None or context is None or not isinstance(texts, Array) or not len(texts):
-        raise GgufProblem(f"{path} is not an importance matrix.", "", "Make it again.")
+        raise GgufProblem(f"{path} is not an imatrix.", "", "Make it again.")
     return Sums(found, chunks, context, len(found.tensors) // 2, str(texts[0]))
 
 
@@ -133,13 +133,15 @@ def add(
     # Beside the text, since the result has the text's path as it is given here; in a folder of ggq's own.
     with scratch.folder("text") as beside:
         (beside / text.name).symlink_to(text.absolute())
-        done = process.run(command, cwd=beside, env=bench.ENVIRONMENT, on_stdout=watch, check=False)
+        done = process.run(
+            command, cwd=beside, env=bench.ENVIRONMENT, watch=process.Watch(watch), check=False
+        )
     errors = [line["msg"].strip() for line in _log(done.stdout) if line.get("level") == "error"]
     if done.returncode:
         raise _failed(done, errors, model, settings.context)
     if unwritten := [words for words in errors if "GGUF data" in words]:
         raise DiskFull(
-            "The importance matrix could not be written.",
+            "The imatrix could not be written.",
             f"{unwritten[0]}; {human_bytes(free_bytes(target))} are free in {target.parent}.",
             "Free some space, then run the same command again: it resumes.",
         )
@@ -183,7 +185,7 @@ def _failed(done: process.Completed, errors: Sequence[str], model: Path, context
     words = "\n".join(errors)
     if found := re.search(r"non-finite values detected in (\S+)", words):
         return GgufProblem(
-            "There is no importance matrix of this model.",
+            "There is no imatrix of this model.",
             f"What reaches {found[1]} is not a number: some weights are NaN or infinite, or too large for"
             " their type.",
             "Make the base again from its checkpoint, in another type (`ggq convert --outtype`).",
@@ -198,7 +200,7 @@ def _failed(done: process.Completed, errors: Sequence[str], model: Path, context
 def too_short(tokens: int, context: int) -> CannotServe:
     """The error for a text of fewer tokens than the tool wants."""
     return CannotServe(
-        "The text is too short for an importance matrix.",
+        "The text is too short for an imatrix.",
         f"It has {tokens:,} tokens; {LEAST_CHUNKS * context:,} are needed, two chunks of {context:,}.",
         "Give a longer text, or make the matrix by `ggq imatrix -c` with a smaller context.",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,18 @@ def open_model(library: Any, model: Path, options: Mapping[str, Any]) -> Any:
     path = str(model.absolute())
     with _elsewhere(), _no_templates(library):
         return library.Llama(path, verbose=False, **options)
+
+
+def piece(library: Any, vocabulary: Any, token: int) -> bytes:
+    """The text of a token, which may be a part of a letter. The binding's own ``detokenize`` garbles tokens
+    of more than 32 bytes, as long rows of spaces are."""
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        count = int(library.llama_token_to_piece(vocabulary, token, buffer, size, 0, False))
+        if count >= 0:
+            return buffer.raw[:count]
+        size = -count
 
 
 @contextlib.contextmanager

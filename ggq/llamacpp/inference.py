@@ -22,7 +22,7 @@ from ggq.llamacpp.toolchain import Toolchain
 _CALLBACKS: list[Any] = []
 
 
-class Witness:
+class LoadedGguf:
     """A loaded model. Its weights are mapped, so that they cost file pages, and its arithmetic is llama.cpp's
     own for their types."""
 
@@ -61,7 +61,7 @@ class Witness:
             )
         self._vocab = self._lib.llama_model_get_vocab(self._model)
 
-    def __enter__(self) -> Witness:
+    def __enter__(self) -> LoadedGguf:
         return self
 
     def __exit__(

@@ -126,7 +126,7 @@ class Buffer:
 @dataclass(frozen=True)
 class FilledContext:
     """A run whose prompt and generated tokens filled the context. ``gpus``: None where no NVIDIA GPU was
-    used, or nvidia-smi does not tell."""
+    used, or the driver does not tell."""
 
     buffers: tuple[Buffer, ...]
     peaks: MemoryPeaks
@@ -135,12 +135,17 @@ class FilledContext:
     generated_tokens: int
     seconds: float
 
+    @property
+    def vram_bytes(self) -> int | None:
+        """Of all GPUs; None where nothing is known of any."""
+        return sum(gpu.own_bytes for gpu in self.gpus) if self.gpus else None
+
     def buffers_bytes(self, place: str) -> int:
         return sum(buffer.size_bytes for buffer in self.buffers if buffer.place == place)
 
 
 def breakdown(toolchain: Toolchain, model: Path, load: Load) -> Breakdown:
-    """What ``model`` would take, predicted without reading its weights: they may even be holes.
+    """What ``model`` would take, predicted without reading its weights: it may have none.
 
     The tool predicts a load without mmap, whatever it is told. Raises GgufProblem with llama.cpp's words
     when it refuses, ToolchainProblem when an RPC server cannot be reached or the output is not known.
@@ -154,8 +159,7 @@ def breakdown(toolchain: Toolchain, model: Path, load: Load) -> Breakdown:
         done = process.run(
             [*command, "-fitp", "on"],
             env=bench.ENVIRONMENT,
-            on_start=memory.watch,
-            on_stdout=memory.look,
+            watch=process.Watch(on_stdout=memory.look, on_start=memory.watch),
             check=False,
         )
     if done.returncode:
@@ -233,8 +237,17 @@ def fill_context(
     ]  # fmt: skip
     on_nvidia = any(row.name.startswith("CUDA") for row in predicted.devices)
     with ProcessSampler() as memory, GpuSampler() if on_nvidia else nullcontext() as gpus:
+
+        def started(pid: int) -> None:
+            memory.watch(pid)
+            if gpus:
+                gpus.watch(pid)
+
         done = process.run(
-            command, env=bench.ENVIRONMENT, on_start=memory.watch, on_stdout=memory.look, check=False
+            command,
+            env=bench.ENVIRONMENT,
+            watch=process.Watch(on_stdout=memory.look, on_start=started),
+            check=False,
         )
     if done.returncode:
         # Its reason ends a long log.

@@ -15,33 +15,11 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-
-_tell: Callable[[str], None] | None = None
-_told: set[str] = set()
-
-
-def tell_to(handler: Callable[[str], None] | None) -> None:
-    """Have ``tell`` say each sentence to ``handler``, once; without one they are Python's warnings."""
-    global _tell
-    _tell = handler
-    _told.clear()
-
-
-def tell(sentence: str) -> None:
-    """Say what a person should know of tools that are used all the same."""
-    if sentence in _told:
-        return
-    _told.add(sentence)
-    if _tell is None:
-        warnings.warn(sentence, RuntimeWarning, stacklevel=2)
-    else:
-        _tell(sentence)
 
 
 @dataclass(frozen=True)
@@ -87,7 +65,7 @@ def first_exposed(parts: Iterable[Part]) -> Exposed | None:
 
 
 def _paths(part: Part, seen: set[Path]) -> Iterator[tuple[str | Path, bool]]:
-    """What is to be looked at for a part, each with whether it lies above it."""
+    """What is to be looked at for a part, each with whether it is above it."""
     for path in _way(Path(os.path.normpath(part.path.absolute())), seen):
         yield path, True
     yield os.path.realpath(part.path), False

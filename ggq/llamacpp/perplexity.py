@@ -40,15 +40,16 @@ class Divergence:
     ``ln_ppl_ratio``: mean of ln(PPL(model)/PPL(base)); ``*_kld``: of the Kullback-Leibler divergence of the
     next token's distribution from the base's, nats per token; ``same_top``: share of tokens for which both
     think the same one the likeliest; ``rms_dp``: root mean square of the change of the right token's
-    probability. Shares and probabilities are between 0 and 1.
+    probability. Shares and probabilities are between 0 and 1. Median, 99th percentile and maximum have no
+    standard error of the tool's.
     """
 
     perplexity: Estimate
     base_perplexity: Estimate
     ln_ppl_ratio: Estimate
     mean_kld: Estimate
-    median_kld: float
-    p99_kld: float
+    median_kld: Estimate
+    p99_kld: Estimate
     max_kld: float
     same_top: Estimate
     rms_dp: Estimate
@@ -69,17 +70,6 @@ class Evaluation:
         return arguments + (["-t", str(self.threads)] if self.threads else [])
 
 
-def perplexity(
-    toolchain: Toolchain, model: Path, text: Path, how: Evaluation, *, chunks: int | None = None
-) -> Estimate:
-    """Perplexity of ``text``, or of its first ``chunks``.
-
-    Raises ToolFailed, UsageProblem when the text is too short for two chunks, GgufProblem when the model
-    computes no numbers.
-    """
-    return _evaluate(toolchain, model, text, how, chunks, (), None)
-
-
 def save_logits(
     toolchain: Toolchain,
     base: Path,
@@ -91,7 +81,11 @@ def save_logits(
     parse_special: bool = False,
     on_chunk: ChunkHandler | None = None,
 ) -> LogitsFile:
-    """Write the base's logits on ``text``, or its first ``chunks``, to a file. Raises as ``perplexity``."""
+    """Write the base's logits on ``text``, or its first ``chunks``, to a file.
+
+    Raises ToolFailed, UsageProblem when the text is too short for two chunks, GgufProblem when the model
+    computes no numbers.
+    """
     if parse_special:
         return special_logits.save(
             toolchain,
@@ -103,7 +97,26 @@ def save_logits(
             offload=how.offload,
             chunks=chunks,
         )
-    _evaluate(toolchain, base, text, how, chunks, ("--kl-divergence-base", target), on_chunk)
+    seen = 0
+
+    def watch(line: str) -> None:
+        nonlocal seen
+        if on_chunk and re.match(r"^\s*\d+  [\d.]+  -?[\d.]+", line):
+            seen += 1
+            on_chunk(seen)
+
+    # "--ppl-output-type 1": a line for each chunk, rather than one long line at the end.
+    command: list[str | Path] = [toolchain.tool(TOOL), "-m", base, "-f", text, "--ppl-output-type", "1"]
+    command += [*how.arguments(), "--kl-divergence-base", target]
+    if chunks:
+        command += ["--chunks", str(chunks)]
+    done = process.run(command, watch=process.Watch(watch), check=False)
+    lines = (*done.stdout, *done.stderr)
+    if done.returncode:
+        raise tools.evaluation_failed(done, base)
+    if any("failed to open" in line and "for writing" in line for line in lines):
+        raise ToolFailed(done.command, done.returncode, done.tail)
+    parse_perplexity(lines)
     return logits_file.read(target)
 
 
@@ -126,44 +139,13 @@ def divergence(
 
     command: list[str | Path] = [toolchain.tool(TOOL), "-m", model, *how.arguments()]
     command += ["--kl-divergence", "--kl-divergence-base", logits.path]
-    done = process.run(command, on_stdout=watch, check=False)
+    done = process.run(command, watch=process.Watch(watch), check=False)
     lines = (*done.stdout, *done.stderr)
     if done.returncode:
         # A foreign vocabulary ends in an abort, after the words that explain it.
         refuse_foreign_vocabulary(lines)
         raise tools.evaluation_failed(done, model)
     return parse_divergence(lines)
-
-
-def _evaluate(
-    toolchain: Toolchain,
-    model: Path,
-    text: Path,
-    how: Evaluation,
-    chunks: int | None,
-    extra: tuple[str | Path, ...],
-    on_chunk: ChunkHandler | None,
-) -> Estimate:
-    seen = 0
-
-    def watch(line: str) -> None:
-        nonlocal seen
-        if on_chunk and re.match(r"^\s*\d+  [\d.]+  -?[\d.]+", line):
-            seen += 1
-            on_chunk(seen)
-
-    # "--ppl-output-type 1": a line for each chunk, rather than one long line at the end.
-    command: list[str | Path] = [toolchain.tool(TOOL), "-m", model, "-f", text, "--ppl-output-type", "1"]
-    command += [*how.arguments(), *extra]
-    if chunks:
-        command += ["--chunks", str(chunks)]
-    done = process.run(command, on_stdout=watch, check=False)
-    lines = (*done.stdout, *done.stderr)
-    if done.returncode:
-        raise tools.evaluation_failed(done, model)
-    if any("failed to open" in line and "for writing" in line for line in lines):
-        raise ToolFailed(done.command, done.returncode, done.tail)
-    return parse_perplexity(lines)
 
 
 def parse_perplexity(lines: Iterable[str]) -> Estimate:
@@ -237,8 +219,8 @@ def parse_divergence(lines: Sequence[str]) -> Divergence:
         base_perplexity=estimate("Mean PPL(base)"),
         ln_ppl_ratio=estimate("Mean ln(PPL(Q)/PPL(base))"),
         mean_kld=estimate("Mean KLD"),
-        median_kld=_of(found, "Median KLD")[0],
-        p99_kld=_of(found, "99.0% KLD")[0],
+        median_kld=Estimate(_of(found, "Median KLD")[0]),
+        p99_kld=Estimate(_of(found, "99.0% KLD")[0]),
         max_kld=_of(found, "Maximum KLD")[0],
         same_top=estimate("Same top p", 0.01),
         rms_dp=estimate("RMS Δp", 0.01),

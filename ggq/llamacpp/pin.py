@@ -47,5 +47,5 @@ def pin() -> Pin:
 
 
 def cmake_hook() -> Path:
-    """The CMake file through which ggq adds to the build; what it adds lies beside it."""
+    """The CMake file through which ggq adds to the build; what it adds is beside it."""
     return package_data.data("vendor", "llama.cpp", "cmake", "ggq.cmake")

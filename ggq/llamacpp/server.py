@@ -19,10 +19,39 @@ from ggq.llamacpp.toolchain import Toolchain
 
 
 @dataclass(frozen=True)
+class Companions:
+    """Files that are loaded beside a model: a draft model, placed by ``draft_offload``, and a projector
+    (``projector_on_cpu``: the devices have no room for it)."""
+
+    draft: Path | None = None
+    draft_offload: Offload = field(default_factory=Offload)
+    projector: Path | None = None
+    projector_on_cpu: bool = False
+
+    @property
+    def are_there(self) -> bool:
+        return self.draft is not None or self.projector is not None
+
+    def arguments(self) -> list[str]:
+        """Those of llama-server."""
+        beside = self.draft_offload
+        # Where nothing is said the draft goes where the model goes.
+        devices = beside.devices if beside.n_gpu_layers else ("none",)
+        return [
+            *(["--spec-type", "draft-simple", "-md", str(self.draft)] if self.draft else []),
+            *(["-ngld", str(beside.n_gpu_layers)] if self.draft else []),
+            *(["-devd", ",".join(devices)] if self.draft and devices else []),
+            *(["-ncmoed", str(beside.n_cpu_moe)] if self.draft and beside.n_cpu_moe else []),
+            *(["-mm", str(self.projector)] if self.projector else []),
+            *(["--no-mmproj-offload"] if self.projector_on_cpu else []),
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Serving:
     """``load``: context, cache and placement; ``load_mode``: a word of bench.LOAD_MODES; ``threads`` of
-    generation, ``prompt_threads`` of prompts (None: llama.cpp chooses them). ``draft``, ``projector``: files
-    beside the model, the former placed by ``draft_offload``; ``rpc``: servers that have devices for them;
+    generation, ``prompt_threads`` of prompts (None: llama.cpp chooses them). ``companions``: what is
+    loaded beside the model; ``rpc``: servers that have devices for it;
     ``embeddings``: of an encoder, which answers with vectors; ``pooling``: how these are made of a model that
     does not say it; ``reranking``: it answers with scores. ``parallel``: clients at once, who share the
     context evenly."""
@@ -31,11 +60,8 @@ class Serving:
     load_mode: str
     threads: int | None
     prompt_threads: int | None
-    draft: Path | None = None
-    draft_offload: Offload = field(default_factory=Offload)
+    companions: Companions = field(default_factory=Companions)
     rpc: tuple[str, ...] = ()
-    projector: Path | None = None
-    projector_on_cpu: bool = False
     embeddings: bool = False
     pooling: str | None = None
     reranking: bool = False
@@ -53,7 +79,7 @@ class Serving:
     def server_arguments(self) -> list[str]:
         """The command line, but for the server and the model."""
         load = self.load
-        beside, placement = self.draft_offload, load.offload.arguments()
+        placement = load.offload.arguments()
         # A vector or a score comes of one batch that holds the whole text.
         whole = self.embeddings or self.reranking
         return [
@@ -66,26 +92,16 @@ class Serving:
             "-fit", "off", "-np", str(self.parallel),
             # By default it keeps 8 GiB of former prompts, and copies of the cache: no plan knows of these.
             "-cram", "0", "-ctxcp", "0",
-            *(["--spec-type", "draft-simple", "-md", str(self.draft)] if self.draft else []),
-            *(["-ngld", str(beside.n_gpu_layers)] if self.draft else []),
-            # Without these it goes where the model goes.
-            *(["-devd", ",".join(where)] if self.draft and (where := self._draft_devices) else []),
-            *(["-ncmoed", str(beside.n_cpu_moe)] if self.draft and beside.n_cpu_moe else []),
-            *(["-mm", str(self.projector)] if self.projector else []),
-            *(["--no-mmproj-offload"] if self.projector_on_cpu else []),
+            *self.companions.arguments(),
             *(["--embeddings"] if self.embeddings else []),
             *(["--pooling", self.pooling] if self.pooling else []),
             *(["--reranking"] if self.reranking else []),
         ]  # fmt: skip
 
-    @property
-    def _draft_devices(self) -> tuple[str, ...]:
-        return self.draft_offload.devices if self.draft_offload.n_gpu_layers else ("none",)
-
     def binding_options(self) -> Mapping[str, Any] | None:
         """Keyword arguments of ``llama_cpp.Llama`` but for the path; None: it has none for this."""
         load = self.load
-        if self.draft or self.projector:
+        if self.companions.are_there:
             return None
         options = BenchOptions(
             offload=load.offload,

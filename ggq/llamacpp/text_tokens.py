@@ -36,7 +36,7 @@ def token_ids(toolchain: Toolchain, model: Path, text: Path, *, parse_special: b
             *([] if parse_special else ["--no-parse-special"]),
         ],
         stdin=text.read_bytes().decode("utf-8").removesuffix("\n"),
-        echo=False,
+        watch=process.Watch(echo=False),
         check=False,
     )  # fmt: skip
     return tool_output.token_ids(endings.checked(done).stdout)

@@ -99,14 +99,6 @@ def quantize_progress(line: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def token_count(lines: Iterable[str]) -> int:
-    """``llama-tokenize --show-count``. Raises ToolchainProblem when it says no number."""
-    for line in lines:
-        if found := re.match(r"^Total number of tokens: (\d+)", line):
-            return int(found[1])
-    raise unknown("llama-tokenize", "no number of tokens")
-
-
 def token_ids(lines: Iterable[str]) -> list[int]:
     """The list that ``llama-tokenize --ids`` prints. Raises ToolchainProblem without one."""
     for line in lines:

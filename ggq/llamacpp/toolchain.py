@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from ggq.llamacpp.ownership import Exposed, Part
 from ggq.llamacpp.pin import pin
 from ggq.system import codec, hardware, package_data, places, process
 
+_log = logging.getLogger(__name__)
 CONVERTER = "convert_hf_to_gguf.py"
 NEEDED_TOOLS = ("llama-quantize",)
 TOOLS = (
@@ -138,9 +140,9 @@ def home() -> Path:
 def find(named: Path | None = None) -> Toolchain:
     """The toolchain to use: ``named`` or GGQ_LLAMA_CPP, then ggq's own build, then PATH.
 
-    One that somebody else can change is used when it was chosen on purpose, and that is told
-    (``ownership.tell``). Raises ToolchainProblem when there is none, when the named one is not one, and when
-    somebody else can change ggq's own build.
+    One that somebody else can change is used when it was chosen on purpose, and that is logged as a warning.
+    Raises ToolchainProblem when there is none, when the named one is not one, and when somebody else can
+    change ggq's own build.
     """
     if named is None and os.environ.get("GGQ_LLAMA_CPP"):
         named = places.expanded(os.environ["GGQ_LLAMA_CPP"])
@@ -148,7 +150,7 @@ def find(named: Path | None = None) -> Toolchain:
     if exposed := found.exposed:
         if found.origin == "built" and not exposed.as_ggq:
             raise _refused(found, exposed)
-        ownership.tell(exposure(exposed))
+        _log.warning(exposure(exposed))
     return found
 
 

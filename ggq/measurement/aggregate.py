@@ -6,11 +6,14 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 from ggq.llamacpp.perplexity import Divergence, Estimate
 from ggq.measurement.excerpts import Excerpt
+from ggq.system import codec
+from ggq.system.codec import Inlined
 
-# From so many rounds on their spread is a better judge than what the tool says of single tokens.
+# From so many rounds on their spread is a better measure than what the tool says of single tokens.
 _ENOUGH_ROUNDS = 8
 
 
@@ -27,18 +30,21 @@ class Round:
 
 @dataclass(frozen=True)
 class ModelQuality:
-    """A model on all rounds together; units as in ``Divergence``. ``median_kld`` and ``p99_kld`` are means of
-    the rounds' own; ``max_kld`` is the largest seen, which has no standard error."""
+    """A model on all rounds together. Median and 99th percentile are means of the rounds' own; the maximum is
+    the largest seen."""
 
     name: str
-    perplexity: Estimate
-    ln_ppl_ratio: Estimate
-    mean_kld: Estimate
-    median_kld: Estimate
-    p99_kld: Estimate
-    max_kld: float
-    same_top: Estimate
-    rms_dp: Estimate
+    divergence: Annotated[Divergence, Inlined()]
+
+
+# Estimates of which nobody knew an error were once plain numbers; the base's perplexity was not kept of all
+# rounds together, and follows from the model's own and their mean ratio.
+codec.form(Estimate, read=lambda raw: {"value": raw} if isinstance(raw, int | float) else raw)
+codec.form(Divergence, read=lambda raw: {"base_perplexity": _base_perplexity(raw), **raw})
+
+
+def _base_perplexity(raw: Mapping[str, Any]) -> float:
+    return float(raw["perplexity"]["value"] / math.exp(raw["ln_ppl_ratio"]["value"]))
 
 
 def summary(name: str, rounds: Sequence[Round]) -> ModelQuality:
@@ -53,16 +59,21 @@ def summary(name: str, rounds: Sequence[Round]) -> ModelQuality:
     )
     rms = math.sqrt(squares.value)
     return ModelQuality(
-        name=name,
-        perplexity=perplexity(rounds, name, lambda item: item.perplexity),
-        ln_ppl_ratio=_combined(rounds, [item.ln_ppl_ratio for item in found]),
-        mean_kld=_combined(rounds, [item.mean_kld for item in found]),
-        median_kld=_combined(rounds, [Estimate(item.median_kld) for item in found]),
-        p99_kld=_combined(rounds, [Estimate(item.p99_kld) for item in found]),
-        max_kld=max(item.max_kld for item in found),
-        same_top=_combined(rounds, [item.same_top for item in found]),
-        # d(x^2) = 2 x dx
-        rms_dp=Estimate(rms, squares.standard_error / (2 * rms) if squares.standard_error and rms else None),
+        name,
+        Divergence(
+            perplexity=perplexity(rounds, name, lambda item: item.perplexity),
+            base_perplexity=perplexity(rounds, name, lambda item: item.base_perplexity),
+            ln_ppl_ratio=_combined(rounds, [item.ln_ppl_ratio for item in found]),
+            mean_kld=_combined(rounds, [item.mean_kld for item in found]),
+            median_kld=_combined(rounds, [item.median_kld for item in found]),
+            p99_kld=_combined(rounds, [item.p99_kld for item in found]),
+            max_kld=max(item.max_kld for item in found),
+            same_top=_combined(rounds, [item.same_top for item in found]),
+            # d(x^2) = 2 x dx
+            rms_dp=Estimate(
+                rms, squares.standard_error / (2 * rms) if squares.standard_error and rms else None
+            ),
+        ),
     )
 
 
@@ -81,7 +92,7 @@ def _combined(rounds: Sequence[Round], figures: Sequence[Estimate]) -> Estimate:
     """The mean over rounds, weighted by their tokens.
 
     Its standard error is the spread of the rounds over the root of their number. Of a few rounds that spread
-    is a poor judge: then the tool's own errors are added up, which take tokens for independent.
+    is a poor measure: then the tool's own errors are added up, which take tokens for independent.
     """
     total = sum(part.scored_tokens for part in rounds)
     weights = [part.scored_tokens / total for part in rounds]

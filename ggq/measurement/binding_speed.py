@@ -12,11 +12,12 @@ from ggq.errors import ToolchainProblem, ToolFailed
 from ggq.llamacpp import binding_bench
 from ggq.llamacpp.bench import BenchOptions
 from ggq.llamacpp.binding_bench import Task, Timing
-from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement.speed_tests import Point, ThreadChoice, batches_wanted
+from ggq.llamacpp.threads import ThreadChoice
+from ggq.measurement.speed_tests import Point, batches_wanted
 from ggq.measurement.throughput import Precision, Rate, human_rate, pooled_deviation, rate
-from ggq.progress import Listener, Step
+from ggq.progress import Step
 from ggq.records.journal import Journal
+from ggq.session import Session
 
 NOTABLE_GAP = 0.10
 _NOTABLE_PART = 0.05
@@ -65,13 +66,13 @@ class BindingFigure:
 class BindingRounds:
     """llama-cpp-python on one placement of a model: batches beside llama-bench's, then the comparison.
 
-    ``options``, ``threads``: llama-bench's, possible here; ``listener`` hears of a gap that is looked into;
-    ``remark`` gets sentences that belong to the figures: a failure is one.
+    ``options``, ``threads``: llama-bench's, possible here; ``remark`` gets sentences that belong to the
+    figures: a failure is one.
     """
 
     def __init__(
         self,
-        toolchain: Toolchain,
+        session: Session,
         model: Path,
         points: Sequence[Point],
         options: BenchOptions,
@@ -79,15 +80,13 @@ class BindingRounds:
         precision: Precision,
         *,
         journal: Journal,
-        listener: Listener,
         remark: Callable[[str], None],
     ) -> None:
-        self._toolchain = toolchain
+        self._session = session
         self._model = model
         self._options = options
         self._precision = precision
         self._journal = journal
-        self._listener = listener
         self._remark = remark
         self._default = binding_bench.default_options(options, threads.generation, threads.prompt)
         longest = max(length for point in points for length in (point.tokens, point.depth_tokens))
@@ -158,13 +157,13 @@ class BindingRounds:
         batches = []
         try:
             for index in range(2):
-                self._listener(Step(name, index, 2, "runs"))
+                self._session.listener(Step(name, index, 2, "runs"))
                 asked = dict.fromkeys(points, self._precision.batch)
                 batches.append(self._run(asked, self._matching, index))
         except (ToolFailed, ToolchainProblem) as error:
             self._remark(f"The gap could not be looked into: {error.what}")
             return {}
-        self._listener(Step(name, 2, 2, "runs"))
+        self._session.listener(Step(name, 2, 2, "runs"))
         return {point: binding_rate(point.tokens, [batch[point] for batch in batches]) for point in points}
 
     def _run(
@@ -181,7 +180,9 @@ class BindingRounds:
                 "batch": batch,
             },
             tuple[tuple[Timing, ...], ...],
-            lambda: binding_bench.run(self._toolchain, self._model, tasks, self._options, llama_options),
+            lambda: binding_bench.run(
+                self._session.toolchain, self._model, tasks, self._options, llama_options
+            ),
         )
         return dict(zip(repetitions, found, strict=True))
 

@@ -11,45 +11,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ggq.errors import CannotServe, DoesNotFit, ToolFailed, UsageProblem
 from ggq.gguf import file as gguf_file
 from ggq.gguf.file import GgufFile
-from ggq.llamacpp import bench
 from ggq.llamacpp import memory as llama_memory
-from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp.memory import Breakdown, FilledContext, Load
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.progress import Listener, Notice, Step, silent
+from ggq.llamacpp.words import CacheType, FlashAttention
+from ggq.measurement.settings import MemorySettings
+from ggq.measurement.words import MeasuredLoadMode
+from ggq.progress import Listener, Notice, Step
+from ggq.records.environment import now
 from ggq.records.journal import Journal
+from ggq.session import Session
+from ggq.settings import choice
 from ggq.system import hardware
 from ggq.system.files import human_bytes
 
 DEFAULT_CONTEXT = 4096
-LOAD_MODES = ("mmap", "none")
 _STEP = "memory"
-
-
-@dataclass(frozen=True)
-class MemorySettings:
-    """What is to be measured: every context (tokens; none: the model's own, at most DEFAULT_CONTEXT) with
-    every pair of types of the cache, loaded in every way.
-
-    ``quick``: run only the shortest context; of the others llama.cpp's breakdown alone. ``force``: run also
-    what does not fit. ``threads``: None for the cores that one may use.
-    """
-
-    contexts: tuple[int, ...] = ()
-    cache_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
-    load_modes: tuple[str, ...] = LOAD_MODES
-    flash_attention: str = "auto"
-    offload: Offload = field(default_factory=Offload)
-    threads: int | None = None
-    quick: bool = False
-    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,8 +61,10 @@ class MemoryCell:
 
 @dataclass(frozen=True)
 class MemoryResult:
-    """All cells of one model, in the order of contexts, types and load modes. ``model`` is a file's name."""
+    """All cells of one model, in the order of contexts, types and load modes. ``measured_at``: UTC; ``model``
+    is a file's name."""
 
+    measured_at: str
     model: str
     file_bytes: int
     threads: int
@@ -94,9 +80,8 @@ def measure(
     model: Path,
     settings: MemorySettings | None = None,
     *,
-    toolchain: Toolchain | None = None,
+    session: Session,
     journal: Journal | None = None,
-    listener: Listener = silent,
     on_part: Callable[[MemoryResult], None] = _ignore,
 ) -> MemoryResult:
     """Measure what the GGUF file ``model`` takes.
@@ -109,12 +94,13 @@ def measure(
     ToolchainProblem, and ToolFailed for a run that ended badly.
     """
     settings = settings or MemorySettings()
-    toolchain = toolchain or toolchains.find()
+    toolchain, listener = session.toolchain, session.listener
+    offload = settings.placement.offload(toolchain)
     journal = journal or Journal()
     threads = settings.threads or hardware.usable_cores()
     gguf = gguf_file.read_model(model)
     loads = [
-        Load(context, type_k, type_v, settings.flash_attention, settings.offload)
+        Load(context, type_k, type_v, settings.flash_attention, offload)
         for context in _contexts(gguf, settings)
         for type_k, type_v in settings.cache_types
     ]
@@ -123,7 +109,7 @@ def measure(
     if not settings.force:
         to_run = _fitting(gguf, plans, to_run, listener)
     done, total = 0, len(to_run) * len(settings.load_modes)
-    result = MemoryResult(gguf.path.name, gguf.file_bytes, threads, settings.offload, ())
+    result = MemoryResult(now(), gguf.path.name, gguf.file_bytes, threads, offload, ())
     for load, predicted in plans:
         for load_mode in settings.load_modes:
             filled = None
@@ -146,10 +132,10 @@ def _contexts(gguf: GgufFile, settings: MemorySettings) -> tuple[int, ...]:
     """The contexts in order, after a look at all settings. Raises UsageProblem."""
     for pair in settings.cache_types:
         for word in pair:
-            _require_word(word, bench.CACHE_TYPES, "type of the cache")
-    for word in settings.load_modes:
-        _require_word(word, LOAD_MODES, "load mode that can be measured")
-    _require_word(settings.flash_attention, bench.FLASH_ATTENTION, "setting of flash attention")
+            choice(word, "type of the cache", CacheType)
+    for mode in settings.load_modes:
+        choice(mode, "load mode whose memory is measured", MeasuredLoadMode)
+    choice(settings.flash_attention, "setting of flash attention", FlashAttention)
     own = gguf.context_length
     contexts = settings.contexts or (min(own or DEFAULT_CONTEXT, DEFAULT_CONTEXT),)
     if own is not None and max(contexts) > own:
@@ -165,11 +151,6 @@ def _contexts(gguf: GgufFile, settings: MemorySettings) -> tuple[int, ...]:
             f"Give contexts from {llama_memory.SHORTEST_CONTEXT}.",
         )
     return tuple(sorted(set(contexts)))
-
-
-def _require_word(word: str, known: tuple[str, ...], what: str) -> None:
-    if word not in known:
-        raise UsageProblem(f"{word!r} is no {what}.", f"There are {', '.join(known)}.", "Choose one of them.")
 
 
 def _fitting(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from ggq.gguf import file as gguf_file
@@ -14,20 +14,35 @@ from ggq.system import files
 
 
 @dataclass(frozen=True)
-class Subject:
-    """``name``: the preset that its name or header tells, else the file's stem; ``type``: that preset or
-    None; ``sha256``: of the file, of a split model the shards' joined by ``+``; ``bits_per_weight`` counts
-    tensor data."""
+class ModelFile:
+    """What a record says of a GGUF.
+
+    ``name``: the preset that its name or header tells, else the file's stem; ``type``: that preset or None;
+    ``sha256``: of the file, of a split model the shards' joined by ``+``; ``bits_per_weight`` counts tensor
+    data.
+    """
 
     name: str
-    type: str | None
-    path: Path
+    file_name: str
     sha256: str
     file_bytes: int
     bits_per_weight: float
     parameter_count: int
-    architecture: str | None
-    context_length: int | None
+    architecture: str | None = None
+    context_length: int | None = None
+    type: str | None = None
+
+
+@dataclass(frozen=True)
+class Subject(ModelFile):
+    """A GGUF on this disk."""
+
+    path: Path = field(kw_only=True)
+
+    @property
+    def recorded(self) -> ModelFile:
+        """Without its place, which is nobody's business."""
+        return ModelFile(**{it.name: getattr(self, it.name) for it in fields(ModelFile)})
 
 
 def of(path: Path, listener: Listener = silent) -> Subject:
@@ -38,6 +53,7 @@ def of(path: Path, listener: Listener = silent) -> Subject:
     kind = named.type or gguf.file_type
     return Subject(
         name=kind or gguf.path.stem,
+        file_name=gguf.path.name,
         type=kind,
         path=gguf.path,
         sha256="+".join(digests),
@@ -47,11 +63,6 @@ def of(path: Path, listener: Listener = silent) -> Subject:
         architecture=gguf.architecture,
         context_length=gguf.context_length,
     )
-
-
-def identify(paths: Iterable[Path], listener: Listener = silent) -> tuple[Subject, ...]:
-    """Read and digest GGUF files, and name them apart. Raises GgufProblem."""
-    return distinct(of(path, listener) for path in paths)
 
 
 def distinct(subjects: Iterable[Subject]) -> tuple[Subject, ...]:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ggq.errors import GgqError, OutputProblem, UsageProblem
-from ggq.measurement.record import Entry, Row, rows
+from ggq.measurement.quality_record import QualityMeasurement
+from ggq.measurement.record import Entry
+from ggq.measurement.speed import SpeedFigure
 from ggq.measurement.speed_tests import Point
+from ggq.measurement.summary import Row, rows
 from ggq.measurement.tables import printable
 from ggq.system import files
 
@@ -152,12 +155,12 @@ def _literal(text: str) -> str:
 
 def _quality(entries: Sequence[Entry]) -> _Panel | None:
     """The files that were measured on one text against one base: of several such grounds, that of most."""
-    measured = [entry for entry in entries if "mean_kld" in entry.measurements.get("quality", {})]
+    measured = [(entry, it) for entry in entries if (it := entry.measurements.quality) and it.divergence]
     if not measured:
         return None
-    (ground, _), *_ = Counter(map(_ground, measured)).most_common(1)
-    shown = [entry for entry in measured if _ground(entry) == ground]
-    points = [row for row in rows(shown) if row.mean_kld and row.mean_kld.value > 0]
+    (ground, _), *_ = Counter(_ground(quality) for _, quality in measured).most_common(1)
+    shown = [(entry, quality) for entry, quality in measured if _ground(quality) == ground]
+    points = [row for row in rows([entry for entry, _ in shown]) if row.mean_kld and row.mean_kld.value > 0]
     unit_bytes, unit = _unit(max((row.file_bytes for row in points), default=0))
     front = [row for row in points if not any(_dominates(other, row) for other in points)]
     others = [row for row in points if row not in front]
@@ -202,14 +205,17 @@ def _quality(entries: Sequence[Entry]) -> _Panel | None:
     return _Panel(draw, _quality_caption(entries, shown, len(measured) - len(points)), finish)
 
 
-def _quality_caption(entries: Sequence[Entry], shown: Sequence[Entry], left_out: int) -> str:
-    quality = shown[0].measurements["quality"]
-    chunks = sorted({entry.measurements["quality"]["chunks"] for entry in shown})
-    sizes = {entry.model["sha256"]: f" ({files.human_bytes(entry.model['file_bytes'])})" for entry in entries}
+def _quality_caption(
+    entries: Sequence[Entry], shown: Sequence[tuple[Entry, QualityMeasurement]], left_out: int
+) -> str:
+    chunks = sorted({quality.ground.chunks for _, quality in shown})
+    sizes = {entry.model.sha256: f" ({files.human_bytes(entry.model.file_bytes)})" for entry in entries}
+    (first, quality), *_ = shown
+    ground = quality.ground
     return (
-        f"KLD on {quality['text']['name']}: {' to '.join(map(str, dict.fromkeys((chunks[0], chunks[-1]))))}"
-        f" chunks of {quality['context']} tokens, against {quality['base']['name']}"
-        f"{sizes.get(quality['base']['sha256'], '')}, on {_machine(shown[0])}."
+        f"KLD on {ground.text.name}: {' to '.join(map(str, dict.fromkeys((chunks[0], chunks[-1]))))}"
+        f" chunks of {ground.context} tokens, against {ground.base.name}"
+        f"{sizes.get(ground.base.sha256, '')}, on {first.environment}."
         + (
             f" {left_out} files that were measured otherwise, or agree entirely, are left out."
             if left_out
@@ -218,9 +224,8 @@ def _quality_caption(entries: Sequence[Entry], shown: Sequence[Entry], left_out:
     )
 
 
-def _ground(entry: Entry) -> tuple[str, str, int]:
-    quality = entry.measurements["quality"]
-    return quality["base"]["sha256"], quality["text"]["sha256"], quality["context"]
+def _ground(quality: QualityMeasurement) -> tuple[str, str, int]:
+    return quality.ground.base.sha256, quality.ground.text.sha256, quality.ground.context
 
 
 def _kld(row: Row) -> float:
@@ -326,39 +331,30 @@ def _offload(entries: Sequence[Entry]) -> _Panel | None:
         axes.figure.legend(handles=handles, loc="outside right upper")
 
     devices = dict.fromkeys(
-        device
-        for entry in entries
-        for figure in entry.measurements.get("speed", {}).get("figures", ())
-        for device in figure["devices"]
+        device for entry in entries for figure in _figures(entry) for device in figure.devices
     )
-    return _Panel(draw, f"Layers are on {', '.join(devices)}; the rest on {_machine(entries[0])}.")
+    machine = entries[0].environment
+    return _Panel(draw, f"Layers are on {', '.join(devices)}; the rest on {machine}.")
+
+
+def _figures(entry: Entry) -> Sequence[SpeedFigure]:
+    return entry.measurements.speed.figures if entry.measurements.speed else ()
 
 
 def _series(entry: Entry, test: str) -> _Series | None:
     """The shallowest figures of a test; None where there are not several numbers of layers."""
-    figures = [it for it in entry.measurements.get("speed", {}).get("figures", ()) if it["test"] == test]
+    figures = [figure for figure in _figures(entry) if figure.test == test]
     if not figures:
         return None
-    depth, tokens = min((figure["depth_tokens"], figure["tokens"]) for figure in figures)
-    chosen = {
-        figure["n_gpu_layers"]: figure["speed"]
-        for figure in figures
-        if (figure["depth_tokens"], figure["tokens"]) == (depth, tokens)
-    }
+    shallowest = min(figures, key=lambda figure: (figure.depth_tokens, figure.tokens)).point
+    chosen = {figure.n_gpu_layers: figure.speed for figure in figures if figure.point == shallowest}
     if len(chosen) < 2:
         return None
-    layers = sorted(chosen)
-    samples = [chosen[count]["samples_tokens_per_s"] for count in layers]
+    speeds = [chosen[count] for count in sorted(chosen)]
     return _Series(
-        name=entry.model["name"],
-        point=Point("prompt" if test == "prompt" else "generation", tokens, depth),
-        layers=tuple(layers),
-        medians=tuple(chosen[count]["median_tokens_per_s"] for count in layers),
-        ranges=tuple((min(each), max(each)) for each in samples),
+        name=entry.model.name,
+        point=shallowest,
+        layers=tuple(sorted(chosen)),
+        medians=tuple(speed.median_tokens_per_s for speed in speeds),
+        ranges=tuple((min(it.samples_tokens_per_s), max(it.samples_tokens_per_s)) for it in speeds),
     )
-
-
-def _machine(entry: Entry) -> str:
-    machine: Mapping[str, Any] = entry.environment
-    build = f"llama.cpp {machine.get('llama_cpp_commit')}"
-    return f"{machine.get('cpu')}, {machine.get('usable_cores')} cores, {build}"

@@ -25,7 +25,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from enum import StrEnum
+
+from ggq.system import codec
 
 # The spread of effect sizes (mean difference over its spread between rounds) that the test is best at:
 # neighbouring presets differ by one to ten times that spread. It bears on how soon one stops, not on errors.
@@ -33,7 +35,15 @@ EFFECT_VARIANCE = 10.0
 # A model and its copy differ by nothing at all in every round: so many of them are believed.
 _LEAST_EQUAL = 5
 
-Verdict = Literal["ordered", "indifferent", "unsettled"]
+_INFINITIES = {"low": -math.inf, "high": math.inf}
+
+
+class Verdict(StrEnum):
+    """What is known of two models' order."""
+
+    ORDERED = "ordered"
+    INDIFFERENT = "indifferent"
+    UNSETTLED = "unsettled"
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,14 @@ class Interval:
 
     def within(self, bound: float) -> bool:
         return -bound < self.low and self.high < bound
+
+
+# JSON has no infinity: an end that nothing bounds is null there.
+codec.form(
+    Interval,
+    written=lambda raw: {name: end if math.isfinite(end) else None for name, end in raw.items()},
+    read=lambda raw: {name: _INFINITIES[name] if end is None else end for name, end in raw.items()},
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +94,7 @@ def confidence_interval(values: Sequence[float], error_rate: float, g: float = E
         return everything
     mean, spread = statistics.fmean(values), statistics.stdev(values)
     if spread == 0:
-        # Equal to the last printed digit: no spread to judge by.
+        # Equal to the last printed digit: no spread to go by.
         return Interval(mean, mean) if n >= _LEAST_EQUAL else everything
     # E_n(mu) < c solved for t^2/v, with growth = (c sqrt(1 + n g))^(2/n).
     growth = math.exp(2 / n * (0.5 * math.log1p(n * g) - math.log(error_rate)))
@@ -108,9 +126,9 @@ def _compare(
 ) -> Comparison:
     differences = [high - low for low, high in zip(figures[better], figures[worse], strict=True)]
     interval = confidence_interval(differences, error_rate)
-    verdict: Verdict = "unsettled"
+    verdict = Verdict.UNSETTLED
     if interval.excludes_zero():
-        verdict = "ordered"
+        verdict = Verdict.ORDERED
     elif interval.within(indifference):
-        verdict = "indifferent"
+        verdict = Verdict.INDIFFERENT
     return Comparison(better, worse, statistics.fmean(differences), interval, verdict)

@@ -6,49 +6,69 @@ again takes the place of the old, and what was not measured this time stays.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from ggq.errors import OutputProblem
-from ggq.llamacpp.perplexity import Estimate
-from ggq.measurement.model_file import Subject
-from ggq.measurement.quality import QualityResult
+from ggq.errors import OutputProblem, UsageProblem
+from ggq.measurement.memory import MemoryCell, MemoryResult
+from ggq.measurement.model_file import ModelFile, Subject
+from ggq.measurement.quality_record import QualityMeasurement
+from ggq.measurement.speed import SpeedFigure, SpeedResult
+from ggq.measurement.words import Kind
 from ggq.records import manifest
-from ggq.system import files
+from ggq.records.environment import Environment
+from ggq.system import codec, files
+from ggq.system.codec import LeftOutIfDefault, WrongContent
 
-SCHEMA_VERSION = 1
 FILE_NAME = manifest.BENCH_RECORD
-JOURNAL_NAME = ".ggq-bench.{}.partial.jsonl"  # of each run its own, by a digest of what it measures
 
-Kind = Literal["quality", "speed", "memory"]
-KINDS: tuple[Kind, ...] = ("quality", "speed", "memory")
-# What makes a figure another one when it changes; versions of Python or of ggq do not.
-_IDENTITY = ("cpu", "instruction_sets", "usable_cores", "ram_total_bytes", "gpus", "llama_cpp_commit",
-             "llama_cpp_backends", "llama_cpp_flags")  # fmt: skip
+_SCHEMA_VERSION: Literal[1] = 1
+_KIND: Literal["ggq-bench"] = "ggq-bench"
+
+Measurement = QualityMeasurement | SpeedResult | MemoryResult
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured of a file; None: not measured."""
+
+    quality: Annotated[QualityMeasurement | None, LeftOutIfDefault()] = None
+    speed: Annotated[SpeedResult | None, LeftOutIfDefault()] = None
+    memory: Annotated[MemoryResult | None, LeftOutIfDefault()] = None
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return tuple(kind for kind in Kind if getattr(self, kind) is not None)
+
+    @property
+    def latest(self) -> str:
+        """When something was measured last, in UTC; empty: nothing was."""
+        return max((getattr(self, kind).measured_at for kind in self.kinds), default="")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What was measured of one file on one machine.
+    """What was measured of one file on one machine. ``environment_id``: the environment's."""
 
-    ``model``: name, file_name, sha256, file_bytes, bits_per_weight, parameter_count, architecture;
-    ``measurements``: of each kind what its room gives, with ``measured_at`` (UTC).
-    """
-
-    model: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    model: ModelFile
+    environment: Environment
     environment_id: str
-    measurements: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    measurements: Measurements = field(default_factory=Measurements)
 
     @property
     def key(self) -> tuple[str, str]:
-        return self.model["sha256"], self.environment_id
+        return self.model.sha256, self.environment_id
+
+
+@dataclass(frozen=True)
+class _File:
+    schema_version: Literal[1]
+    kind: Literal["ggq-bench"]
+    entries: tuple[Entry, ...]
 
 
 class Record:
@@ -56,238 +76,115 @@ class Record:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._entries: dict[tuple[str, str], Entry] = {}
-        for entry in _load(path):
-            self._entries[entry.key] = entry
+        self._entries = {entry.key: entry for entry in _read(path)}
 
     @property
     def entries(self) -> tuple[Entry, ...]:
         return tuple(self._entries.values())
 
-    def add(
-        self, subject: Subject, environment: Mapping[str, Any], kind: Kind, measurement: Mapping[str, Any]
-    ) -> None:
+    def entry(self, subject: Subject, environment: Environment) -> Entry | None:
+        """What is known of a file on a machine."""
+        return self._entries.get((subject.sha256, environment.id))
+
+    def add(self, subject: Subject, environment: Environment, measurement: Measurement) -> None:
         """Put a measurement in, in the place of an older one of its kind, file and machine."""
-        fresh = Entry(_model(subject), environment, environment_id(environment))
+        fresh = Entry(subject.recorded, environment, environment.id)
         known = self._entries.get(fresh.key)
-        # As the file holds it, where a tuple is a list: only so can it be compared with what is known.
-        found = json.loads(json.dumps(measurement))
-        stamped = {"measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **found}
-        old = known.measurements.get(kind) if known else None
-        merged = _merged(kind, old, stamped) if old else stamped
-        measurements = {**(known.measurements if known else {}), kind: merged}
-        self._entries[fresh.key] = Entry(fresh.model, environment, fresh.environment_id, measurements)
+        measurements = _with(known.measurements if known else Measurements(), measurement)
+        self._entries[fresh.key] = replace(fresh, measurements=measurements)
 
     def save(self) -> None:
         """Write the file, atomically. Raises OutputProblem, DiskFull."""
-        files.write_json(
-            self.path,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "kind": "ggq-bench",
-                "entries": [asdict(entry) for entry in self.entries],
-            },
-        )
+        files.write_json(self.path, codec.encode(_File(_SCHEMA_VERSION, _KIND, self.entries)))
 
 
-# What tells one figure or cell from another, where the rest of the measurement was done alike.
-_PARTS = {
-    "speed": ("figures", ("test", "tokens", "depth_tokens", "n_gpu_layers")),
-    "memory": ("cells", ("context_tokens", "type_k", "type_v", "load_mode")),
-}
-_ALIKE = {
-    "speed": ("type_k", "type_v", "flash_attention", "load_mode"),
-    "memory": ("offload",),
-    "quality": ("base", "text", "context", "offload"),
-}
-
-
-def _merged(kind: Kind, old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A new measurement over an old one: figures that were not measured again stay where all else was alike,
-    and a quality that was measured on more tokens stays as it is."""
-    if any(old.get(name) != new.get(name) for name in _ALIKE[kind]):
-        return new
-    if kind == "quality":
-        return old if old["scored_tokens"] > new["scored_tokens"] else new
-    parts, identity = _PARTS[kind]
-
-    def key(part: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(part[name] for name in identity)
-
-    # What is new comes first: a table shows it before an older figure of another length or context.
-    fresh = [part for part in new[parts] if not _is_empty(part)]
-    known = {key(part) for part in fresh}
-    kept = [part for part in old[parts] if key(part) not in known]
-    known |= {key(part) for part in kept}
-    return {**new, parts: [*fresh, *kept, *(part for part in new[parts] if key(part) not in known)]}
-
-
-def _is_empty(part: Mapping[str, Any]) -> bool:
-    """A cell of memory that was only predicted."""
-    return "measured" in part and part["measured"] is None
-
-
-def environment_id(environment: Mapping[str, Any]) -> str:
-    """A short digest of the machine and the build."""
-    identity = {name: environment.get(name) for name in _IDENTITY}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def quality_measurements(
-    result: QualityResult, base: Subject, models: Sequence[Subject]
-) -> Iterator[tuple[Subject, dict[str, Any]]]:
-    """Of each file its own part of a quality measurement, the base first."""
-    common = {
-        "base": {"name": base.name, "sha256": base.sha256},
-        "text": {
-            "name": result.text.name,
-            "sha256": result.text.sha256,
-            "file_bytes": result.text.file_bytes,
-        },
-        "parse_special": result.settings.parse_special,
-        "context": result.context,
-        "text_tokens": result.text_tokens,
-        "chunks": result.chunks,
-        "scored_tokens": result.scored_tokens,
-        "stopped": result.stopped,
-        "until": result.settings.until,
-        "seed": result.settings.seed,
-        "indifference": result.settings.indifference,
-        "error_rate": result.settings.error_rate,
-        "threads": result.threads,
-        "offload": asdict(result.settings.offload),
-    }
-    ranking = [_finite(asdict(pair)) for pair in result.ranking]
-    witness = asdict(result.reference) if result.reference else None
-    own = {"perplexity": asdict(result.base_perplexity), "ranking": ranking, "reference": witness}
-    yield base, {**common, **own}
-    measured = {model.name: model for model in result.models}
-    for subject in models:
-        model = measured.get(subject.name)
-        if model is None:
-            continue
-        rounds = [
-            {
-                "excerpt": asdict(part.excerpt),
-                "scored_tokens": part.scored_tokens,
-                **asdict(part.divergences[model.name]),
-            }
-            for part in result.rounds
-        ]
-        figures = {name: value for name, value in asdict(model).items() if name != "name"}
-        yield subject, {**common, **figures, "rounds": rounds}
-
-
-# --- what a table shows of an entry ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """An entry's main figures; None: not measured. ``is_base``: others were compared with it. Speeds are at
-    the greatest number of layers on GPUs that was measured, without depth; ``ram_bytes``: peak resident of
-    the shortest context that was measured, ``vram_bytes``: of all GPUs then."""
-
-    name: str
-    file_name: str
-    sha256: str
-    environment_id: str
-    is_base: bool
-    file_bytes: int
-    bits_per_weight: float
-    perplexity: Estimate | None
-    mean_kld: Estimate | None
-    same_top: Estimate | None
-    prompt_tokens_per_s: Estimate | None
-    generation_tokens_per_s: Estimate | None
-    ram_bytes: int | None
-    vram_bytes: int | None
-
-
-def rows(entries: Sequence[Entry]) -> list[Row]:
-    """A row for each entry: bases first, then by bits per weight."""
-    bases = {it["base"]["sha256"] for entry in entries if (it := entry.measurements.get("quality"))}
-    made = [_row(entry, is_base=entry.model["sha256"] in bases) for entry in entries]
-    return sorted(made, key=lambda row: (not row.is_base, row.bits_per_weight, row.name))
-
-
-def _row(entry: Entry, *, is_base: bool) -> Row:
-    quality = entry.measurements.get("quality", {})
-    speed = entry.measurements.get("speed", {})
-    ram_bytes, vram_bytes = _memory(entry.measurements.get("memory", {}))
-    return Row(
-        name=entry.model["name"],
-        file_name=entry.model["file_name"],
-        sha256=entry.model["sha256"],
-        environment_id=entry.environment_id,
-        is_base=is_base,
-        file_bytes=entry.model["file_bytes"],
-        bits_per_weight=entry.model["bits_per_weight"],
-        perplexity=_estimate(quality.get("perplexity")),
-        mean_kld=_estimate(quality.get("mean_kld")),
-        same_top=_estimate(quality.get("same_top")),
-        prompt_tokens_per_s=_rate(speed, "prompt"),
-        generation_tokens_per_s=_rate(speed, "generation"),
-        ram_bytes=ram_bytes,
-        vram_bytes=vram_bytes,
-    )
-
-
-def _estimate(raw: Mapping[str, Any] | None) -> Estimate | None:
-    return Estimate(raw["value"], raw["standard_error"]) if raw else None
-
-
-def _rate(speed: Mapping[str, Any], test: str) -> Estimate | None:
-    figures = [figure for figure in speed.get("figures", ()) if figure["test"] == test]
-    if not figures:
-        return None
-    best = min(figures, key=lambda figure: (figure["depth_tokens"], -figure["n_gpu_layers"]))
-    rate = best["speed"]
-    share = rate["relative_standard_error"]
-    median = rate["median_tokens_per_s"]
-    return Estimate(median, median * share if share is not None else None)
-
-
-def _memory(memory: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    run = next((cell["measured"] for cell in memory.get("cells", ()) if cell["measured"]), None)
-    if run is None:
-        return None, None
-    vram = sum(gpu["used_bytes"] for gpu in run["gpus"]) if run["gpus"] else None
-    return run["peaks"]["resident_bytes"], vram
-
-
-def _finite(pair: dict[str, Any]) -> dict[str, Any]:
-    """A comparison as JSON can hold it: an end of an interval that nothing bounds is null."""
-    ends = {name: end if math.isfinite(end) else None for name, end in pair["interval"].items()}
-    return {**pair, "interval": ends}
-
-
-def _model(subject: Subject) -> dict[str, Any]:
-    model = {name: value for name, value in asdict(subject).items() if name != "path"}
-    return {**model, "file_name": subject.path.name}
-
-
-def _load(path: Path) -> list[Entry]:
+def _read(path: Path) -> tuple[Entry, ...]:
+    next_step = "Name another file; where a new record is to be written, move this one away."
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["kind"] != "ggq-bench" or raw["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"{raw['kind']!r}, schema_version {raw['schema_version']!r}")
-        entries = [Entry(**entry) for entry in raw["entries"]]
-        # A look at all that a table would need: what is not a record shows here.
-        rows(entries)
+        return codec.decode(_File, raw).entries
     except FileNotFoundError:
-        return []
+        return ()
     except OSError as error:
         raise OutputProblem(
-            f"{path} cannot be read.", f"{error.strerror}.", "Mend its permissions."
+            f"{path} cannot be read.", f"{error.strerror}.", "Change its permissions."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, json.JSONDecodeError):
-            why = "It is not JSON."
-        else:
-            why = f"It has no {error}." if isinstance(error, KeyError) else f"{error}."
+    except ValueError as error:
+        why = f"{error}." if isinstance(error, WrongContent) else "It is not JSON."
         raise OutputProblem(
-            f"{path} is not a record of measurements that this ggq knows.",
-            why,
-            "Name another file; where a new record is to be written, move this one away.",
+            f"{path} is not a record of measurements that this ggq knows.", why, next_step
         ) from error
+
+
+def load(path: Path) -> tuple[Entry, ...]:
+    """The entries of a record, or of the one in a folder. Raises UsageProblem where there is none,
+    OutputProblem where it is not a record."""
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise UsageProblem(
+            f"There is no record {file}.",
+            "It is written when something is measured.",
+            "Name a record, or measure first with `ggq bench`.",
+        )
+    entries = Record(file).entries
+    if not entries:
+        raise UsageProblem(f"{file} holds no measurement.", "", "Measure first with `ggq bench`.")
     return entries
+
+
+# --- a new measurement over an old one -------------------------------------------------------------------
+
+
+def _with(old: Measurements, new: Measurement) -> Measurements:
+    """Figures that were not measured again stay where all else was alike, and a quality that was measured on
+    more tokens stays as it is."""
+    if isinstance(new, QualityMeasurement):
+        return replace(old, quality=_quality(old.quality, new))
+    if isinstance(new, SpeedResult):
+        return replace(old, speed=_speed(old.speed, new))
+    return replace(old, memory=_memory(old.memory, new))
+
+
+def _quality(old: QualityMeasurement | None, new: QualityMeasurement) -> QualityMeasurement:
+    def ground(it: QualityMeasurement) -> tuple[Any, ...]:
+        return it.ground.base, it.ground.text, it.ground.context, it.ground.offload
+
+    if old is None or ground(old) != ground(new):
+        return new
+    return old if old.ground.scored_tokens > new.ground.scored_tokens else new
+
+
+def _speed(old: SpeedResult | None, new: SpeedResult) -> SpeedResult:
+    def how(it: SpeedResult) -> tuple[str, ...]:
+        return it.type_k, it.type_v, it.flash_attention, it.load_mode
+
+    def key(it: SpeedFigure) -> tuple[Any, ...]:
+        return it.test, it.tokens, it.depth_tokens, it.n_gpu_layers
+
+    if old is None or how(old) != how(new):
+        return new
+    return replace(new, figures=_joined(old.figures, new.figures, key))
+
+
+def _memory(old: MemoryResult | None, new: MemoryResult) -> MemoryResult:
+    def key(it: MemoryCell) -> tuple[Any, ...]:
+        return it.context_tokens, it.type_k, it.type_v, it.load_mode
+
+    if old is None or old.offload != new.offload:
+        return new
+    return replace(new, cells=_joined(old.cells, new.cells, key, is_empty=lambda cell: cell.measured is None))
+
+
+def _joined(
+    old: Sequence[T],
+    new: Sequence[T],
+    key: Callable[[T], tuple[Any, ...]],
+    is_empty: Callable[[T], bool] = lambda part: False,
+) -> tuple[T, ...]:
+    """What is new comes first: a table shows it before an older figure of another length or context. A part
+    that was only predicted (``is_empty``) takes no measured one's place."""
+    fresh = [part for part in new if not is_empty(part)]
+    known = {key(part) for part in fresh}
+    kept = [part for part in old if key(part) not in known]
+    known |= {key(part) for part in kept}
+    return (*fresh, *kept, *(part for part in new if key(part) not in known))

@@ -6,9 +6,9 @@ The figures are llama-bench's, repeated until their error is small; beside them 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from ggq.errors import DiskFull, GgqError, OutputProblem
 from ggq.gguf import file as gguf_file
@@ -16,46 +16,21 @@ from ggq.gguf import names as gguf_names
 from ggq.llamacpp import bench, binding_bench
 from ggq.llamacpp.bench import BenchOptions, BenchResult
 from ggq.llamacpp.offload import Offload
-from ggq.llamacpp.toolchain import Toolchain
+from ggq.llamacpp.threads import ThreadChoice, choose_threads, thread_candidates
 from ggq.measurement import speed_tests
 from ggq.measurement.binding_speed import BindingFigure, BindingRounds
-from ggq.measurement.speed_tests import Point, ThreadChoice
-from ggq.measurement.throughput import Precision, Rate, pooled_deviation, rate
-from ggq.progress import Listener, Step, silent
+from ggq.measurement.settings import SpeedSettings
+from ggq.measurement.speed_tests import Point
+from ggq.measurement.throughput import Rate, pooled_deviation, rate
+from ggq.progress import Step
+from ggq.records.environment import now
 from ggq.records.journal import Journal
+from ggq.session import Session
 from ggq.system import hardware
+from ggq.system.codec import Inlined
 
 NOISY = 0.05  # a relative deviation between repetitions that a person should know of
 _TRIAL_PROMPT_TOKENS, _TRIAL_GENERATED_TOKENS, _TRIAL_REPETITIONS = 128, 16, 3
-
-
-@dataclass(frozen=True)
-class SpeedSettings:
-    """What to measure.
-
-    ``prompt_tokens``, ``generated_tokens``: lengths, () for none; None: 512 and 128 (``quick``: 128 and 32),
-    or what the model's context has room for. ``depths``: tokens in the context before. ``threads``: a number,
-    ``auto`` (the best for prompt and generation each), None: all cores that one may use.
-    ``n_gpu_layers``: see ggq.measurement.speed_tests.placements; the output layer counts as one.
-    ``rpc``: ``host:port`` of ggml-rpc-servers. ``binding``: measure llama-cpp-python as well.
-    The other words are llama-bench's (ggq.llamacpp.bench).
-    """
-
-    prompt_tokens: tuple[int, ...] | None = None
-    generated_tokens: tuple[int, ...] | None = None
-    depths: tuple[int, ...] = (0,)
-    threads: int | Literal["auto"] | None = None
-    n_gpu_layers: tuple[int, ...] | Literal["sweep"] | None = None
-    n_cpu_moe: int = 0
-    tensor_split: tuple[float, ...] = ()
-    rpc: tuple[str, ...] = ()
-    type_k: str = "f16"
-    type_v: str = "f16"
-    flash_attention: str = "auto"
-    load_mode: str = "auto"
-    precision: Precision = field(default_factory=Precision)
-    binding: bool = True
-    quick: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,20 +57,22 @@ class SpeedFigure:
 
 @dataclass(frozen=True)
 class Failure:
-    """A placement that could not be measured to its end, in the words of its error."""
+    """A placement that could not be measured to its end, and why."""
 
     n_gpu_layers: int
-    what: str
-    why: str
-    next_step: str
+    error: Annotated[GgqError, Inlined()]
 
 
 @dataclass(frozen=True)
 class SpeedResult:
-    """All figures of a model. ``preset``: its type, by its name or its header; ``layer_count``: with the
-    output layer; ``noise``: the relative standard deviation between repetitions, over all figures;
-    ``remarks``: sentences that belong to the figures; ``failures``: what was asked for and is missing."""
+    """All figures of a model.
 
+    ``measured_at``: UTC; ``preset``: its type, by its name or its header; ``layer_count``: with the output
+    layer; ``noise``: the relative standard deviation between repetitions, over all figures;
+    ``remarks``: sentences that belong to the figures; ``failures``: what was asked for and is missing.
+    """
+
+    measured_at: str
     file: str
     preset: str | None
     file_bytes: int
@@ -124,9 +101,8 @@ def measure(
     model: Path,
     settings: SpeedSettings | None = None,
     *,
-    toolchain: Toolchain,
+    session: Session,
     journal: Journal | None = None,
-    listener: Listener = silent,
     on_part: Callable[[SpeedResult], None] = _ignore,
 ) -> SpeedResult:
     """Measure the speed of a GGUF file (of several shards: any one of them names it).
@@ -139,26 +115,23 @@ def measure(
     (a context beyond the model's, layers on a GPU that is not there), and when there is no figure at all the
     error of the first placement: see ggq.llamacpp.bench.run.
     """
-    session = _Session(model, settings or SpeedSettings(), toolchain, journal or Journal(), listener)
-    return session.run(on_part)
+    return _Measurement(model, settings or SpeedSettings(), session, journal or Journal()).run(on_part)
 
 
-class _Session:
+class _Measurement:
     """One model being measured."""
 
     def __init__(
         self,
         model: Path,
         settings: SpeedSettings,
-        toolchain: Toolchain,
+        session: Session,
         journal: Journal,
-        listener: Listener,
     ) -> None:
         self._gguf = gguf_file.read_model(model)
         self._settings = settings
-        self._toolchain = toolchain
+        self._session = session
         self._journal = journal
-        self._listener = listener
         self._points = speed_tests.points(
             self._gguf,
             settings.prompt_tokens,
@@ -166,7 +139,7 @@ class _Session:
             settings.depths,
             quick=settings.quick,
         )
-        self._devices = bench.devices(toolchain, settings.rpc)
+        self._devices = bench.devices(session.toolchain, settings.rpc)
         self._placements = speed_tests.placements(
             self._gguf,
             self._devices,
@@ -205,6 +178,7 @@ class _Session:
     ) -> SpeedResult:
         noise = pooled_deviation([figure.speed for figure in figures])
         return SpeedResult(
+            measured_at=now(),
             file=self._model.name,
             preset=gguf_names.parse_name(self._model.name).type or self._gguf.file_type,
             file_bytes=self._gguf.file_bytes,
@@ -231,7 +205,7 @@ class _Session:
         usable = hardware.usable_cores()
         asked = self._settings.threads
         if asked == "auto":
-            return self._try_threads(speed_tests.thread_candidates(usable))
+            return self._try_threads(thread_candidates(usable))
         if asked is not None and asked > usable:
             self._remark(f"{asked} threads on {usable} usable cores: they wait for one another.")
         return ThreadChoice(asked or usable, asked or usable)
@@ -250,7 +224,7 @@ class _Session:
         )
         found = self._run(options, 0)
         self._count(1)
-        return speed_tests.choose_threads(found)
+        return choose_threads(found)
 
     # --- llama-bench ---------------------------------------------------------------------------------
 
@@ -268,7 +242,7 @@ class _Session:
         return self._journal.once(
             {"llama-bench": asdict(options), "batch": batch},
             tuple[BenchResult, ...],
-            lambda: bench.run(self._toolchain, self._model, options),
+            lambda: bench.run(self._session.toolchain, self._model, options),
         )
 
     def _measure_placement(self, placement: Offload, threads: ThreadChoice) -> list[SpeedFigure]:
@@ -283,7 +257,7 @@ class _Session:
         except GgqError as error:
             failed = True
             self._first_error = self._first_error or error
-            self._failures.append(Failure(placement.n_gpu_layers, error.what, error.why, error.next_step))
+            self._failures.append(Failure(placement.n_gpu_layers, error))
         speeds = {point: rate(point.tokens, batches) for point, batches in taken.items() if batches}
         beside = python.figures(speeds, explore=not failed) if python else {}
         return [
@@ -346,8 +320,8 @@ class _Session:
             self._remark(why_not)
             return None
         return BindingRounds(
-            self._toolchain, self._model, self._points, options, threads, self._settings.precision,
-            journal=self._journal, listener=self._listener, remark=self._remark,
+            self._session, self._model, self._points, options, threads, self._settings.precision,
+            journal=self._journal, remark=self._remark,
         )  # fmt: skip
 
     # --- words ---------------------------------------------------------------------------------------
@@ -375,7 +349,7 @@ class _Session:
     def _count(self, done: int) -> None:
         self._done = done
         total = self._each * len(self._points) * len(self._placements) + (self._settings.threads == "auto")
-        self._listener(Step(f"speed of {self._model.name}", done, total, "figures"))
+        self._session.listener(Step(f"speed of {self._model.name}", done, total, "figures"))
 
     @property
     def _each(self) -> int:

@@ -1,4 +1,4 @@
-"""What is asked of a model and of a machine when speed is measured: points, placements, threads."""
+"""What is asked of a model and of a machine when speed is measured: points and placements."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Literal
 
 from ggq.errors import CannotServe, UsageProblem
 from ggq.gguf.file import GgufFile
-from ggq.llamacpp.bench import BenchResult
 from ggq.llamacpp.offload import ALL_LAYERS, Offload
 from ggq.measurement.throughput import Precision, rate
 from ggq.system.hardware import Device
 
 PROMPT_TOKENS, GENERATED_TOKENS = 512, 128  # llama-bench's own
 QUICK_PROMPT_TOKENS, QUICK_GENERATED_TOKENS = 128, 32
-_AS_FAST = 0.02  # fewer threads are taken when they are slower by no more than this
 
 
 @dataclass(frozen=True)
@@ -31,24 +29,6 @@ class Point:
         """As llama-bench names it: ``pp512``, ``tg128 @ d4096``."""
         depth = f" @ d{self.depth_tokens}" if self.depth_tokens else ""
         return f"{'pp' if self.test == 'prompt' else 'tg'}{self.tokens}{depth}"
-
-
-@dataclass(frozen=True)
-class ThreadTrial:
-    """Median tokens per second of a short run with so many threads."""
-
-    threads: int
-    prompt_tokens_per_s: float | None
-    generation_tokens_per_s: float | None
-
-
-@dataclass(frozen=True)
-class ThreadChoice:
-    """Threads for prompt and for generation; ``trials``: the short runs behind the choice, if any."""
-
-    prompt: int
-    generation: int
-    trials: tuple[ThreadTrial, ...] = ()
 
 
 # --- points ----------------------------------------------------------------------------------------------
@@ -165,42 +145,3 @@ def placements(
             "Give a share for each device.",
         )
     return tuple(Offload(count, n_cpu_moe, tensor_split, rpc) if count else Offload() for count in counts)
-
-
-# --- threads ---------------------------------------------------------------------------------------------
-
-
-def thread_candidates(usable: int) -> tuple[int, ...]:
-    """A few numbers of threads worth a try, none above ``usable``: a quarter, half, three quarters, all."""
-    return tuple(sorted({max(1, usable * quarters // 4) for quarters in (1, 2, 3, 4)}))
-
-
-def choose_threads(found: Sequence[BenchResult]) -> ThreadChoice:
-    """From short runs: for prompt and for generation the fewest threads within 2 % of the fastest.
-
-    Where one of the two was not run, it gets the other's.
-    """
-    prompt = _medians([result for result in found if result.prompt_tokens])
-    generation = _medians([result for result in found if result.generated_tokens])
-    return ThreadChoice(
-        prompt=_fewest(prompt or generation),
-        generation=_fewest(generation or prompt),
-        trials=tuple(
-            ThreadTrial(threads, prompt.get(threads), generation.get(threads))
-            for threads in sorted({*prompt, *generation})
-        ),
-    )
-
-
-def _medians(found: Sequence[BenchResult]) -> dict[int, float]:
-    return {
-        result.threads: rate(
-            result.prompt_tokens + result.generated_tokens, [result.samples_ns]
-        ).median_tokens_per_s
-        for result in found
-    }
-
-
-def _fewest(medians: dict[int, float]) -> int:
-    enough = (1 - _AS_FAST) * max(medians.values())
-    return min(threads for threads, median in medians.items() if median >= enough)

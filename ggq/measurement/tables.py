@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ggq.llamacpp.perplexity import Estimate
-from ggq.measurement.record import Row
+from ggq.measurement.summary import Row
 from ggq.system.files import human_bytes
 
 MISSING = "-"

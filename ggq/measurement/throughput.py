@@ -6,6 +6,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from ggq.llamacpp.perplexity import Estimate
+from ggq.settings import Option
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,13 @@ class Rate:
     samples_tokens_per_s: tuple[float, ...]
     samples_ns: tuple[int, ...]
     batches: tuple[int, ...]
+
+    @property
+    def estimate(self) -> Estimate:
+        """The median with the mean's error, in tokens per second."""
+        share = self.relative_standard_error
+        median = self.median_tokens_per_s
+        return Estimate(median, None if share is None else median * share)
 
 
 def rate(tokens: int, batches: Sequence[Sequence[int]]) -> Rate:
@@ -55,7 +66,16 @@ class Precision:
 
     target: float = 0.02
     batch: int = 3
-    most: int = 30
+    most: Annotated[
+        int,
+        Option(
+            "-r",
+            "--repetitions",
+            aliases=("--reps",),
+            least=1,
+            help="Repetitions at most; fewer when the error is below 2 % before.",
+        ),
+    ] = 30
     most_seconds: float = 60
 
     def settled(self, so_far: Rate) -> bool:

@@ -1,4 +1,4 @@
-"""The outside witness: the perplexity that transformers gives the checkpoint itself, on the same tokens."""
+"""A reference: the perplexity that transformers gives the checkpoint itself, on the same tokens."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ggq.llamacpp.logits_file import scored_tokens
 from ggq.measurement.transformers_perplexity_child import Job
 from ggq.progress import Listener, Step, silent
 from ggq.system import files, hardware, process, python_child, scratch
+from ggq.system.process import Watch
 
 _WITHOUT = "or leave --reference out"
 _NO_MEMORY = re.compile(r"^MemoryError|not enough memory|[Cc]an(?:'t|not) allocate memory")
@@ -76,7 +77,7 @@ def perplexity(
             "ggq.measurement.transformers_perplexity_child",
             stdin=json.dumps(vars(job)),
             env=transformers_model.ENVIRONMENT,
-            on_stdout=run.hear,
+            watch=Watch(run.hear),
             check=False,
         )
     run.require_success(done)

@@ -24,7 +24,8 @@ from ggq.system import files
 @dataclass(frozen=True)
 class ConvertPlan:
     """What ``convert`` will do: ``download_bytes`` first, then ``output`` (``is_named``: by the user)
-    of ``file_bytes`` (``exact``, or estimated from the number of parameters). ``free_bytes``: of the output's disk."""
+    of ``file_bytes`` (``exact``, or estimated from the number of parameters). ``free_bytes``: of the
+    output's disk."""
 
     output: Path
     is_named: bool

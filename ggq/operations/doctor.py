@@ -20,7 +20,7 @@ from ggq.llamacpp import binding, devices, toolchain
 from ggq.llamacpp.pin import pin
 from ggq.llamacpp.toolchain import SETUP_HINT, Toolchain
 from ggq.progress import Listener, silent
-from ggq.setup import build, selftest
+from ggq.setup import selftest, variants
 from ggq.system import hardware
 from ggq.system.files import human_bytes
 from ggq.system.hardware import Device, Machine
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
 
 SCHEMA_VERSION = 1
+_CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 _LITTLE_RAM_BYTES = 2_000_000_000  # torch, transformers and a small model
 _LITTLE_DISK_BYTES = 5_000_000_000  # a 1 B checkpoint, its base and some quantized files
 
@@ -132,7 +133,7 @@ def _gpus(patient: _Patient) -> Iterator[Check]:
         memory = f"{human_bytes(gpu.memory_free_bytes)} free of {human_bytes(gpu.memory_total_bytes)}"
         yield Check("GPU", "ok", f"{gpu.name}: {gpu.description}, {memory}")
     if not patient.machine.gpus and patient.gpu_failure is None:
-        if build.has_nvidia_driver():
+        if variants.has_nvidia_driver():
             yield Check(
                 "GPU",
                 "warning",
@@ -147,7 +148,7 @@ def _disks(patient: _Patient) -> Iterator[Check]:
     for disk in patient.machine.disks:
         finding = f"{human_bytes(disk.free_bytes)} free in {disk.folder}"
         if not _is_writable(disk.folder):
-            yield Check(disk.role, "warning", f"{disk.folder} is read-only.", "Mend its permissions.")
+            yield Check(disk.role, "warning", f"{disk.folder} is read-only.", "Fix its permissions.")
         elif disk.free_bytes < _LITTLE_DISK_BYTES:
             yield Check(disk.role, "warning", finding, "Free some space there.")
         else:
@@ -252,6 +253,37 @@ def _packages(patient: _Patient) -> Iterator[Check]:
             )
 
 
+def _torch_build(patient: _Patient) -> Iterator[Check]:
+    """A plain `pip install` on Linux brings PyTorch's build for NVIDIA, whatever the machine has."""
+    packages = _cuda_packages()
+    if not packages or patient.machine.gpus or variants.has_nvidia_driver():
+        return
+    # RECORD says how large each file is.
+    taken = sum(file.size or 0 for name in packages for file in importlib.metadata.files(name) or ())
+    yield Check(
+        "PyTorch",
+        "warning",
+        f"PyTorch came with {len(packages)} packages for NVIDIA GPUs ({human_bytes(taken)}). "
+        "This machine has no NVIDIA GPU.",
+        f"Run `{sys.executable} -m pip install --force-reinstall torch --index-url {_CPU_BUILDS}`, "
+        f"then `{sys.executable} -m pip uninstall {' '.join(packages)}`.",
+    )
+
+
+def _cuda_packages() -> list[str]:
+    """The packages for NVIDIA GPUs that the installed PyTorch asks for and that are there; sorted."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = importlib.metadata.requires("torch") or ()
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    names = {Requirement(line).name for line in lines}
+    return sorted(
+        name for name in names if name.startswith(("nvidia-", "cuda-", "triton")) and _version(name)
+    )
+
+
 _SHOWN_PACKAGES = ("torch", "transformers", "huggingface-hub", "gguf", "numpy", "llama-cpp-python")
 
 
@@ -296,5 +328,6 @@ def _is_writable(folder: Path) -> bool:
 
 
 _EXAMINATIONS: tuple[Callable[[_Patient], Iterator[Check]], ...] = (
-    _system, _memory, _gpus, _toolchain, _quantizers, _self_test, _binding, _hub, _packages, _disks,
+    _system, _memory, _gpus, _toolchain, _quantizers, _self_test, _binding, _hub, _packages, _torch_build,
+    _disks,
 )  # fmt: skip

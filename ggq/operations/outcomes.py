@@ -14,8 +14,10 @@ from ggq.estimation.hollow_model import HollowModel, hollow_model
 from ggq.estimation.speed import RateEstimate
 from ggq.estimation.speed_meter import timed
 from ggq.llamacpp.server import Serving
+from ggq.llamacpp.words import CacheType
 from ggq.measurement import memory as bench_memory
-from ggq.measurement.memory import MemorySettings
+from ggq.measurement.settings import MemorySettings, Placement
+from ggq.measurement.words import MeasuredLoadMode
 from ggq.model_ref import ModelRef
 from ggq.operations.recommend_types import Recommendation
 from ggq.presets.catalogue import Preset
@@ -70,11 +72,12 @@ def _memory(
         hollow.release(preset)
     settings = MemorySettings(
         contexts=(load.context_tokens,),
-        cache_types=((load.type_k, load.type_v),),
-        load_modes=(serving.load_mode,),
-        offload=load.offload,
+        types_k=(CacheType(load.type_k),),
+        types_v=(CacheType(load.type_v),),
+        load_modes=(MeasuredLoadMode(serving.load_mode),),
+        placement=Placement(exactly=load.offload),
     )
-    (cell,) = bench_memory.measure(file, settings, toolchain=session.toolchain).cells
+    (cell,) = bench_memory.measure(file, settings, session=Session(session.toolchain)).cells
     if cell.measured is None:
         return []
     where = f"context {load.context_tokens:,}, load mode {serving.load_mode}"

@@ -19,7 +19,7 @@ from ggq.estimation.hollow_model import hollow_model
 from ggq.estimation.placement import Room
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import ALL_LAYERS, Offload
-from ggq.measurement.speed_tests import ThreadChoice
+from ggq.llamacpp.threads import ThreadChoice
 from ggq.model_ref import ModelRef
 from ggq.operations.plan_machine import Machine, companions, machine
 from ggq.operations.plan_settings import PlanSettings
@@ -58,12 +58,12 @@ def plan(
     hollow = hollow_model(model_ref.reference(model), session)
     account = Account(hollow)
     facts = account.facts()
-    loads = _loads(settings, facts.context_length, hollow.name)
+    loads = _loads(settings, facts.context_length, hollow.source.name)
     with ExitStack() as stack:
         here = machine(settings, session.toolchain, stack)
         loads = [replace(load, offload=here.where) for load in loads]
-        beside = companions(session.toolchain, settings, loads, here.room)
-        here = replace(here, room=here.room.less(beside.taken))
+        beside, taken = companions(session.toolchain, settings, loads, here.room)
+        here = replace(here, room=here.room.less(taken))
         planned = []
         for done, preset in enumerate(chosen):
             session.listener(Step(STEP, done, len(chosen), "presets"))
@@ -82,23 +82,19 @@ def plan(
         vram_bytes = sum(here.room.vram_bytes.values())
         planned, threads = speeds.predicted(loads, names, vram_bytes, session.listener)
     found = Plan(
-        model=hollow.name,
-        repo_id=hollow.repo_id,
-        commit=hollow.commit,
-        license=hollow.license,
+        source=hollow.source,
         parameter_count=facts.parameter_count,
         context_length=facts.context_length,
         layer_count=facts.block_count + 1,
         devices=tuple(device.name for device in here.devices),
         room=here.room,
         companions=beside,
+        companions_room=taken,
         threads=threads,
         is_elsewhere=settings.is_elsewhere,
         presets=tuple(planned),
         alike=preset_content.alike({it.preset: it.size for it in planned}),
-        download_bytes=hollow.download_bytes,
         disk_free_bytes=files.free_bytes(hub.cache_dir()),
-        network_bytes=hollow.network_bytes,
         seconds=time.monotonic() - started,
         is_encoder=facts.is_encoder,
     )
@@ -126,8 +122,8 @@ def _without_servers(found: Plan) -> Plan:
         companions=replace(
             beside,
             draft_offload=replace(beside.draft_offload, rpc=(), devices=()),
-            taken=renamed(beside.taken),
         ),
+        companions_room=renamed(found.companions_room),
         presets=tuple(replace(it, loads=tuple(map(cleaned, it.loads))) for it in found.presets),
     )
 

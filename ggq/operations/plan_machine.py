@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ggq.errors import UsageProblem
 from ggq.estimation.placement import Room, most_layers, projector_room
@@ -14,6 +13,7 @@ from ggq.llamacpp import devices as ggml
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.rpc import loopback_device
+from ggq.llamacpp.server import Companions
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.operations.plan_settings import PlanSettings
 from ggq.system import hardware
@@ -31,18 +31,6 @@ class Machine:
     shared: frozenset[str]
     where: Offload
     room: Room
-
-
-@dataclass(frozen=True)
-class Companions:
-    """A draft model and a projector beside the model. ``draft_offload``: where the draft is;
-    ``projector_on_cpu``: the devices have no room for it. ``taken``: by both."""
-
-    draft: Path | None
-    draft_offload: Offload
-    projector: Path | None
-    projector_on_cpu: bool
-    taken: Room
 
 
 def machine(settings: PlanSettings, toolchain: Toolchain, stack: ExitStack) -> Machine:
@@ -85,8 +73,11 @@ def _room(settings: PlanSettings, devices: Sequence[Device], shared: Collection[
     return Room(max(0, ram_bytes), vram_bytes)
 
 
-def companions(toolchain: Toolchain, settings: PlanSettings, loads: Sequence[Load], room: Room) -> Companions:
-    """What is loaded beside the model goes first: it is small, and each token passes through it."""
+def companions(
+    toolchain: Toolchain, settings: PlanSettings, loads: Sequence[Load], room: Room
+) -> tuple[Companions, Room]:
+    """What is loaded beside the model goes first: it is small, and each token passes through it. And what it
+    takes."""
     offload, on_cpu = Offload(), False
     left = room
     if settings.draft is not None:
@@ -98,7 +89,7 @@ def companions(toolchain: Toolchain, settings: PlanSettings, loads: Sequence[Loa
     if settings.projector is not None:
         taken = projector_room(toolchain, settings.projector, left, loads[0].offload.rpc)
         on_cpu, left = not taken.vram_bytes, left.less(taken)
-    return Companions(settings.draft, offload, settings.projector, on_cpu, taken=room.less(left))
+    return Companions(settings.draft, offload, settings.projector, on_cpu), room.less(left)
 
 
 def _margin(asked: int | None, total: int) -> int:

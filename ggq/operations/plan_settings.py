@@ -7,21 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 from ggq.errors import UsageProblem
-from ggq.llamacpp.bench import CACHE_TYPES
 from ggq.llamacpp.offload import parse_layers
+from ggq.llamacpp.words import CacheType
 from ggq.settings import Option, settle
 from ggq.units import parse_memory, parse_seconds
 
 DEFAULT_BUDGET_S = 60.0
-USUAL_CACHE = "f16"
+USUAL_CACHE = CacheType.F16
 _LEAST_CONTEXT = 16
-
-
-def _cache_type(word: str) -> str:
-    """A type of the KV cache. Raises ValueError."""
-    if word.lower() not in CACHE_TYPES:
-        raise ValueError(f"{word!r} is no type of the cache; choose one of {', '.join(CACHE_TYPES)}.")
-    return word.lower()
 
 
 @dataclass(frozen=True)
@@ -50,14 +43,14 @@ class PlanSettings:
         ),
     ] = ()  # fmt: skip
     type_k: Annotated[
-        tuple[str, ...], Option(
-            "-ctk", "--cache-type-k", aliases=("--kv",), split=True, parse=_cache_type, metavar="TYPE,...",
+        tuple[CacheType, ...], Option(
+            "-ctk", "--cache-type-k", aliases=("--kv",), split=True, metavar="TYPE,...",
             help="Types of the cache's keys, as f16,q8_0 (`ggq recommend` takes one). Default: f16.",
         ),
     ] = ()  # fmt: skip
     type_v: Annotated[
-        tuple[str, ...], Option(
-            "-ctv", "--cache-type-v", split=True, parse=_cache_type, metavar="TYPE,...",
+        tuple[CacheType, ...], Option(
+            "-ctv", "--cache-type-v", split=True, metavar="TYPE,...",
             help="Types of its values, one for each of the keys'. Default: the same.",
         ),
     ] = ()  # fmt: skip
@@ -136,7 +129,7 @@ class PlanSettings:
     def cache_types(self) -> tuple[tuple[str, str], ...]:
         """The types of keys and values."""
         keys = self.type_k or (USUAL_CACHE,)
-        return tuple(zip(keys, self.type_v or keys, strict=True))
+        return tuple((k.value, v.value) for k, v in zip(keys, self.type_v or keys, strict=True))
 
     @property
     def budget_s(self) -> float:

@@ -12,7 +12,7 @@ from ggq.estimation.speed import Costs, Kind, blocks, estimate
 from ggq.estimation.speed_meter import SpeedMeter
 from ggq.estimation.timings import Calibration
 from ggq.llamacpp.memory import Load
-from ggq.measurement.speed_tests import ThreadChoice
+from ggq.llamacpp.threads import ThreadChoice
 from ggq.operations.plan_settings import PlanSettings
 from ggq.operations.plan_types import PresetPlan
 from ggq.presets.catalogue import Preset

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ggq.estimation.estimator import PresetSize
+from ggq.estimation.hollow_model import ModelSource
 from ggq.estimation.memory import MemoryEstimate
 from ggq.estimation.placement import Room
 from ggq.estimation.speed import SpeedEstimate
 from ggq.llamacpp.offload import Offload
-from ggq.measurement.speed_tests import ThreadChoice
-from ggq.operations.plan_machine import Companions
+from ggq.llamacpp.server import Companions
+from ggq.llamacpp.threads import ThreadChoice
 from ggq.presets.published_losses import PublishedLoss
 
 
@@ -45,29 +46,26 @@ class PresetPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """``network_bytes`` were received for it; ``commit``: of a Hub model, of which ``download_bytes`` are not
-    on the disk, which has ``disk_free_bytes``; ``layer_count``: the output layer
+    """``source``: the model, whose weights may not be on this disk, which has ``disk_free_bytes``;
+    ``layer_count``: the output layer
     counted, as in n_gpu_layers; ``devices``: that may hold layers; ``room``: memory that may be used;
-    ``companions``: what is loaded beside it, taken off the room; ``threads``: that the speed was predicted
-    with, or that were asked for (None: of another machine, which has its own); ``is_elsewhere``: it is of
-    another machine, whose devices are called GPU0, GPU1 …; ``alike``: presets that make the same of it"""
+    ``companions``: what is loaded beside it, and ``companions_room``: what these take, off the room;
+    ``threads``: that the speed was predicted with, or that were asked for (None: of another machine, which
+    has its own); ``is_elsewhere``: it is of another machine, whose devices are called GPU0, GPU1 …;
+    ``alike``: presets that make the same of it."""
 
-    model: str
-    repo_id: str | None
-    commit: str | None
-    license: str | None
+    source: ModelSource
     parameter_count: int
     context_length: int | None
     layer_count: int
     devices: tuple[str, ...]
     room: Room
     companions: Companions
+    companions_room: Room
     threads: ThreadChoice | None
     is_elsewhere: bool
     presets: tuple[PresetPlan, ...]
-    download_bytes: int
     disk_free_bytes: int
-    network_bytes: int
     seconds: float
     alike: tuple[tuple[str, ...], ...] = ()
     is_encoder: bool = False
@@ -75,7 +73,7 @@ class Plan:
     @property
     def must_be_streamed(self) -> bool:
         """Whether the checkpoint has no room on this disk."""
-        return self.download_bytes > self.disk_free_bytes
+        return self.source.download_bytes > self.disk_free_bytes
 
     def is_whole(self, load: LoadPlan) -> bool:
         """Whether all of the model is on the devices, but for the embeddings, which llama.cpp leaves out."""

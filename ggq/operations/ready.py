@@ -56,12 +56,5 @@ def ready(
 def _made(model: str, session: Session, revision: str | None) -> Path:
     from ggq.operations.convert_and_quantize import convert_and_quantize
 
-    result = convert_and_quantize(
-        model,
-        revision=revision,
-        offline=session.offline,
-        toolchain=session.toolchain,
-        catalogue=session.catalogue,
-        listener=session.listener,
-    )
+    result = convert_and_quantize(model_ref.parse_reference(model, revision), session=session)
     return result.files[0].paths[0]

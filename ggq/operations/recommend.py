@@ -14,7 +14,9 @@ from ggq.errors import CannotServe, DoesNotFit, GgufProblem, UsageProblem
 from ggq.gguf import names as gguf_names
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.server import Serving
-from ggq.measurement.record import Record, rows
+from ggq.llamacpp.words import CacheType
+from ggq.measurement.record import Record
+from ggq.measurement.summary import rows
 from ggq.model_ref import ModelRef
 from ggq.operations.plan import plan
 from ggq.operations.plan_settings import PlanSettings
@@ -25,7 +27,7 @@ from ggq.session import Session
 from ggq.settings import filled
 from ggq.system import files
 
-_SMALL_CACHE = ("q8_0",)
+_SMALL_CACHE = (CacheType.Q8_0,)
 _SHORTEST_CONTEXT = 512
 
 
@@ -65,7 +67,11 @@ def recommend(
             candidates = _candidates(smaller, limits, measured)
             found = smaller if candidates else found
     if not candidates:
-        smaller_model = None if found.repo_id is None or session.offline else hub.next_smaller(found.repo_id)
+        smaller_model = (
+            None
+            if found.source.repo_id is None or session.offline
+            else hub.next_smaller(found.source.repo_id)
+        )
         raise _nothing_fits(found, measured, settings, planned, smaller_model)
     within = [it for it in candidates if _keeps(it, limits)]
     if not within:
@@ -78,15 +84,12 @@ def recommend(
         "none" if memory.repacked_bytes else "mmap",
         threads=found.threads.generation if found.threads else None,
         prompt_threads=found.threads.prompt if found.threads else None,
-        draft=found.companions.draft,
-        draft_offload=found.companions.draft_offload,
+        companions=found.companions,
         rpc=settings.rpc if settings.draft or settings.projector else (),
-        projector=found.companions.projector,
-        projector_on_cpu=found.companions.projector_on_cpu,
         embeddings=found.is_encoder,
     )
-    folder = ref.path.parent if ref.kind == "gguf" and ref.path else Path(found.model)
-    file = folder / gguf_names.output_name(found.model, chosen.preset)
+    folder = ref.path.parent if ref.kind == "gguf" and ref.path else Path(found.source.name)
+    file = folder / gguf_names.output_name(found.source.name, chosen.preset)
     return Recommendation(
         plan=found,
         chosen=chosen,
@@ -178,16 +181,16 @@ def _measured(records: Sequence[Path], found: Plan) -> dict[str, float]:
     """
     made: dict[str, float] = {}
     # A preset of the user's own can have any name, which no parser of file names finds.
-    names = {gguf_names.output_name(found.model, it.preset): it.preset for it in found.presets}
+    names = {gguf_names.output_name(found.source.name, it.preset): it.preset for it in found.presets}
     for path in records:
-        own = [it for it in Record(path).entries if it.model["parameter_count"] == found.parameter_count]
+        own = [it for it in Record(path).entries if it.model.parameter_count == found.parameter_count]
         for row in rows(own):
             preset = names.get(row.file_name) or gguf_names.parse_name(row.file_name).type
             if preset and row.mean_kld is not None:
                 made[preset] = row.mean_kld.value
     if records and not made:
         raise CannotServe(
-            f"The records have no measured loss of {found.model}.",
+            f"The records have no measured loss of {found.source.name}.",
             f"It has {found.parameter_count:,} parameters, and nothing of that size was measured there.",
             "Measure it with `ggq bench quality`, or leave --record out.",
         )
@@ -236,7 +239,7 @@ def _nothing_fits(
     possible = [it for it in found.presets if _can_be_chosen(it, measured)]
     smallest = min(possible, key=lambda it: it.loads[0].memory.missing_bytes)
     memory = smallest.loads[0].memory
-    what = f"No preset of {found.model} fits."
+    what = f"No preset of {found.source.name} fits."
     where, needed_bytes = memory.tightest
     why = (
         f"The nearest, {smallest.preset}, takes {files.human_bytes(needed_bytes)} of {where} and is"

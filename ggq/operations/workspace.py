@@ -15,7 +15,7 @@ from ggq.progress import Notice
 from ggq.records.environment import environment
 from ggq.records.manifest import Manifest, StepRecord
 from ggq.session import Session
-from ggq.system import files
+from ggq.system import codec, files
 
 
 def tool_name(toolchain: Toolchain) -> str:
@@ -69,5 +69,5 @@ class Job(AbstractContextManager["Job"]):
 
     def record_all(self, records: Mapping[str, StepRecord]) -> None:
         """Write steps that were finished together down together. Raises OutputProblem, DiskFull."""
-        self.manifest.environment = self._environment.result()
+        self.manifest.environment = codec.encode(self._environment.result())
         self.manifest.record_all(records)

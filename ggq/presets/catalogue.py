@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from ggq.errors import UsageProblem
 from ggq.gguf import tensor_types as ggml_types
-from ggq.presets.published_losses import LossPrior, PublishedLoss
+from ggq.presets.published_losses import PublishedFigures, PublishedLoss
 from ggq.system import package_data, places
 
 ENVIRONMENT = "GGQ_PRESETS"
@@ -40,7 +40,7 @@ class Preset:
     bits_per_weight: float | None = None
     bits_source: str | None = None
     needs_imatrix: bool = False
-    loss_prior: LossPrior | None = None
+    published: PublishedFigures | None = None
     tensor_types: Mapping[str, str] = field(default_factory=dict)
     defined_in: str = ""
 
@@ -155,7 +155,7 @@ def _preset(
         "bits_per_weight",
         "bits_source",
         "needs_imatrix",
-        "loss_prior",
+        "published",
         "tensor_types",
     )
     ftype: str = table.get("ftype", str).upper()
@@ -175,8 +175,8 @@ def _preset(
         bits_per_weight=bits,
         bits_source=_source(table, "bits_source", sources) if "bits_source" in table.values else None,
         needs_imatrix=table.get("needs_imatrix", bool, False),
-        loss_prior=_prior(table.table("loss_prior"), sources, models)
-        if "loss_prior" in table.values
+        published=_published(table.table("published"), sources, models)
+        if "published" in table.values
         else None,
         tensor_types=_tensor_types(table.table("tensor_types")),
         defined_in=str(table.file.path),
@@ -202,7 +202,7 @@ def _model(table: _Table, sources: _Table) -> _Model:
     return _Model(parameters, _source(table, "source", sources), ppl, table.get("complete", bool, False))
 
 
-def _prior(table: _Table, sources: _Table, models: Mapping[str, _Model]) -> LossPrior:
+def _published(table: _Table, sources: _Table, models: Mapping[str, _Model]) -> PublishedFigures:
     table.refuse_other_keys("model", "source", *_OF_OTHERS, *_LOSSES)
     losses = {key: table.get(key, float, None) for key in _LOSSES}
     model, source = table.get("model", str), _source(table, "source", sources)
@@ -214,7 +214,7 @@ def _prior(table: _Table, sources: _Table, models: Mapping[str, _Model]) -> Loss
         others = table.table(key)
         for name in others.values:
             published.append(_of_other(others, name, models, of_perplexity=key == _OF_OTHERS[1]))
-    return LossPrior(model, source, **losses, published=tuple(published))
+    return PublishedFigures(model, source, **losses, klds=tuple(published))
 
 
 def _of_other(

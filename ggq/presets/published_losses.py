@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PublishedLoss:
-    """What a preset lost of a published ``model`` against 16 bits, without an importance matrix.
+    """What a preset lost of a published ``model`` against 16 bits, without an imatrix.
 
     ``loss`` in nats per token: the mean KL divergence. ``of_perplexity``: only perplexities were published,
     and it is the logarithm of their ratio; of Llama-3-8B, of which both are known, that is 1.01 of the
@@ -34,10 +34,10 @@ class PublishedLoss:
 
 
 @dataclass(frozen=True)
-class LossPrior:
+class PublishedFigures:
     """Published loss against 16 bits of one ``model``: mean KL divergence in nats per token, and the increase
-    of perplexity; each without and with an importance matrix. ``source`` says who measured it on what;
-    ``published``: that and those of other models, all without a matrix."""
+    of perplexity; each without and with an imatrix. ``source`` says who measured it on what;
+    ``klds``: that and those of other models, all without a matrix."""
 
     model: str
     source: str
@@ -45,14 +45,14 @@ class LossPrior:
     ppl_increase: float | None = None
     mean_kld_imatrix: float | None = None
     ppl_increase_imatrix: float | None = None
-    published: tuple[PublishedLoss, ...] = ()
+    klds: tuple[PublishedLoss, ...] = ()
 
     def expected(self, parameter_count: int) -> PublishedLoss | None:
         """Of a model of that size: what the complete one lost whose size is nearest, by ratio."""
-        complete = [it for it in self.published if it.complete]
+        complete = [it for it in self.klds if it.complete]
         return min(complete, key=lambda it: it.distance(parameter_count), default=None)
 
     def others(self, parameter_count: int) -> tuple[PublishedLoss, ...]:
         """The rest, nearest size first: how far losses spread."""
-        rest = [it for it in self.published if it != self.expected(parameter_count)]
+        rest = [it for it in self.klds if it != self.expected(parameter_count)]
         return tuple(sorted(rest, key=lambda it: it.distance(parameter_count)))

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from ggq.errors import UsageProblem
 from ggq.gguf import names as gguf_names
-from ggq.measurement.record import Entry, Record, Row, rows
+from ggq.measurement.record import Entry, Record
+from ggq.measurement.summary import Row, rows
 from ggq.records.manifest import BENCH_RECORD, MANIFEST_SUFFIX, Manifest
-from ggq.system import files
+from ggq.system import codec, files
 
 Test = Literal["prompt", "generation"]
 TESTS: tuple[Test, ...] = ("prompt", "generation")
@@ -34,7 +35,7 @@ class SpeedPoint:
 
 @dataclass(frozen=True)
 class MemoryPoint:
-    """Memory of the process's own with one context: predicted, and measured."""
+    """RAM with a full context: predicted, by llama.cpp's own account, and measured, at its peak."""
 
     context_tokens: int
     cache: str
@@ -127,7 +128,7 @@ def gather(places: Sequence[Path]) -> Collection:
             )
         entries = Record(record).entries if record.is_file() else ()
         for entry in entries:
-            machines.setdefault(entry.environment_id, entry.environment)
+            machines.setdefault(entry.environment_id, codec.encode(entry.environment))
         for it in _measured(entries, folder):
             found.setdefault((it.row.sha256, it.machine), it)
         for path in manifests:
@@ -176,30 +177,30 @@ def _measured(entries: Sequence[Entry], folder: Path) -> Iterator[Measured]:
 
 
 def _ground(entry: Entry) -> Ground | None:
-    quality = entry.measurements.get("quality")
-    if not quality:
+    if entry.measurements.quality is None:
         return None
+    ground = entry.measurements.quality.ground
     return Ground(
-        base=quality["base"]["name"],
-        base_sha256=quality["base"]["sha256"],
-        text=quality["text"]["name"],
-        text_sha256=quality["text"]["sha256"],
-        context_tokens=quality["context"],
-        chunks=quality["chunks"],
-        scored_tokens=quality["scored_tokens"],
+        base=ground.base.name,
+        base_sha256=ground.base.sha256,
+        text=ground.text.name,
+        text_sha256=ground.text.sha256,
+        context_tokens=ground.context,
+        chunks=ground.chunks,
+        scored_tokens=ground.scored_tokens,
     )
 
 
 def _speeds(entry: Entry) -> Iterator[SpeedPoint]:
-    for figure in entry.measurements.get("speed", {}).get("figures", ()):
-        samples = figure["speed"]["samples_tokens_per_s"]
-        median = figure["speed"]["median_tokens_per_s"]
+    speed = entry.measurements.speed
+    for figure in speed.figures if speed else ():
+        samples, median = figure.speed.samples_tokens_per_s, figure.speed.median_tokens_per_s
         yield SpeedPoint(
-            test=figure["test"],
-            tokens=figure["tokens"],
-            depth_tokens=figure["depth_tokens"],
-            n_gpu_layers=figure["n_gpu_layers"],
-            threads=figure["threads"],
+            test=figure.test,
+            tokens=figure.tokens,
+            depth_tokens=figure.depth_tokens,
+            n_gpu_layers=figure.n_gpu_layers,
+            threads=figure.threads,
             median=median,
             slowest=min(samples, default=median),
             fastest=max(samples, default=median),
@@ -207,18 +208,16 @@ def _speeds(entry: Entry) -> Iterator[SpeedPoint]:
 
 
 def _memories(entry: Entry) -> Iterator[MemoryPoint]:
-    for cell in entry.measurements.get("memory", {}).get("cells", ()):
-        own = cell["measured"]["peaks"]["anonymous_bytes"] if cell["measured"] else None
-        if own is None:
+    memory = entry.measurements.memory
+    for cell in memory.cells if memory else ():
+        if cell.measured is None:
             continue
-        pair = (cell["type_k"], cell["type_v"])
-        program = cell["predicted"].get("process_bytes") or 0
         yield MemoryPoint(
-            context_tokens=cell["context_tokens"],
-            cache=pair[0] if pair[0] == pair[1] else "/".join(pair),
-            load_mode=cell["load_mode"],
-            predicted_bytes=cell["predicted_bytes"] + program,
-            measured_bytes=own,
+            context_tokens=cell.context_tokens,
+            cache=cell.type_k if cell.type_k == cell.type_v else f"{cell.type_k}/{cell.type_v}",
+            load_mode=cell.load_mode,
+            predicted_bytes=cell.predicted.host_bytes,
+            measured_bytes=cell.measured.peaks.resident_bytes,
         )
 
 

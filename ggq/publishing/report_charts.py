@@ -255,6 +255,6 @@ def _memory(group: _Group, number: int) -> Chart | None:
             for _, it in shown
             for each in it.memories
         ),
-        note="Memory of the process's own, with the context filled. With mmap the weights come on top, as"
-        " pages of their file. On the line: exactly as predicted.",
+        note="RAM with the context filled: llama.cpp's buffers and the program, against the peak that was"
+        " measured. On the line: exactly as predicted; below it: less was taken.",
     )

@@ -1,4 +1,4 @@
-"""The text that an importance matrix is made from: a file, or one that every Python has."""
+"""The text that an imatrix is made from: a file, or one that every Python has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def default() -> Path:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise UsageProblem(
-            "There is no text to make an importance matrix from.",
+            "There is no text to make an imatrix from.",
             f"This Python ({platform.python_version()}) comes without its language reference.",
             "Give a text file: --text FILE, or --imatrix-text FILE.",
         ) from error

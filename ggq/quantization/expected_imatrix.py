@@ -1,4 +1,4 @@
-"""An importance matrix that is still to be made, as far as its file can be known: for the plan of a run."""
+"""An imatrix that is still to be made, as far as its file can be known: for the plan of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ONE = struct.pack("<f", 1.0)
 
 def unmet_blocks(base: GgufFile) -> Sequence[int]:
     """The blocks for multi-token prediction (NextN), which stand behind the others: no forward pass goes
-    through them, so no importance matrix knows their tensors."""
+    through them, so no imatrix knows their tensors."""
     count = base.block_count or 0
     extra = base.integer(f"{base.architecture}.nextn_predict_layers") or 0
     return range(max(0, count - extra), count)
@@ -32,7 +32,7 @@ def unmet_blocks(base: GgufFile) -> Sequence[int]:
 
 def matrix(base: GgufFile, folder: Path, target: Path, text_name: str) -> Importance:
     """A stand-in in ``folder`` for the matrix that ``ggq imatrix`` would write to ``target``: it knows every
-    tensor that a forward pass can meet. Its sums are holes. Raises DiskFull, OutputProblem."""
+    tensor that a forward pass can meet. Its sums are empty. Raises DiskFull, OutputProblem."""
     unmet = unmet_blocks(base)
     spared = (*imatrix_file.TOKEN_TABLES, gguf_file.OUTPUT)
     tensors = []

@@ -27,7 +27,7 @@ from ggq.records.environment import environment
 from ggq.records.manifest import Manifest, OutputFile, StepRecord, base_model
 from ggq.session import Session
 from ggq.settings import Option, filled, settle
-from ggq.system import files, hardware, texts
+from ggq.system import codec, files, hardware, texts
 from ggq.system.texts import Text
 from ggq.system.unchanged import Unchanged
 
@@ -148,7 +148,7 @@ def imatrix(
         manifest.model = manifest.model or base_model(whole.path)
 
         def record(step: str, done: StepRecord) -> None:
-            manifest.environment = environment(toolchain)
+            manifest.environment = codec.encode(environment(toolchain))
             manifest.record(step, done)
 
         how = _for_model(settings, whole)

@@ -1,4 +1,4 @@
-"""An importance matrix compared with a model's tensors, before any of them is quantized."""
+"""An imatrix compared with a model's tensors, before any of them is quantized."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def words(found: Iterable[Uncovered], preset: str) -> str:
     if not parts:
         return ""
     return (
-        f"{preset}: the importance matrix has nothing for some tensors (no token of its text went through"
+        f"{preset}: the imatrix has nothing for some tensors (no token of its text went through"
         f" them), so they get a type that needs none. {'; '.join(parts)}."
     )
 
@@ -97,7 +97,7 @@ def _refuse_other_model(tensors: Sequence[PlannedTensor], matrix: Importance) ->
     else:
         why = f"None of the {len(matrix.sums):,} tensors that it knows is in this model."
     raise UsageProblem(
-        f"{matrix.path} is the importance matrix of another model.",
+        f"{matrix.path} is the imatrix of another model.",
         why,
         "Give that of this model with --imatrix FILE, or let ggq make it: --imatrix auto.",
     )

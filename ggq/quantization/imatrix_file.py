@@ -1,4 +1,4 @@
-"""An importance matrix: how much each column of a tensor counts, as llama-quantize itself reads it.
+"""An imatrix: how much each column of a tensor counts, as llama-quantize itself reads it.
 
 Source: load_imatrix in tools/quantize/quantize.cpp and common_imatrix_load in common/imatrix-loader.cpp.
 """
@@ -79,7 +79,7 @@ def read(path: Path) -> Importance:
     try:
         matrix = gguf_file.read(path)
         if matrix.text("general.type") != "imatrix":
-            raise GgufProblem(f"{path} is a GGUF file without an importance matrix.")
+            raise GgufProblem(f"{path} is a GGUF file without an imatrix.")
         sums, counts = (_ending(matrix, suffix) for suffix in (_SUMS, _COUNTS))
         odd = [name for name in {*sums, *counts} if not _fits(sums.get(name), counts.get(name))]
         if odd or not sums:
@@ -87,7 +87,7 @@ def read(path: Path) -> Importance:
             raise GgufProblem(what)
     except GgufProblem as error:
         raise UsageProblem(
-            f"{path} is not an importance matrix.",
+            f"{path} is not an imatrix.",
             f"{error.what} {error.why}",
             "Make one with `ggq imatrix`.",
         ) from error

@@ -1,4 +1,4 @@
-"""The files of a recipe before their data: llama-quantize's own header, then a hole."""
+"""The files of a recipe before their data: llama-quantize's own header, then nothing."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class SizeEstimate:
 
     ``bits_per_weight`` counts tensor data only, as llama-quantize does;
     ``fallback_count`` of ``quantized_count`` tensors get another type than the preset wants;
-    ``needs_imatrix``: it cannot be made without an importance matrix, and has none; ``fallen_share``: of the
+    ``needs_imatrix``: it cannot be made without an imatrix, and has none; ``fallen_share``: of the
     weights of all layers, those in tensors that fell back.
     """
 
@@ -51,7 +51,7 @@ class SizeEstimate:
 @dataclass(frozen=True)
 class Recipe:
     """What ``preset`` makes of a base. ``size`` is exact; ``options`` are the user's and the preset's, and
-    those that give ``uncovered`` tensors, of which the importance matrix knows nothing, another type;
+    those that give ``uncovered`` tensors, of which the imatrix knows nothing, another type;
     ``entries``: the metadata that a matrix adds."""
 
     preset: Preset
@@ -178,7 +178,7 @@ def refuse_without_imatrix(recipe: Recipe) -> None:
 def without_imatrix(preset: Preset) -> UsageProblem:
     """The words for a preset that cannot be made as it was asked for."""
     return UsageProblem(
-        f"{preset.name} needs an importance matrix.",
+        f"{preset.name} needs an imatrix.",
         "At so few bits the result would be garbage without one, and llama-quantize refuses.",
         "Let ggq make one with --imatrix auto, give one with --imatrix FILE, or choose a larger preset"
         " (`ggq presets`).",

@@ -1,4 +1,4 @@
-"""Experts that an importance matrix hardly knows: too few tokens of its text went to them."""
+"""Experts that an imatrix hardly knows: too few tokens of its text went to them."""
 
 from __future__ import annotations
 

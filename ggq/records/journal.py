@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
-from ggq.system import files
+from ggq.system import codec, files
+from ggq.system.codec import WrongContent
 
 T = TypeVar("T")
 
@@ -47,16 +46,16 @@ class Journal:
 
     def get(self, key: Mapping[str, Any], kind: type[T]) -> T | None:
         """What was measured under ``key`` (anything that JSON can hold), or None. ``kind``: its type."""
+        found = self._found.get(self._text(key))
         try:
-            found: T | None = _restored(kind, self._found.get(self._text(key)))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            return None if found is None else codec.decode(kind, found)
+        except WrongContent:
             # Another ggq wrote it, whose measurements were of another form.
             return None
-        return found
 
     def put(self, key: Mapping[str, Any], value: Any) -> None:
         """Remember a measurement: JSON, and dataclasses in it. Raises OutputProblem, DiskFull."""
-        text = json.dumps({"key": self._text(key), "value": value}, default=asdict)
+        text = json.dumps({"key": self._text(key), "value": codec.encode(value)})
         self._found[self._text(key)] = json.loads(text)["value"]
         if self._path is not None:
             with files.explain_os_error(self._path), self._path.open("a", encoding="utf-8") as stream:
@@ -70,17 +69,3 @@ class Journal:
 
     def _text(self, key: Mapping[str, Any]) -> str:
         return json.dumps({**self._about, **key}, sort_keys=True)
-
-
-def _restored(kind: Any, value: Any) -> Any:
-    """A value as it was before it became JSON: the dataclasses and tuples in its type are made again."""
-    if value is None:
-        return None
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{name: _restored(hints[name], part) for name, part in value.items()})  # type: ignore[operator]
-    if get_origin(kind) is tuple:
-        return tuple(_restored(get_args(kind)[0], part) for part in value)
-    if NoneType in get_args(kind):
-        return _restored(get_args(kind)[0], value)
-    return value

@@ -156,7 +156,7 @@ class Model:
                 if self._lib.llama_vocab_is_eog(self._vocab, token):
                     ending = "stop"
                     break
-                raw = self._llama.detokenize([token], prev_tokens=[*tokens[-1:], *made])
+                raw = in_process.piece(self._lib, self._vocab, token)
                 made.append(token)
                 piece = decoder.decode(raw)
                 if trim and not pieces:

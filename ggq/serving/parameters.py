@@ -15,7 +15,7 @@ from ggq.gguf.file import GgufFile
 from ggq.llamacpp import bench, devices
 from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import Offload
-from ggq.llamacpp.server import Serving
+from ggq.llamacpp.server import Companions, Serving
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.serving.settings import ALL_LAYERS, DEFAULT_CONTEXT_TOKENS, Fit, LoadSettings, Use
 from ggq.system import hardware
@@ -141,8 +141,7 @@ def choose(
             str(load_mode),
             threads=threads,
             prompt_threads=prompt_threads,
-            projector=projector,
-            projector_on_cpu=on_cpu,
+            companions=Companions(projector=projector, projector_on_cpu=on_cpu),
             embeddings=use is Use.EMBEDDINGS,
             pooling=_pooling(file, use),
             reranking=use is Use.RERANKING,

@@ -72,9 +72,7 @@ def execute(plan: ServerPlan, session: Session, on_ready: Callable[[Ready], None
         done = process.run(
             command,
             env=environment,
-            on_stdout=heard,
-            on_stderr=heard,
-            on_start=watcher.start,
+            watch=process.Watch(heard, heard, watcher.start),
             check=False,
             grace_s=GRACE_S,
         )
@@ -188,7 +186,7 @@ def would_fit(model: Parameters, plan: ServerPlan, session: Session) -> str:
             load,
             parallel=1,
             use=model.use,
-            projector=model.serving.projector,
+            projector=model.serving.companions.projector,
         )
     except GgqError:
         return (

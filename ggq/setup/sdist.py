@@ -35,7 +35,7 @@ def fetch(home: Path, wanted: Pin, listener: Listener) -> None:
                 "--no-deps", "--no-binary", wanted.package, "--require-hashes",
                 "--requirement", wanted.file.absolute(), "--dest", work.absolute(),
                 env={"TMPDIR": str(work)},  # pip unpacks the sdist to look at it: on this disk, removed after
-                on_stdout=_pip_progress(listener),
+                watch=process.Watch(_pip_progress(listener)),
             )  # fmt: skip
         except ToolFailed as failure:
             errors = [line for line in failure.tail if re.search("ERROR|Expected|Got", line)]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import shutil
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-
-from ggq.system import process
+from typing import Any
 
 _SHORTEST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.25
 _REST = 10  # a pause is so many times as long as the sample before it: the kernel walks all pages for one
+
+
+# It is asked many times a second.
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,18 @@ class MemoryPeaks:
 @dataclass(frozen=True)
 class GpuPeak:
     """``used_bytes``: how much more of an NVIDIA GPU's memory was in use at the peak than at the start, by
-    whatever program. ``index`` and ``name`` are nvidia-smi's."""
+    whatever program; ``process_bytes``: by the process alone, None where the driver does not tell. ``index``
+    and ``name`` are the driver's."""
 
     index: int
     name: str
     used_bytes: int
+    process_bytes: int | None = None
+
+    @property
+    def own_bytes(self) -> int:
+        """The process's, or the best that is known of it."""
+        return self.used_bytes if self.process_bytes is None else self.process_bytes
 
 
 class _Sampler(ABC):
@@ -78,7 +88,7 @@ class _Sampler(ABC):
 
 
 class ProcessSampler(_Sampler):
-    """Of one process: ``with ProcessSampler() as memory: process.run(…, on_start=memory.watch)``.
+    """Of one process: ``with ProcessSampler() as memory: run(…, watch=Watch(on_start=memory.watch))``.
 
     ``look``, as ``on_stdout``, takes a sample at each line: of a process that is over within milliseconds,
     the last one comes when all is done and nothing freed yet.
@@ -115,54 +125,95 @@ class ProcessSampler(_Sampler):
 
 
 class GpuSampler(_Sampler):
-    """Of all NVIDIA GPUs while the block runs; ``peaks`` is empty where there is none."""
+    """Of all NVIDIA GPUs while the block runs; ``peaks`` is empty where there is none. With ``watch``, of one
+    process besides: ``Watch(on_start=gpus.watch)``."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._start: dict[tuple[int, str], int] = {}
-        self._peak: dict[tuple[int, str], int] = {}
+        self._pid: int | None = None
+        self._driver = ExitStack()  # open meanwhile, so that a sample takes no time for that
+        self._start: dict[_Gpu, int] = {}
+        self._peak: dict[_Gpu, int] = {}
+        self._process_peak: dict[_Gpu, int] = {}
 
     def __enter__(self) -> GpuSampler:
-        self._start = _of_gpus()
+        self._driver.enter_context(_nvml())
+        self._start = {gpu: used for gpu, (used, _) in _of_gpus(None).items()}
         if self._start:
             self._begin()
         return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._driver.close()
+
+    def watch(self, pid: int) -> None:
+        self._pid = pid
+
     def _sample(self) -> bool:
-        for gpu, used in _of_gpus().items():
+        for gpu, (used, own) in _of_gpus(self._pid).items():
             self._peak[gpu] = max(used, self._peak.get(gpu, 0))
+            if own is not None:
+                self._process_peak[gpu] = max(own, self._process_peak.get(gpu, 0))
         return True
 
     @property
     def peaks(self) -> tuple[GpuPeak, ...]:
         return tuple(
-            GpuPeak(*gpu, max(0, self._peak.get(gpu, start) - start)) for gpu, start in self._start.items()
+            GpuPeak(*gpu, max(0, self._peak.get(gpu, start) - start), self._process_peak.get(gpu))
+            for gpu, start in self._start.items()
         )
 
 
-def gpu_memory_bytes(lines: Iterable[str]) -> dict[tuple[int, str], int]:
-    """``0, NVIDIA H200, 451`` (index, name, MiB) -> {(0, "NVIDIA H200"): 472907776}.
-
-    A GPU that keeps its memory to itself (``[N/A]``, as where it is partitioned) is left out.
-    """
-    matches = [re.fullmatch(r"(\d+), (.*), (\d+)", line.strip()) for line in lines]
-    return {(int(found[1]), found[2]): int(found[3]) << 20 for found in matches if found}
+_Gpu = tuple[int, str]  # index and name
 
 
 def nvidia_driver() -> str | None:
     """The NVIDIA driver's version, or None where there is none."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    said = process.run(query, check=False, timeout_s=30, echo=False).stdout
-    return said[0].strip() if said and re.fullmatch(r"[\d.]+", said[0].strip()) else None
+    with _nvml() as nvml:
+        return str(nvml.nvmlSystemGetDriverVersion()) if nvml else None
 
 
-def _of_gpus() -> dict[tuple[int, str], int]:
-    if shutil.which("nvidia-smi") is None:
-        return {}
-    query = ["nvidia-smi", "--query-gpu=index,name,memory.used", "--format=csv,noheader,nounits"]
-    return gpu_memory_bytes(process.run(query, check=False, timeout_s=30, echo=False).stdout)
+def _of_gpus(pid: int | None) -> dict[_Gpu, tuple[int, int | None]]:
+    """Memory in use, in all and by a process (None: it is not told), of each GPU that tells."""
+    found: dict[_Gpu, tuple[int, int | None]] = {}
+    with _nvml() as nvml:
+        for index in range(nvml.nvmlDeviceGetCount() if nvml else 0):
+            # A GPU that keeps its memory to itself (as where it is partitioned) is left out.
+            with contextlib.suppress(nvml.NVMLError):
+                gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+                used = int(nvml.nvmlDeviceGetMemoryInfo(gpu).used)
+                found[index, str(nvml.nvmlDeviceGetName(gpu))] = used, _of_process_on(nvml, gpu, pid)
+    return found
+
+
+def _of_process_on(nvml: Any, gpu: Any, pid: int | None) -> int | None:
+    """What a process has of a GPU; None where the driver does not say, as in a container that numbers
+    processes by itself."""
+    with contextlib.suppress(nvml.NVMLError):
+        for it in nvml.nvmlDeviceGetComputeRunningProcesses(gpu):
+            if it.pid == pid and it.usedGpuMemory is not None:
+                return int(it.usedGpuMemory)
+    return None
+
+
+@contextlib.contextmanager
+def _nvml() -> Iterator[Any]:
+    """NVIDIA's management library, ready; None where there is no driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
 def _of_process(pid: int) -> MemoryPeaks | None:

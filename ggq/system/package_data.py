@@ -1,4 +1,4 @@
-"""Where the data that ggq ships lies: at the top of a checkout, or inside an installed wheel."""
+"""Where the data that ggq ships is: at the top of a checkout, or inside an installed wheel."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import errno
 import gc
+import logging
 import os
 import re
 import shlex
@@ -28,13 +29,24 @@ _TAIL_LINES, _TAIL_COLUMNS = 12, 300
 _ABORT_LINES = 3
 _KEEP_LINES = 20_000
 
-_echo: LineHandler | None = None
+# Every command and every line of its output, as debug messages (``-v``).
+LOG = "ggq.tools"
+_log = logging.getLogger(LOG)
 
 
-def echo_to(handler: LineHandler | None) -> None:
-    """Have every command and every line of its output told to ``handler`` as well (``-v``); None ends it."""
-    global _echo
-    _echo = handler
+@dataclass(frozen=True)
+class Watch:
+    """Who follows a child. Each handler of a stream gets every line as it comes; a carriage return ends a
+    line too, so that a progress bar can be followed. ``on_start`` gets the process id. Without ``echo``
+    nothing goes to ``LOG``."""
+
+    on_stdout: LineHandler | None = None
+    on_stderr: LineHandler | None = None
+    on_start: Callable[[int], None] | None = None
+    echo: bool = True
+
+
+_UNWATCHED = Watch()
 
 
 @dataclass(frozen=True)
@@ -72,31 +84,25 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     stdin: str | None = None,
-    on_stdout: LineHandler | None = None,
-    on_stderr: LineHandler | None = None,
-    on_start: Callable[[int], None] | None = None,
+    watch: Watch = _UNWATCHED,
     timeout_s: float | None = None,
     check: bool = True,
-    echo: bool = True,
     grace_s: float = 5,
 ) -> Completed:
     """Run a command to its end.
 
     It runs in ``cwd``, or in the root folder: llama.cpp's tools load libraries of certain names from the
     current one, which may be a model's. So a ``Path`` in ``command`` is made absolute, and a path given as
-    text must be. ``env`` is added to this process's environment. Each handler gets every line as it comes; a
-    carriage return ends a line too, so that a child's progress bar can be followed. ``on_start`` gets the
-    child's process id; without ``echo`` nothing is told to ``echo_to``. ``grace_s``: so long a child
-    that must end may take to end in its own way.
+    text must be. ``env`` is added to this process's environment. ``grace_s``: so long a child that must
+    end may take to end in its own way.
 
     Raises ToolFailed when ``check`` and the child did not exit 0 (also on time-out, as SIGKILL),
     ToolchainProblem when the program cannot be started at all, and what a handler raised. Whatever is raised
     meanwhile, as on Ctrl-C, the child is ended first.
     """
     argv = tuple(str(part.absolute() if isinstance(part, Path) else part) for part in command)
-    told = _echo if echo else None
-    if told is not None:
-        told(f"$ {shlex.join(argv)}")
+    if watch.echo:
+        _log.debug("$ %s", shlex.join(argv))
     started = time.monotonic()
     own_rss_bytes = _rss_bytes()
     oom_kills = _oom_kills()
@@ -120,7 +126,8 @@ def run(
 
     def read(stream: IO[bytes], lines: deque[str], handler: LineHandler | None) -> None:
         try:
-            _read_lines(stream, lines, (told, handler))
+            with stream:
+                _read_lines(stream, lines, handler, watch.echo)
         except BaseException as failure:
             # Nobody reads on, and the child would wait for that for ever.
             failures.append(failure)
@@ -128,7 +135,7 @@ def run(
 
     readers = [
         threading.Thread(target=read, args=arguments, daemon=True)
-        for arguments in ((child.stdout, stdout, on_stdout), (child.stderr, stderr, on_stderr))
+        for arguments in ((child.stdout, stdout, watch.on_stdout), (child.stderr, stderr, watch.on_stderr))
     ]
     try:
         for reader in readers:
@@ -139,8 +146,8 @@ def run(
         if interrupts:
             signal.raise_signal(interrupts[0])
             raise KeyboardInterrupt  # where its handler raises nothing
-        if on_start is not None:
-            on_start(child.pid)
+        if watch.on_start is not None:
+            watch.on_start(child.pid)
         if child.stdin is not None:
             # A child that ended at once is told by how it ended. Closing writes what is left.
             with contextlib.suppress(BrokenPipeError):
@@ -150,6 +157,9 @@ def run(
         peak = _wait(child, timeout_s, own_rss_bytes)
     except BaseException:
         _end(child, grace_s)
+        for stream, reader in zip((child.stdout, child.stderr), readers, strict=True):
+            if stream is not None and reader.ident is None:  # a reader that has begun closes its own
+                stream.close()
         raise
     for reader in readers:
         # A grandchild may hold the pipe open; the child itself is gone, so its words are here.
@@ -269,9 +279,7 @@ def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
             child.send_signal(number)
 
 
-def _read_lines(
-    stream: IO[bytes], lines: deque[str], handlers: tuple[LineHandler | None, LineHandler | None]
-) -> None:
+def _read_lines(stream: IO[bytes], lines: deque[str], handler: LineHandler | None, echo: bool) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     rest = ""
     while True:
@@ -282,9 +290,10 @@ def _read_lines(
             whole.append(rest)
         for line in whole:
             lines.append(line)
-            for handler in handlers:
-                if handler is not None:
-                    handler(line)
+            if echo:
+                _log.debug("%s", line)
+            if handler is not None:
+                handler(line)
         if not block:
             return
 

@@ -36,7 +36,7 @@ _STARTED_IN = _current_folder()
 
 def places() -> list[str]:
     """Where a child looks for modules: where this process does, but for relative places, the current folder
-    and the one that ggq's package lies in, unless these are Python's own folders of modules."""
+    and the one that ggq's package is in, unless these are Python's own folders of modules."""
     own = {
         os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")
     }

@@ -25,7 +25,7 @@ CONFIG = {
     "max_position_embeddings": 2048,
     "vocab_size": 32,
 }
-TENSORS = {
+TENSORS: dict[str, Any] = {
     "model.embed_tokens.weight": np.zeros((32, 8), dtype=np.float16),
     "model.layers.0.self_attn.q_proj.weight": np.zeros((8, 8), dtype=np.float16),
     "model.layers.0.mlp.gate_proj.weight": np.zeros((16, 8), dtype=np.float16),
@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
     write_json(folder / "tokenizer.json", {"model": {}})
     (folder / "README.md").write_text(README, encoding="utf-8")
     names = list(TENSORS)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((names[:2], names[2:]), 1):
         shard = f"model-{number:05d}-of-00002.safetensors"
         save_file({name: TENSORS[name] for name in part}, folder / shard, {"format": "pt"})
@@ -166,7 +166,18 @@ def edit_json(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[P
 
 
 def replace(name: str, raw: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(raw) and None
+    def write(folder: Path) -> None:
+        (folder / name).write_bytes(raw)
+
+    return write
+
+
+def append(name: str, raw: bytes) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        with (folder / name).open("ab") as stream:
+            stream.write(raw)
+
+    return write
 
 
 def remove(*patterns: str) -> Callable[[Path], None]:
@@ -296,16 +307,16 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         edit_json(INDEX, lambda index: index["weight_map"].update({HEAD: SHARD.replace("2-", "1-")})), [HEAD],
     ),
     "a tensor twice": (both_shards_alike, [SHARD, "too"]),
-    "weights are empty": (replace(SHARD, b""), [SHARD, "cut short", "has 0"]),
-    "weights are cut in the length": (cut(SHARD, 5), [SHARD, "cut short"]),
-    "weights are cut in the header": (cut(SHARD, 40), [SHARD, "cut short", "has 40"]),
-    "weights are cut in the data": (cut(SHARD, -100), [SHARD, "cut short", "should have", "bytes and has"]),
+    "weights are empty": (replace(SHARD, b""), [SHARD, "truncated", "has 0"]),
+    "weights are cut in the length": (cut(SHARD, 5), [SHARD, "truncated"]),
+    "weights are cut in the header": (cut(SHARD, 40), [SHARD, "truncated", "has 40"]),
+    "weights are cut in the data": (cut(SHARD, -100), [SHARD, "truncated", "should have", "bytes and has"]),
     "weights are an LFS pointer": (replace(SHARD, POINTER), [SHARD, "pointer of Git LFS"]),
-    "weights are a web page": (replace(SHARD, b"<!DOCTYPE html>" * 9), [SHARD, "cut short"]),
+    "weights are a web page": (replace(SHARD, b"<!DOCTYPE html>" * 9), [SHARD, "truncated"]),
     "weights have more at the end": (
-        lambda folder: (folder / SHARD).open("ab").write(b"more"), [SHARD, "4 bytes after its last tensor"],
+        append(SHARD, b"more"), [SHARD, "4 bytes after its last tensor"],
     ),
-    "header length lies": (replace(SHARD, struct.pack("<Q", 1 << 62) + b"{}"), [SHARD, "cut short"]),
+    "header length lies": (replace(SHARD, struct.pack("<Q", 1 << 62) + b"{}"), [SHARD, "truncated"]),
     "header is no JSON": (replace(SHARD, EMPTY[:8] + b"{{"), [SHARD, "not JSON"]),
     "header is a list": (replace(SHARD, EMPTY[:8] + b"[]"), [SHARD, "not an object"]),
     "header holds nothing": (

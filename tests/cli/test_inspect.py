@@ -146,7 +146,7 @@ def test_presets() -> None:
     assert "4.8944" in one and "+0.1755" in one and "README" in one
     found = json.loads(ggq("presets", "legacy", "--json").stdout)
     assert [preset["name"] for preset in found["presets"]] == ["Q4_0", "Q4_1", "Q5_0", "Q5_1"]
-    assert found["presets"][0]["loss_prior"]["mean_kld"] == 0.07194
+    assert found["presets"][0]["published"]["mean_kld"] == 0.07194
     assert found["groups"]["legacy"] == ["Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 
 

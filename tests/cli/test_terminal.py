@@ -6,7 +6,6 @@ import ast
 import json
 from pathlib import Path
 
-import click
 import pytest
 
 import ggq
@@ -67,4 +66,3 @@ def test_only_one_place_writes() -> None:
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("click.echo", "click.secho")
     ]
     assert len(writing) == 1 and writing[0].startswith("output.py"), writing
-    assert click.echo

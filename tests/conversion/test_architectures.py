@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
-from architectures import CASES, Case, Row, run_all
+from architectures import CASES, Case, run
 from tiers import EVERYTHING
 
 from ggq.conversion import LEAST_COSINE
@@ -19,16 +17,10 @@ TESTED = [case for case in CASES if case.tested or EVERYTHING]
 LEAST_QUANTIZED = {"Q8_0": 0.95, "Q4_K_M": 0.6}
 
 
-@pytest.fixture(scope="module")
-def rows(toolchain: Toolchain) -> Mapping[str, Row]:
-    """Every tested case, by its name; made together, since two go at once."""
-    return {row.case.name: row for row in run_all(TESTED, toolchain)}
-
-
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("case", TESTED, ids=lambda case: case.name)
-def test_converted_right_or_refused(rows: Mapping[str, Row], case: Case) -> None:
-    row = rows[case.name]
+def test_converted_right_or_refused(toolchain: Toolchain, case: Case) -> None:
+    row = run(case, toolchain)
     if case.refused:
         assert case.refused in row.outcome
         return
@@ -44,28 +36,6 @@ def test_converted_right_or_refused(rows: Mapping[str, Row], case: Case) -> None
     assert found.tokenizer_strings > 300
     assert found.checkpoint_parameters is not None
     assert case.warned in " ".join(row.remarks)
+    assert row.completed == case.completed
     for preset, least in LEAST_QUANTIZED.items() if case.quantized else ():
         assert row.quantized[preset] >= least, preset
-
-
-@pytest.mark.parametrize(
-    ("name", "keys"),
-    [
-        ("GPT2", {"n_ctx": 256}),
-        ("GPTNeoX", {"rotary_pct": 0.25}),
-        ("Cohere2", {"rotary_pct": 1.0}),
-        ("Mamba", {"pad_vocab_size_multiple": 1}),
-        ("Llama", {}),
-    ],
-)
-def test_what_was_missing_is_completed(
-    rows: Mapping[str, Row], name: str, keys: Mapping[str, object]
-) -> None:
-    assert rows[name].completed == keys
-
-
-def test_what_was_mended_is_said(rows: Mapping[str, Row]) -> None:
-    assert any("splits as qwen2 does" in remark for remark in rows["Qwen2"].remarks)
-    assert any(
-        "made of its tokenizer.json" in remark for remark in rows["Llama, tokenizer.json only"].remarks
-    )

@@ -100,7 +100,7 @@ def _verbs_that_need_next_tokens_refuse(file: Path, toolchain: Toolchain) -> Non
     assert "It is an encoder" in no_matrix.value.why
     model = model_file.of(file)
     with pytest.raises(GgufProblem, match="cannot have a perplexity"):
-        quality.measure(model, [model], corpora.read(text), toolchain=toolchain, work=file.parent)
+        quality.measure(model, [model], corpora.read(text), session=Session(toolchain), work=file.parent)
 
 
 @pytest.mark.tool

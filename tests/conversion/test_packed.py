@@ -17,7 +17,7 @@ from ggq.checkpoint import checkpoint
 from ggq.conversion import compare_packed, convert
 from ggq.conversion.compare_packed import Unpacked
 from ggq.conversion.parameter_count import Account
-from ggq.conversion.verification import Findings, judge
+from ggq.conversion.verification import Findings, verdict
 from ggq.errors import ConversionProblem
 from ggq.gguf import file as gguf_file
 from ggq.llamacpp.toolchain import Toolchain
@@ -163,7 +163,7 @@ def test_wrong_values_are_found_and_refused(tmp_path: Path, weight: Any, fault: 
     assert found == Unpacked(1, 1, (NAMES[DOWN],))
     findings = Findings(1, 1, cast("Account", None), (), {}, {"why_not": "optimum"}, unpacked=found)
     with pytest.raises(ConversionProblem, match="not the checkpoint's") as refused:
-        judge("sampled", "bf16", findings)
+        verdict("sampled", "bf16", findings)
     assert NAMES[DOWN] in refused.value.why
 
 

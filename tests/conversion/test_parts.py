@@ -21,7 +21,7 @@ from ggq.conversion import (
     unsupported,
 )
 from ggq.conversion.parameter_count import Account, account
-from ggq.conversion.verification import Findings, judge
+from ggq.conversion.verification import Findings, verdict
 from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull
 
 # ---- gaps ------------------------------------------------------------------------------------------------
@@ -174,12 +174,12 @@ def findings(**more: Any) -> Findings:
 
 
 def test_a_good_conversion_reports_its_number() -> None:
-    assert judge("sampled", "bf16", findings()).logits_cosine == 0.9999
+    assert verdict("sampled", "bf16", findings()).logits_cosine == 0.9999
 
 
 def test_values_that_nobody_looked_at_are_told() -> None:
-    assert not judge("sampled", "bf16", findings()).warnings
-    found = judge("sampled", "bf16", findings(unread=("blk.0.x",)))
+    assert not verdict("sampled", "bf16", findings()).warnings
+    found = verdict("sampled", "bf16", findings(unread=("blk.0.x",)))
     [told] = found.warnings
     assert "were not looked at" in told and "blk.0.x" in told and found.unread_tensors == 1
 
@@ -211,17 +211,17 @@ def test_values_that_nobody_looked_at_are_told() -> None:
 )
 def test_a_bad_conversion_is_refused(outtype: str, found: Findings, words: str) -> None:
     with pytest.raises(ConversionProblem, match=words):
-        judge("sampled", outtype, found)
+        verdict("sampled", outtype, found)
 
 
 def test_logits_speak_for_parameters_that_cannot_be_explained() -> None:
-    verdict = judge("sampled", "bf16", findings(account=Account(100, 90, (), -10)))
-    assert "logits agree all the same" in verdict.warnings[0]
+    found = verdict("sampled", "bf16", findings(account=Account(100, 90, (), -10)))
+    assert "logits agree all the same" in found.warnings[0]
 
 
 def test_logits_that_were_not_compared_say_why() -> None:
-    verdict = judge("sampled", "bf16", findings(logits={"why_not": "no memory"}))
-    assert (verdict.logits_cosine, verdict.why_not) == (None, "no memory")
+    found = verdict("sampled", "bf16", findings(logits={"why_not": "no memory"}))
+    assert (found.logits_cosine, found.why_not) == (None, "no memory")
 
 
 def test_cosines() -> None:
@@ -301,10 +301,10 @@ def test_torchs_advice_to_load_a_pickle_all_the_same_is_not_passed_on(example: P
 
 def test_a_death_in_the_child_is_a_finding() -> None:
     assert "memory runs out" in converter_errors.died("convert", -9, []).why
-    crash = converter_errors.died("witness", -6, ["ggml.c:1: GGML_ASSERT(x) failed"])
+    crash = converter_errors.died("llama.cpp", -6, ["ggml.c:1: GGML_ASSERT(x) failed"])
     assert "SIGABRT" in crash.what
     assert crash.why == "llama.cpp stopped at a check of its own: x (ggml.c:1)."
-    assert "memory that is not its own" in converter_errors.died("witness", -11, ["a log"]).why
+    assert "memory that is not its own" in converter_errors.died("llama.cpp", -11, ["a log"]).why
     assert "a line" in converter_errors.died("convert", -11, ["a line"]).why
 
 

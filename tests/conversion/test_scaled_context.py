@@ -17,10 +17,10 @@ import pytest
 from ggq.checkpoint import transformers_model
 from ggq.conversion import compare_regimes, convert, longrope, scaled_context
 from ggq.conversion.compare_logits import Reference
-from ggq.conversion.verification import Findings, judge
+from ggq.conversion.verification import Findings, verdict
 from ggq.errors import ConversionProblem
 from ggq.gguf import file as gguf_file
-from ggq.llamacpp.inference import Witness
+from ggq.llamacpp.inference import LoadedGguf
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.session import Session
 
@@ -76,8 +76,8 @@ def _beyond(folder: Path, gguf: Path, toolchain: Toolchain) -> dict[str, Any]:
     how = scaled_context.scaled(model.config)
     assert how is not None
     reference = Reference(None, TOKENS, None, scaled_context.reference(model, TOKENS, how))
-    with Witness(toolchain, gguf, threads=1) as witness:
-        return compare_regimes.beyond(reference, witness, exact_cache=True)
+    with LoadedGguf(toolchain, gguf, threads=1) as loaded:
+        return compare_regimes.beyond(reference, loaded, exact_cache=True)
 
 
 def _put(gguf: Path, offset: int, value: bytes) -> None:
@@ -146,7 +146,7 @@ def test_other_rotary_frequencies_are_refused(
     shutil.copyfile(folder / "made.gguf", gguf)
     change(gguf)
     with pytest.raises(ConversionProblem, match="positions are not"):
-        judge("sampled", "f32", _findings(_beyond(folder, gguf, toolchain)))
+        verdict("sampled", "f32", _findings(_beyond(folder, gguf, toolchain)))
 
 
 @tool
@@ -164,11 +164,11 @@ def test_settings_that_llama_cpp_does_not_have(yarn: Path, tmp_path: Path, toolc
         ({"truncate": False}, ["rounds the range"]),
         ({"truncate": False, "beta_slow": 2.0}, ["rounds the range", "--yarn-beta-slow"]),
     ):
-        result = judge("sampled", "f32", _findings(found(**settings)))
+        result = verdict("sampled", "f32", _findings(found(**settings)))
         assert result.rotations == 0
         assert all(word in result.warnings[0] for word in words)
     with pytest.raises(ConversionProblem, match="positions are not") as caught:
-        judge("sampled", "f32", _findings(found(attention_factor=1.0)))
+        verdict("sampled", "f32", _findings(found(attention_factor=1.0)))
     assert "1.2079 (transformers: 1.0000)" in caught.value.why
 
 
@@ -178,7 +178,7 @@ def test_factors_that_follow_the_length_are_a_warning(
 ) -> None:
     folder = _checkpoint(tmp_path, {**LINEAR, "rope_type": "dynamic"})
     found = _beyond(folder, yarn / "made.gguf", toolchain)
-    result = judge("sampled", "f32", _findings(found))
+    result = verdict("sampled", "f32", _findings(found))
     assert "beyond 2048 tokens transformers stretches" in result.warnings[0]
     assert (result.original_context, result.beyond_cosine, result.rotations) == (2048, None, 0)
 
@@ -222,17 +222,17 @@ def _findings(beyond: Mapping[str, Any]) -> Findings:
 
 def test_other_logits_beyond_are_refused_and_what_was_not_seen_is_told() -> None:
     with pytest.raises(ConversionProblem, match="does not compute") as caught:
-        judge("sampled", "f32", _findings({**BEYOND, "cosine": 0.9}))
+        verdict("sampled", "f32", _findings({**BEYOND, "cosine": 0.9}))
     assert "beyond its original context" in caught.value.why
     with pytest.raises(ConversionProblem, match="not numbers"):
-        judge("sampled", "f32", _findings({"original": 256, "kind": "yarn", "not_finite": "the GGUF's"}))
-    good = judge("sampled", "f32", _findings(BEYOND))
+        verdict("sampled", "f32", _findings({"original": 256, "kind": "yarn", "not_finite": "the GGUF's"}))
+    good = verdict("sampled", "f32", _findings(BEYOND))
     assert (good.beyond_cosine, good.rotations, good.warnings) == (1.0, 4, ())
     how = scaled_context.Scaled("yarn", 256)
     for found in (
         {"original": 256, "kind": "yarn", "why_not": "transformers does not run it there"},
         {"original": 256, "kind": "yarn", **scaled_context.compare(scaled_context.Far(how, 16, 384), [])},
     ):
-        told = judge("sampled", "f32", _findings(found))
+        told = verdict("sampled", "f32", _findings(found))
         assert "not compared" in told.warnings[0]
         assert (told.beyond_cosine, told.rotations) == (None, 0)

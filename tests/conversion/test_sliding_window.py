@@ -17,10 +17,10 @@ from ggq.checkpoint import transformers_model
 from ggq.conversion import compare_regimes, convert
 from ggq.conversion import sliding_window as windows
 from ggq.conversion.compare_logits import Reference
-from ggq.conversion.verification import Findings, Verification, judge
+from ggq.conversion.verification import Findings, Verification, verdict
 from ggq.errors import ConversionProblem
 from ggq.gguf import file as gguf_file
-from ggq.llamacpp.inference import Witness
+from ggq.llamacpp.inference import LoadedGguf
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.session import Session
 
@@ -54,8 +54,8 @@ def _found(folder: Path, gguf: Path, toolchain: Toolchain, layers: list[str] | N
         model = transformers_model.load_model(folder, "Cohere2ForCausalLM")
     window = windows.reference(model, TOKENS, plain)
     assert model.config.sliding_window == 128  # as it was
-    with Witness(toolchain, gguf, threads=1) as witness:
-        computed = witness.logits(TOKENS)
+    with LoadedGguf(toolchain, gguf, threads=1) as loaded:
+        computed = loaded.logits(TOKENS)
     reference = Reference(plain, TOKENS, window=window)
     regimes = compare_regimes.others(
         reference, computed, gguf_file.read(gguf), toolchain, 1, exact_cache=True
@@ -86,7 +86,7 @@ def test_a_window_of_another_size_is_refused(
     found = _found(folder, other, toolchain)
     assert found["cosine"] > 0.99999  # the prompt does not see it
     with pytest.raises(ConversionProblem, match="sliding window") as caught:
-        judge("sampled", "f32", _findings(found))
+        verdict("sampled", "f32", _findings(found))
     assert "128" in caught.value.why
     assert "127" in caught.value.why
 
@@ -97,7 +97,7 @@ def test_a_window_in_other_layers_is_told(
 ) -> None:
     folder = shutil.copytree(made[0], tmp_path / "model")
     layers = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
-    result = judge("sampled", "f32", _findings(_found(folder, made[1], toolchain, layers)))
+    result = verdict("sampled", "f32", _findings(_found(folder, made[1], toolchain, layers)))
     assert "longer than the window" in result.warnings[0]
 
 
@@ -126,12 +126,12 @@ def test_what_has_a_window() -> None:
 def test_a_window_that_llama_cpp_ignores_and_one_that_was_not_reached() -> None:
     logits = np.ones((32, 50))
     found = {"written": 128, **windows.compare(windows.Window(128, 8, logits), logits, logits)}
-    lost = judge("sampled", "f32", _findings(found))
+    lost = verdict("sampled", "f32", _findings(found))
     assert (lost.window, lost.window_cosine, lost.window_lost) == (128, None, True)
     unseen = windows.compare(windows.Window(128, 8, why_not="it fails"), logits, logits)
-    told = judge("sampled", "f32", _findings({"written": 128, **unseen}))
+    told = verdict("sampled", "f32", _findings({"written": 128, **unseen}))
     assert "was not reached: it fails" in told.warnings[0]
-    assert judge("sampled", "f32", _findings(WINDOW)).window_cosine == 1.0
+    assert verdict("sampled", "f32", _findings(WINDOW)).window_cosine == 1.0
 
 
 def _findings(window: Mapping[str, Any]) -> Findings:

@@ -11,7 +11,7 @@ import pytest
 from ggq.checkpoint import checkpoint
 from ggq.conversion import Conversion, convert, stop_tokens, tokenizer_file, vocabulary_rows
 from ggq.gguf import file as gguf_file
-from ggq.llamacpp.inference import Witness
+from ggq.llamacpp.inference import LoadedGguf
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.session import Session
 
@@ -23,8 +23,8 @@ def tokens(toolchain: Toolchain, tmp_path: Path) -> Any:
     """The ids of a text in a GGUF, special tokens parsed."""
 
     def of(made: Conversion, text: str) -> list[int]:
-        with Witness(toolchain, made.output, 1, weights=False) as witness:
-            return witness.tokenize(text, add_special=False, parse_special=True)
+        with LoadedGguf(toolchain, made.output, 1, weights=False) as loaded:
+            return loaded.tokenize(text, add_special=False, parse_special=True)
 
     return of
 
@@ -104,8 +104,8 @@ def test_no_ordinary_token_ends_a_turn_unsaid(named: bool, toolchain: Toolchain,
     if not named:
         checkpoints.edit(folder / "tokenizer_config.json", eos_token=...)
     made = convert(folder, tmp_path / "out.gguf", session=Session(toolchain))
-    with Witness(toolchain, made.output, 1, weights=False) as witness:
-        ends = [token for token in range(witness.token_count) if witness.ends_generation(token)]
+    with LoadedGguf(toolchain, made.output, 1, weights=False) as loaded:
+        ends = [token for token in range(loaded.token_count) if loaded.ends_generation(token)]
     told = [warning for warning in made.verification.warnings if "ordinary token" in warning]
     if named:
         assert ends == [0] and not told

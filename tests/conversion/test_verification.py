@@ -86,13 +86,13 @@ def test_a_verdict_that_was_not_expected_is_put_in_place(
     uncompared: Made, example: Path, toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same bytes as where it was known in advance, and their digest."""
-    judged = Child.judged
+    verified = Child.verified
 
     def failing(self: Child, level: Verify, made: gguf_file.GgufFile) -> Verification:
         self._found["logits"] = {"why_not": "it does not fit into memory: it was killed"}
-        return judged(self, level, made)
+        return verified(self, level, made)
 
-    monkeypatch.setattr(Child, "judged", failing)
+    monkeypatch.setattr(Child, "verified", failing)
     output = tmp_path / "made.gguf"
     written: list[str] = []
     convert(

@@ -13,7 +13,7 @@ from ggq.llamacpp.memory import Load
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import memory as bench_memory
-from ggq.measurement.memory import MemorySettings
+from ggq.measurement.settings import MemorySettings, Placement
 from ggq.operations.convert_and_quantize import convert_and_quantize
 from ggq.operations.execute import PipelineResult
 from ggq.operations.request import Settings
@@ -50,8 +50,8 @@ def test_a_large_vocabulary(wide: PipelineResult, layers: int, rpc_server: str, 
     offload = Offload(n_gpu_layers=layers, rpc=(rpc_server,)) if layers else Offload()
     account = Account(hollow_model(wide.base, Session(toolchain)))
     predicted = account.memory(PRESET, Load(512, offload=offload))
-    settings = MemorySettings(contexts=(512,), load_modes=("none",), offload=offload)
-    (cell,) = bench_memory.measure(wide.files[0].paths[0], settings, toolchain=toolchain).cells
+    settings = MemorySettings(contexts=(512,), load_modes=("none",), placement=Placement(exactly=offload))
+    (cell,) = bench_memory.measure(wide.files[0].paths[0], settings, session=Session(toolchain)).cells
     assert cell.measured is not None
     resident = cell.measured.peaks.resident_bytes
     # The logits of 512 tokens would be 250 MiB.

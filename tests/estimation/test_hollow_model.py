@@ -83,8 +83,8 @@ def test_a_model_of_the_hub_by_its_headers(
 ) -> None:
     repo = hub.add_repo("org/tiny-llama", example, card={"license": "mit"})
     made = hollow_model(TINY, Session(toolchain))
-    assert not made.reused and made.commit == repo.refs["main"]
-    assert made.network_bytes == hub.bytes_sent() < 200_000
+    assert not made.reused and made.source.commit == repo.refs["main"]
+    assert made.source.network_bytes == hub.bytes_sent() < 200_000
     assert hub.bytes_sent("model.safetensors") == 32 << 10
     source = SourceInfo("org/tiny-llama", repo.refs["main"], "mit")
     real = convert(example, tmp_path / "real.gguf", source=source, verify="off", session=Session(toolchain))
@@ -94,7 +94,7 @@ def test_a_model_of_the_hub_by_its_headers(
     # Again: one look at the repository, and nothing else; offline not even that.
     before = hub.bytes_sent()
     again = hollow_model(TINY, Session(toolchain))
-    assert again.reused and again.base == made.base and again.network_bytes == 0
+    assert again.reused and again.base == made.base and again.source.network_bytes == 0
     assert hub.bytes_sent() == before
     asked = len(hub.log)
     assert hollow_model(TINY, Session(toolchain, offline=True)).base == made.base
@@ -109,7 +109,7 @@ def test_a_folder(tiny: HollowModel, base_gguf: Path) -> None:
     assert [(t.name, t.shape, t.type) for t in made.tensors] == [
         (t.name, t.shape, t.type) for t in real.tensors
     ]
-    assert tiny.network_bytes == 0 and tiny.repo_id is None
+    assert tiny.source.network_bytes == 0 and tiny.source.repo_id is None
     assert tiny.peak_memory_bytes is None or tiny.peak_memory_bytes < 500 * MB
     assert disk_bytes(tiny.folder) < 0.2 * MB
 
@@ -249,7 +249,7 @@ def test_eight_billion_parameters_in_a_few_megabytes(
     repo.commits[repo.refs["main"]].update({**model, "tokenizer.model": tokenizer})
     made = hollow_model(ModelRef("hub", "org/Llama-8B"), Session(toolchain))
     quantized = made.quantized(preset("Q4_K_M"))
-    assert made.network_bytes == hub.bytes_sent() < 2 * MB
+    assert made.source.network_bytes == hub.bytes_sent() < 2 * MB
     assert made.base.stat().st_size > 14_000 * MB and 4_300 * MB < quantized.stat().st_size < 4_500 * MB
     assert disk_bytes(made.folder, isolated_environment) < 20 * MB
     assert made.peak_memory_bytes is None or made.peak_memory_bytes < 400 * MB

@@ -138,7 +138,7 @@ def ladder(shape: Shape) -> list[tuple[int, int]]:
 def needs_bytes(toolchain: Toolchain, model: Path, load: Load, **numbers: Any) -> list[int]:
     """Of each device, as llama.cpp tells it: rounded down."""
     offload = replace(load.offload, **numbers)
-    memory = placement.estimate(toolchain, model, replace(load, offload=offload))
+    memory = placement.estimate(toolchain, model, replace(load, offload=offload))  # type: ignore[attr-defined]
     return [device.needed_bytes for device in memory.devices]
 
 
@@ -417,8 +417,8 @@ def write_projector(target: Path, width: int = 256, ffn: int = 1024, blocks: int
             tensors[f"v.blk.{block}.{name}.bias"] = sizes[:1]
         for name in ("ln1", "ln2"):
             tensors[f"v.blk.{block}.{name}.weight"] = tensors[f"v.blk.{block}.{name}.bias"] = (width,)
-    for name, sizes in tensors.items():
-        writer.add_tensor(name, np.zeros(sizes, np.float32))
+    for name, shape in tensors.items():
+        writer.add_tensor(name, np.zeros(shape, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

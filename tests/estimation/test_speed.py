@@ -17,9 +17,9 @@ from ggq.estimation.speed_meter import SpeedMeter
 from ggq.estimation.timings import Calibration, Timings
 from ggq.llamacpp import bench
 from ggq.llamacpp.memory import Load
-from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.offload import ALL_LAYERS, Offload
+from ggq.llamacpp.threads import ThreadChoice
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement.speed_tests import ALL_LAYERS, ThreadChoice
 from ggq.presets import catalogue
 from ggq.records.memo import Memo
 from ggq.session import Session
@@ -146,7 +146,7 @@ def test_a_device_is_measured_on_two_cuts(tiny: HollowModel, tmp_path: Path, rpc
     load = Load(256, offload=Offload(rpc=(rpc_server,)))
     costs = meter(tiny, tmp_path / "speed.json", load).measure(QUANTS[:1], ["beside", "device"], 600)
     for kind in ("beside", "device"):
-        assert [layers for layers, _ in costs["Q4_K_M"][kind].generation.points] == [1, 2]  # type: ignore[index]
+        assert [layers for layers, _ in costs["Q4_K_M"][kind].generation.points] == [1, 2]
     half = Offload(n_gpu_layers=2, rpc=(rpc_server,))
     assert estimate(costs["Q4_K_M"], half, 2, 256, ThreadChoice(1, 1)) is not None
 

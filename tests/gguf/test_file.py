@@ -15,8 +15,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from shared import Store
 
-from benchmarks.common import convert_by_hand
 from ggq.errors import GgufProblem
 from ggq.gguf import file as gguf_file
 from ggq.gguf import header as gguf_header
@@ -81,7 +81,7 @@ def test_what_it_says_of_itself(tiny: Path) -> None:
     tokens = found.metadata["tokenizer.ggml.tokens"]
     assert isinstance(tokens, gguf_header.Array)
     assert tokens[1] == "token 1 한글" and list(tokens[4:]) == ["token 4 한글", "token 5 한글"]
-    assert list(found.metadata["tokenizer.ggml.scores"]) == [0, 0.5, 1, 1.5, 2, 2.5]  # type: ignore[arg-type]
+    assert list(found.metadata["tokenizer.ggml.scores"]) == [0, 0.5, 1, 1.5, 2, 2.5]
     assert found.parameter_count == 6 * 256 + 256 * 256 + 256 + 6 * 256 + 15
     assert found.types == {"F16": 2, "F32": 3}
     assert found.bits_per_weight == pytest.approx(8 * found.tensor_bytes / found.parameter_count)
@@ -155,14 +155,14 @@ HOSTILE = {
     "too short": (b"GG", "is not a GGUF"),
     "another format": (b"PK\x03\x04" + b"\0" * 60, "is not a GGUF"),
     "a web page": (b"<!DOCTYPE html>", "is not a GGUF"),
-    "only magic": (b"GGUF", "cut short"),
+    "only magic": (b"GGUF", "truncated"),
     "version 1": (b"GGUF" + struct.pack("<III", 1, 0, 0), "version 1"),
     "version 0": (b"GGUF" + struct.pack("<IQQ", 0, 0, 0), "version 0"),
     "version 4": (b"GGUF" + struct.pack("<IQQ", 4, 0, 0), "3 is the newest"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
     "tensors without end": (START + struct.pack("<QQ", 1 << 60, 0), "1,152,921,504,606,846,976 tensors"),
     "entries without end": (START + struct.pack("<QQ", 0, 1 << 63), "metadata entries"),
-    "more entries than there are": (START + struct.pack("<QQ", 0, 3), "cut short"),
+    "more entries than there are": (START + struct.pack("<QQ", 0, 3), "truncated"),
     "a key without end": (START + struct.pack("<QQQ", 0, 1, 1 << 40), "metadata key"),
     "an empty key": (header([entry("", 4, b"\1\0\0\0")], []), "key is empty"),
     "a NUL in a key": (header([entry("a\0b", 4, b"\1\0\0\0")], []), "NUL"),
@@ -170,11 +170,11 @@ HOSTILE = {
     "a key twice": (header([entry("a", 4, b"\1\0\0\0")] * 2, []), "twice"),
     "a key that is not text": (header([text(b"\xff\xfe") + struct.pack("<II", 4, 1)], []), "not text"),
     "an unknown type": (header([entry("a", 99, b"")], []), "unknown type 99"),
-    "a text without end": (header([entry("a", 8, struct.pack("<Q", 1 << 62))], []), "cut short"),
-    "an array without end": (header([entry("a", 9, struct.pack("<IQ", 4, 1 << 61))], []), "cut short"),
-    "texts without end": (header([entry("a", 9, struct.pack("<IQ", 8, 1 << 59))], []), "cut short"),
+    "a text without end": (header([entry("a", 8, struct.pack("<Q", 1 << 62))], []), "truncated"),
+    "an array without end": (header([entry("a", 9, struct.pack("<IQ", 4, 1 << 61))], []), "truncated"),
+    "texts without end": (header([entry("a", 9, struct.pack("<IQ", 8, 1 << 59))], []), "truncated"),
     "a text in an array without end": (
-        header([entry("a", 9, struct.pack("<IQQ", 8, 1, 1 << 63))], []), "cut short",
+        header([entry("a", 9, struct.pack("<IQQ", 8, 1, 1 << 63))], []), "truncated",
     ),
     "an array of arrays": (header([entry("a", 9, struct.pack("<IQ", 9, 1))], []), "unknown type 9"),
     "alignment 0": (header([entry("general.alignment", 4, struct.pack("<I", 0))], []), "power of two"),
@@ -191,10 +191,10 @@ HOSTILE = {
     "an unknown tensor type": (header([], [info(kind=777)], bytes(16)), "type 777"),
     "a removed tensor type": (header([], [info(kind=4)], bytes(16)), "type 4"),
     "rows that blocks do not divide": (header([], [info(shape=(100,), kind=12)], bytes(144)), "cannot have"),
-    "an offset that is wrong": (header([], [info(offset=32)], bytes(64)), "lies at byte 32"),
-    "an offset that overflows": (header([], [info(offset=(1 << 64) - 32)], bytes(64)), "lies at byte"),
-    "tensors that overlap": (header([], [info(), info("u", offset=0)], bytes(64)), "lies at byte 0"),
-    "no data": (header([], [info()]), "cut short"),
+    "an offset that is wrong": (header([], [info(offset=32)], bytes(64)), "is at byte 32"),
+    "an offset that overflows": (header([], [info(offset=(1 << 64) - 32)], bytes(64)), "is at byte"),
+    "tensors that overlap": (header([], [info(), info("u", offset=0)], bytes(64)), "is at byte 0"),
+    "no data": (header([], [info()]), "truncated"),
     "data cut short": (header([], [info(shape=(1 << 30,))], bytes(16)), "ends at byte"),
 }  # fmt: skip
 
@@ -445,10 +445,9 @@ def test_predicted_bytes_are_llama_quantizes_own(
 
 @pytest.mark.tool
 def test_predicted_bytes_where_most_tensors_fall_back(
-    toolchain: Toolchain, stories: Path, tmp_path: Path
+    toolchain: Toolchain, stories: Path, store: Store, tmp_path: Path
 ) -> None:
-    base = tmp_path / "base.gguf"
-    convert_by_hand(toolchain, stories, base, "f16")
+    base = store.converted(toolchain, stories, "f16")
     check_predictions(toolchain, read(base), tmp_path / "out.gguf")
 
 

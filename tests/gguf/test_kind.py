@@ -35,7 +35,7 @@ def write(
 def kinds(folder: Path) -> dict[str, Path]:
     """A file of each kind, by a word of what it is."""
     return {
-        "importance matrix": write(folder / "i.gguf", "none", lambda it: it.add_type("imatrix")),
+        "imatrix": write(folder / "i.gguf", "none", lambda it: it.add_type("imatrix")),
         "adapter (lora)": write(folder / "a.gguf", "llama", lambda it: it.add_string("adapter.type", "lora")),
         "adapter": write(folder / "b.gguf", "llama", lambda it: it.add_type("adapter")),
         "projector": write(folder / "p.gguf", "clip", lambda it: None),

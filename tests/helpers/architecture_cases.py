@@ -46,10 +46,13 @@ SCALE_1_8 = {"query_pre_attn_scalar": 64, "head_dim": 64}
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint to make. ``refused``: words of the problem that it must end with; ``warned``: words of a
-    warning that must be given; ``change``: what is done to the finished folder; ``computed``: False where
-    transformers has no such class; ``quantized``: False where no preset is made; ``tested``: by `make test`,
-    not only by `make test-all`."""
+    """A checkpoint to make.
+
+    ``refused``: words of the problem that it must end with; ``warned``: words of a warning or remark that is
+    given; ``completed``: the keys that ggq has to give to the converter; ``change``: what is done to the
+    finished folder; ``computed``: False where transformers has no such class; ``quantized``: False where no
+    preset is made; ``tested``: by `make test`, not only by `make test-all`.
+    """
 
     name: str
     model: str
@@ -64,6 +67,7 @@ class Case:
     change: Callable[[Path], None] | None = None
     refused: str = ""
     warned: str = ""
+    completed: Mapping[str, object] = field(default_factory=dict)
     computed: bool = True
     quantized: bool = True
     tested: bool = True
@@ -122,7 +126,7 @@ def _as_llada(folder: Path) -> None:
 
 
 CASES: Sequence[Case] = (
-    _case("Llama", "sentencepiece"),
+    _case("Llama", "sentencepiece", tested=False),
     _case("Llama", "sentencepiece", name="Llama, 2 shards", dtype="bfloat16", shards=True),
     _case(
         "Llama",
@@ -133,7 +137,13 @@ CASES: Sequence[Case] = (
         tested=False,
     ),
     _case("Llama", "sentencepiece", name="Llama, .bin", dtype="bfloat16", as_bin=True, tested=False),
-    _case("Llama", "sentencepiece", name="Llama, tokenizer.json only", tokenizer_files="json"),
+    _case(
+        "Llama",
+        "sentencepiece",
+        name="Llama, tokenizer.json only",
+        tokenizer_files="json",
+        warned="made of its tokenizer.json",
+    ),
     _case("Llama", "llama-3", {**SMALL, "rope_parameters": LLAMA3_ROPE}, name="Llama, Llama 3 rope"),
     _case("Llama", "gpt2", {**SMALL, "rope_parameters": YARN_ROPE}, name="Llama, YaRN", tested=False),
     _case(
@@ -181,7 +191,7 @@ CASES: Sequence[Case] = (
         {**SMALL, "num_local_experts": 4, "sliding_window": None},
         tested=False,
     ),
-    _case("Qwen2", "qwen2", dtype="bfloat16"),
+    _case("Qwen2", "qwen2", dtype="bfloat16", warned="splits as qwen2 does"),
     _case("Qwen2", "sentencepiece", name="Qwen2, SentencePiece", tokenizer_files="both", tested=False),
     _case("Qwen3", "qwen2", {**SMALL, "head_dim": 64}, dtype="bfloat16", shards=True, tested=False),
     _case("Qwen3Moe", "gpt2", {**SMALL, **EXPERTS, "head_dim": 64, "norm_topk_prob": True}, dtype="bfloat16"),
@@ -191,6 +201,7 @@ CASES: Sequence[Case] = (
         {**SMALL, **EXPERTS, "head_dim": 64},
         name="Qwen3Moe, norm_topk_prob off",
         refused="norm_topk_prob is false",
+        tested=False,
     ),
     _case("Qwen2Moe", "gpt2", {**SMALL, **EXPERTS, "shared_expert_intermediate_size": 256}, tested=False),
     _case(
@@ -233,6 +244,7 @@ CASES: Sequence[Case] = (
         name="Gemma3, another scale",
         config="Gemma3TextConfig",
         refused="query_pre_attn_scalar is 256",
+        tested=False,
     ),
     _case(
         "Gemma3",
@@ -286,8 +298,9 @@ CASES: Sequence[Case] = (
         {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 256},
         model="GPT2LMHeadModel",
         dtype="float16",
+        completed={"n_ctx": 256},
     ),
-    _case("GPTNeoX", "gpt2", MHA),
+    _case("GPTNeoX", "gpt2", MHA, completed={"rotary_pct": 0.25}, tested=False),
     _case("GPTBigCode", "gpt2", {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 256}, tested=False),
     _case("StableLm", "gpt2", dtype="bfloat16", tested=False),
     _case("Olmo2", "gpt2", tested=False),
@@ -296,8 +309,19 @@ CASES: Sequence[Case] = (
     _case("GraniteMoe", "gpt2", {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}, tested=False),
     _case("Starcoder2", "gpt2", {**SMALL, "sliding_window": None}, tested=False),
     _case("Cohere", "gpt2", dtype="bfloat16", tested=False),
-    _case("Cohere2", "gpt2", {**SMALL, "num_hidden_layers": 4, "sliding_window": 16}),
-    _case("Mamba", "gpt2", {"hidden_size": 256, "num_hidden_layers": 2, "state_size": 16}, dtype="bfloat16"),
+    _case(
+        "Cohere2",
+        "gpt2",
+        {**SMALL, "num_hidden_layers": 4, "sliding_window": 16},
+        completed={"rotary_pct": 1.0},
+    ),
+    _case(
+        "Mamba",
+        "gpt2",
+        {"hidden_size": 256, "num_hidden_layers": 2, "state_size": 16},
+        dtype="bfloat16",
+        completed={"pad_vocab_size_multiple": 1},
+    ),
     _case(
         "Mamba2",
         "gpt2",
@@ -309,6 +333,7 @@ CASES: Sequence[Case] = (
             "head_dim": 64,
             "n_groups": 1,
         },
+        completed={"pad_vocab_size_multiple": 1},
         tested=False,
     ),
     _case(
@@ -362,6 +387,7 @@ CASES: Sequence[Case] = (
             "first_k_dense_replace": 1,
             "num_key_value_heads": 4,
         },
+        completed={"scoring_func": "sigmoid"},
         tested=False,
     ),
     _case("Glm4", "gpt2", {**SMALL, "pad_token_id": 0, "head_dim": 64}, refused="It asks for", tested=False),
@@ -458,6 +484,7 @@ CASES: Sequence[Case] = (
             **dict.fromkeys(("pad_token_id", "cls_token_id", "sep_token_id"), 0),
         },
         model="ModernBertModel",
+        completed={"layer_norm_eps": 1e-05},
         tested=False,
     ),
     _case("Lfm2", "gpt2", {**SMALL, "layer_types": ["conv", "full_attention"]}, tested=False),

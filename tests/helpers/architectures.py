@@ -24,7 +24,7 @@ from ggq.conversion import Verification, compare_logits, convert, longrope
 from ggq.errors import GgqError
 from ggq.llamacpp import toolchain as toolchains
 from ggq.llamacpp import tools
-from ggq.llamacpp.inference import Witness
+from ggq.llamacpp.inference import LoadedGguf
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.session import Session
 from ggq.system import hardware
@@ -162,8 +162,8 @@ def _run(case: Case, work: Path, toolchain: Toolchain) -> Row:
         is_encoder = made.verification.vectors_cosine is not None
         expected, tokens = _computed(model, is_encoder=is_encoder)
         for preset in QUANTIZED:
-            with Witness(toolchain, work / f"{preset}.gguf", threads=1) as witness:
-                found = witness.vectors(tokens) if is_encoder else witness.logits(tokens)
+            with LoadedGguf(toolchain, work / f"{preset}.gguf", threads=1) as loaded:
+                found = loaded.vectors(tokens) if is_encoder else loaded.logits(tokens)
             quantized[preset] = compare_logits.compare(expected, found)["cosine"]
     return Row(case, "", made.verification, quantized, made.completed_keys, tuple(remarks))
 

@@ -41,10 +41,11 @@ def _vocabulary(rules: str) -> str:
 
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel
-    steps: list[Any] = {
+    known: dict[str, list[Any]] = {
         "gpt2": [byte_level(add_prefix_space=False)],
         "smollm": [pre_tokenizers.Digits(individual_digits=True), byte_level(add_prefix_space=False)],
-    }.get(rules) or [
+    }
+    steps = known.get(rules) or [
         pre_tokenizers.Split(Regex(rules), "isolated"),
         byte_level(add_prefix_space=False, use_regex=False),
     ]

@@ -47,6 +47,8 @@ class CpuSeconds:
                 self._by_test[report.nodeid] += value
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self._by_test:
+            return
         total = sum(self._by_test.values())
         terminalreporter.section(f"CPU seconds: {total:.0f} s in all, most of it in")
         slowest = sorted(self._by_test.items(), key=lambda item: -item[1])

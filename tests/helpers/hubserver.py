@@ -1,8 +1,9 @@
 """A Hub on 127.0.0.1: a threaded HTTP server that speaks the Hub's protocol as huggingface_hub 2.4 uses it.
 
 It serves folders as repositories, of models and of datasets, with the faults that a test switches on, and
-keeps a log of every request and of the bytes it sent. Like the real one it has two origins: the Hub itself
-(API, ``/resolve/``) and a content network, to which ``/resolve/`` redirects for files in LFS.
+keeps a log of every request and of the bytes it sent; what is uploaded becomes a commit (``hubuploads``).
+Like the real one it has two origins: the Hub itself (API, ``/resolve/``) and a content network, to which
+``/resolve/`` redirects for files in LFS.
 
     with HubServer() as hub:
         repo = hub.add_repo("org/name", folder)
@@ -36,6 +37,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from hubuploads import Storing, Writing
+
 LFS = ("*.safetensors", "*.bin", "*.gguf", "*.h5", "*.msgpack", "*.pth", "*.onnx", "*.model", "*.zip")
 _BLOCK = 1 << 16
 
@@ -67,7 +70,7 @@ class HubFile:
 @dataclass
 class Repo:
     """A repository: commits, and the refs that point to them. ``readers``: tokens that may read it when it is
-    private or gated."""
+    private or gated; ``writers``: those that may write to it (empty: all that the Hub knows)."""
 
     repo_id: str
     kind: str = "models"
@@ -75,6 +78,7 @@ class Repo:
     private: bool = False
     gated: bool = False
     readers: set[str] = field(default_factory=set)
+    writers: set[str] = field(default_factory=set)
     commits: dict[str, dict[str, HubFile]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -93,6 +97,10 @@ class Repo:
             path: HubFile.of(source, any(fnmatchcase(path, pattern) for pattern in LFS))
             for path, source in content.items()
         }
+        return self.commit_files(files, branch)
+
+    def commit_files(self, files: dict[str, HubFile], branch: str) -> str:
+        """The same, of files that are known already."""
         listing = [branch, len(self.commits), self.repo_id, *((path, f.sha256) for path, f in files.items())]
         sha = hashlib.sha1(json.dumps(listing).encode()).hexdigest()
         self.commits[sha] = files
@@ -154,6 +162,12 @@ class HubServer:
         self.log: list[Request] = []
         self.lock = threading.Lock()
         self.closing = threading.Event()
+        # What was uploaded: whole objects by their digest, parts of unfinished ones; of more than
+        # ``chunk_bytes`` an object is asked for in parts. ``arrived_bytes``: of all bodies.
+        self.objects: dict[str, HubFile] = {}
+        self.parts: dict[str, dict[int, bytes]] = {}
+        self.chunk_bytes = 1 << 20
+        self.arrived_bytes = 0
         self._hub = _Server(_HubHandler, self)
         self._cdn = _Server(_CdnHandler, self)
 
@@ -185,6 +199,14 @@ class HubServer:
             repo.commit(content)
         self.repos[repo.kind, repo_id] = repo
         return repo
+
+    def store(self, sha256: str, content: bytes) -> bool:
+        """Keep an uploaded object; False: it is not what it was announced as."""
+        if hashlib.sha256(content).hexdigest() != sha256:
+            return False
+        with self.lock:
+            self.objects[sha256] = HubFile.of(content, lfs=True)
+        return True
 
     def fault(self, where: str, **options: Any) -> Fault:
         """Switch a fault on. Options are those of ``Fault``."""
@@ -240,11 +262,14 @@ class _Handler(BaseHTTPRequestHandler, ABC):
     def route(self, path: str, query: dict[str, list[str]]) -> None:
         """Answer a request."""
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self.hub = self.server.hub
-        split = urlsplit(self.path)
-        self.logged_path = unquote(split.path)
+        self.logged_path = unquote(urlsplit(self.path).path)
         self.active = self._take_fault()
+
+    def _begin(self) -> None:
+        self._start()
+        split = urlsplit(self.path)
         if self.active.status is not None:
             self.answer(self.active.status, headers=self.active.headers)
             return
@@ -343,13 +368,13 @@ class _Handler(BaseHTTPRequestHandler, ABC):
                 self.connection.shutdown(socket.SHUT_RDWR)
 
 
-class _HubHandler(_Handler):
+class _HubHandler(Writing, _Handler):
     _API = re.compile(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(?:/(revision|tree|refs)(?:/([^/]+))?)?")
     _RESOLVE = re.compile(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
     def has_no_body(self) -> bool:
         resolve = self._RESOLVE.fullmatch(urlsplit(self.path).path)
-        return bool(resolve) and any(fnmatchcase(unquote(resolve[4]), pattern) for pattern in LFS)
+        return resolve is not None and any(fnmatchcase(unquote(resolve[4]), pattern) for pattern in LFS)
 
     def route(self, path: str, query: dict[str, list[str]]) -> None:
         if self.token is not None and self.token not in self.hub.tokens:
@@ -426,7 +451,7 @@ class _HubHandler(_Handler):
         })  # fmt: skip
 
 
-class _CdnHandler(_Handler):
+class _CdnHandler(Storing, _Handler):
     at_cdn = True
 
     def route(self, path: str, query: dict[str, list[str]]) -> None:

@@ -5,31 +5,32 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ggq.llamacpp.memory import Breakdown, FilledContext
 from ggq.llamacpp.offload import Offload
-from ggq.llamacpp.perplexity import Divergence, Estimate
+from ggq.llamacpp.perplexity import Divergence, Estimate, Evaluation
+from ggq.llamacpp.threads import ThreadChoice
+from ggq.measurement.aggregate import ModelQuality, Round
 from ggq.measurement.excerpts import Excerpt
 from ggq.measurement.memory import MemoryCell, MemoryResult
 from ggq.measurement.model_file import Subject
-from ggq.measurement.quality import ModelQuality, QualityResult, QualitySettings, Round
-from ggq.measurement.record import Entry, Kind, Record, quality_measurements
+from ggq.measurement.quality import QualityResult
+from ggq.measurement.quality_record import measurements
+from ggq.measurement.record import Entry, Record
+from ggq.measurement.settings import QualitySettings
 from ggq.measurement.speed import SpeedFigure, SpeedResult
-from ggq.measurement.speed_tests import ThreadChoice
 from ggq.measurement.throughput import rate
+from ggq.measurement.words import Stopped
+from ggq.records.environment import Environment
 from ggq.system.memory_sampler import GpuPeak, MemoryPeaks
 from ggq.system.texts import Text
 
-ENVIRONMENT = {
-    "cpu": "A CPU",
-    "usable_cores": 8,
-    "ram_total_bytes": 32 << 30,
-    "llama_cpp_commit": "0c1e57098",
-}
+ENVIRONMENT = Environment("A CPU", usable_cores=8, ram_total_bytes=32 << 30, llama_cpp_commit="0c1e57098")
+MEASURED_AT = "2026-01-01T00:00:00Z"
 
 
 def digest(text: str) -> str:
@@ -41,6 +42,7 @@ def subject(name: str, file_bytes: int = 5_000_000, content: str = "") -> Subjec
     path = Path(f"model-{name}.gguf")
     return Subject(
         name=name,
+        file_name=path.name,
         type=name,
         path=path,
         sha256=digest(name + content),
@@ -68,8 +70,8 @@ def quality(
             base_perplexity=Estimate(level, 2.0),
             ln_ppl_ratio=Estimate(kld, 0.01),
             mean_kld=Estimate(kld, kld / 10),
-            median_kld=kld / 2,
-            p99_kld=kld * 5,
+            median_kld=Estimate(kld / 2),
+            p99_kld=Estimate(kld * 5),
             max_kld=kld * 20,
             same_top=Estimate(1 - 5 * kld, 0.02),
             rms_dp=Estimate(0.01, 0.001),
@@ -101,15 +103,18 @@ def quality(
         found = [part.divergences[name] for part in rounds]
         models.append(
             ModelQuality(
-                name=name,
-                perplexity=mean_perplexity([each.perplexity.value for each in found]),
-                ln_ppl_ratio=mean([each.ln_ppl_ratio.value for each in found]),
-                mean_kld=mean([each.mean_kld.value for each in found]),
-                median_kld=mean([each.median_kld for each in found]),
-                p99_kld=mean([each.p99_kld for each in found]),
-                max_kld=max(each.max_kld for each in found),
-                same_top=mean([each.same_top.value for each in found]),
-                rms_dp=mean([each.rms_dp.value for each in found]),
+                name,
+                Divergence(
+                    perplexity=mean_perplexity([each.perplexity.value for each in found]),
+                    base_perplexity=mean_perplexity(levels),
+                    ln_ppl_ratio=mean([each.ln_ppl_ratio.value for each in found]),
+                    mean_kld=mean([each.mean_kld.value for each in found]),
+                    median_kld=mean([each.median_kld.value for each in found]),
+                    p99_kld=mean([each.p99_kld.value for each in found]),
+                    max_kld=max(each.max_kld for each in found),
+                    same_top=mean([each.same_top.value for each in found]),
+                    rms_dp=mean([each.rms_dp.value for each in found]),
+                ),
             )
         )
     return QualityResult(
@@ -117,7 +122,7 @@ def quality(
         base_perplexity=mean_perplexity(levels),
         models=tuple(models),
         ranking=(),
-        stopped="as asked",
+        stopped=Stopped.AS_ASKED,
         text=Text(text, Path(text), digest(text), 100_000),
         context=context,
         text_tokens=25_000,
@@ -126,8 +131,8 @@ def quality(
         base_bytes=1,
         seconds=1.0,
         rounds=rounds,
-        settings=QualitySettings(until="chunks", context=context, chunks=2 * count),
-        threads=8,
+        settings=QualitySettings(context=context, chunks=2 * count),
+        how=Evaluation(context, 8),
     )
 
 
@@ -161,6 +166,7 @@ def speed(name: str, timed: Sequence[Timed], *, type_k: str = "f16") -> SpeedRes
         for each in timed
     )
     return SpeedResult(
+        measured_at=MEASURED_AT,
         file=f"model-{name}.gguf",
         preset=name,
         file_bytes=1,
@@ -204,7 +210,7 @@ def memory(name: str, peaks: Mapping[int, int], vram_bytes: int | None = None) -
         )
         for context, resident in peaks.items()
     )
-    return MemoryResult(f"model-{name}.gguf", 1, 8, Offload(), cells)
+    return MemoryResult(MEASURED_AT, f"model-{name}.gguf", 1, 8, Offload(), cells)
 
 
 def record(
@@ -214,18 +220,16 @@ def record(
     qualities: QualityResult | None = None,
     speeds: Mapping[str, SpeedResult] | None = None,
     memories: Mapping[str, MemoryResult] | None = None,
-    environment: Mapping[str, Any] = ENVIRONMENT,
+    environment: Environment = ENVIRONMENT,
 ) -> tuple[Entry, ...]:
     """Write a record as ``ggq bench`` does, and read it again. The first model is the base."""
     made = Record(path)
     if qualities is not None:
-        measured = [model for model in models[1:] if model.name in {it.name for it in qualities.models}]
-        for model, measurement in quality_measurements(qualities, models[0], measured):
-            made.add(model, environment, "quality", measurement)
-    of_kinds: Mapping[Kind, Mapping[str, Any] | None] = {"speed": speeds, "memory": memories}
+        for model, measurement in measurements(qualities, models[0], models[1:], MEASURED_AT):
+            made.add(model, environment, measurement)
     for model in models:
-        for kind, results in of_kinds.items():
+        for results in (speeds, memories):
             if results and model.name in results:
-                made.add(model, environment, kind, asdict(results[model.name]))
+                made.add(model, environment, results[model.name])
     made.save()
     return Record(path).entries

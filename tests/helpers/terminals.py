@@ -16,7 +16,7 @@ TIMEOUT_S = 120
 
 
 @contextmanager
-def terminal(*arguments: str | Path, columns: int = 100) -> Iterator[pexpect.spawn]:
+def terminal(*arguments: str | Path, columns: int = 100) -> Iterator[pexpect.spawn[str]]:
     """The command, running; ended with the block, whatever it does."""
     env = {**os.environ, "TERM": "dumb", "PYTHONUNBUFFERED": "1"}
     # Started from a job of a shell's that ignores Ctrl-C, it would ignore it, too.
@@ -27,7 +27,7 @@ def terminal(*arguments: str | Path, columns: int = 100) -> Iterator[pexpect.spa
         timeout=TIMEOUT_S,
         encoding="utf-8",
         dimensions=(40, columns),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,  # type: ignore[arg-type]
     )
     try:
         yield child

@@ -27,7 +27,7 @@ TOKEN = "hf_aTokenThatMustNotBeSeen"
 def refusal(ref: ModelRef = REF, kind: type[GgqError] = HubProblem, **options: object) -> GgqError:
     """The one error that a download ends with; it must say what to do, and never the token."""
     with pytest.raises(kind) as caught:
-        library.download(ref, retry=QUICK, **options)  # type: ignore[arg-type]
+        library.download(ref, retry=QUICK, **options)
     assert caught.value.what and caught.value.next_step
     assert TOKEN not in str(caught.value)
     return caught.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 from dataclasses import replace
@@ -152,14 +153,13 @@ def test_every_test_that_was_asked_for(toolchain: Toolchain, base_gguf: Path) ->
 
 
 @pytest.mark.tool
-def test_by_hand_it_is_the_same(toolchain: Toolchain, base_gguf: Path) -> None:
+def test_by_hand_it_is_the_same(
+    toolchain: Toolchain, base_gguf: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """What ggq runs is what a person would type, and what it reads is what stands there."""
-    told: list[str] = []
-    process.echo_to(told.append)
-    try:
+    with caplog.at_level(logging.DEBUG, process.LOG):
         bench.run(toolchain, base_gguf, QUICK)
-    finally:
-        process.echo_to(None)
+    told = caplog.messages
     tool = toolchain.tool("llama-bench")
     by_hand = (
         f"{tool} -m {base_gguf} -p 16 -n 0 -d 0 -t 1 -ngl 0 -dev none -ctk f16 -ctv f16 -fa auto -lm auto"

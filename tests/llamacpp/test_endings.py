@@ -104,7 +104,6 @@ def test_every_tool_that_reads_a_model(tmp_path: Path, how: str, said: str, advi
     model.write_text("")
     load = memory.Load(context_tokens=32)
     for run in (
-        lambda: tools.complete(found, model, "a", 1),
         lambda: tools.quantize(found, model, tmp_path / "q", "Q4_0"),
         lambda: tools.quantize_plan(found, model, "Q4_0"),
         lambda: tools.bos_token(found, model),

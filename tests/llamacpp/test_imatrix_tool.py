@@ -95,7 +95,7 @@ def test_a_nan_among_the_weights_is_found_out(toolchain: Toolchain, base_gguf: P
     with broken.open("r+b") as stream:
         stream.seek(tensor.offset_bytes)
         stream.write(b"\xc0\x7f")  # a NaN in BF16
-    with pytest.raises(GgufProblem, match="no importance matrix") as caught:
+    with pytest.raises(GgufProblem, match="no imatrix") as caught:
         add(toolchain, broken, text, text.with_name("made.gguf"), 2)
     assert "blk.0.attn_output.weight is not a number" in caught.value.why
 

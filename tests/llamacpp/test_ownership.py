@@ -36,7 +36,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (home / "src" / name).write_text("")
     (home / "build.json").write_text(json.dumps(asdict(info())))
     monkeypatch.setattr(toolchain, "home", lambda: home)
-    ownership.tell_to(None)
     return home
 
 
@@ -56,7 +55,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretend:
         found = {4: user, 5: group}
         changes[str(path)] = {key: value for key, value in found.items() if value is not None}
 
-    monkeypatch.setattr(ownership.os, "lstat", lstat)
+    monkeypatch.setattr(os, "lstat", lstat)
     return change
 
 
@@ -166,19 +165,15 @@ def test_a_group_without_a_name_is_known_by_its_number(
     assert refusal().why == f"{home / 'src'} can be written by the group {GROUP + 1}."
 
 
-def test_a_named_build_is_used_with_a_warning(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_build_is_used_with_a_warning(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     bin_dir = home / "build" / "bin"
     (bin_dir / "llama-quantize").chmod(0o777)
     monkeypatch.setenv("GGQ_LLAMA_CPP", str(bin_dir))
-    told: list[str] = []
-    ownership.tell_to(told.append)
     assert toolchain.find().origin == "named"
-    toolchain.find()
-    (warning,) = told
+    (warning,) = caplog.messages
     assert f"{bin_dir / 'llama-quantize'} can be written by every user." in warning
-    ownership.tell_to(None)
-    with pytest.warns(RuntimeWarning, match="every user"):
-        toolchain.find()
 
 
 def test_of_a_folder_of_the_systems_only_llama_cpps_files_count(tmp_path: Path) -> None:
@@ -188,14 +183,16 @@ def test_of_a_folder_of_the_systems_only_llama_cpps_files_count(tmp_path: Path) 
     assert toolchain.find(bin_dir).exposed is None
 
 
-def test_who_can_change_ggq_itself_is_told_not_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_can_change_ggq_itself_is_told_not_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     package = home.parent.parent / "ggq"
     package.mkdir()
     package.chmod(0o777)
     monkeypatch.setattr(ownership, "_PACKAGE", package)
     (home / "src").chmod(0o777)
-    with pytest.warns(RuntimeWarning, match="can be written by every user"):
-        assert toolchain.find().origin == "built"
+    assert toolchain.find().origin == "built"
+    assert "can be written by every user" in caplog.text
 
 
 def test_what_ggq_itself_does_not_share_comes_first(home: Path, pretend: Pretend) -> None:
@@ -219,5 +216,5 @@ def test_the_command_says_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setenv("GGQ_LLAMA_CPP", str(home / "build" / "bin"))
     (home / "build" / "bin").chmod(0o777)
-    patient = doctor._Patient(None, toolchain.find(), None, None, {}, None)  # type: ignore[arg-type]
+    patient = doctor._Patient(None, toolchain.find(), None, None, {}, None)
     assert any("every user" in check.finding for check in doctor._toolchain(patient))

@@ -18,7 +18,7 @@ from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.perplexity import Evaluation
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import model_file, quality
-from ggq.measurement.quality import QualitySettings
+from ggq.measurement.settings import QualitySettings
 from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.quantization.imatrix import ImatrixSettings, imatrix
@@ -73,8 +73,8 @@ def test_the_same_warning_with_numbers_in_imatrix_and_bench(
     heard.clear()
     made = imatrix(
         base,
-        chat,
         replace(short, parse_special=True),
+        text=chat,
         output=target,
         force=True,
         session=Session(listener=heard.append),
@@ -84,21 +84,21 @@ def test_the_same_warning_with_numbers_in_imatrix_and_bench(
     assert step.options["parse_special"] is True
 
     made_of = ggq.quantize(base, ["Q4_K_M"], tmp_path, Settings(threads=1))
-    models = model_file.identify([base, made_of.files[0].paths[0]])
+    models = model_file.distinct(map(model_file.of, [base, made_of.files[0].paths[0]]))
     heard.clear()
-    how = QualitySettings(until="chunks", chunks=4, context=64, threads=1)
+    how = QualitySettings(chunks=4, context=64, threads=1)
     text = texts.read(chat)
     found = quality.measure(
-        models[0], models[1:], text, how, toolchain=toolchain, work=tmp_path, listener=heard.append
+        models[0], models[1:], text, how, session=Session(toolchain, listener=heard.append), work=tmp_path
     )
     assert warnings(heard) == [warning] and found.text_tokens == plain
     heard.clear()
     with_them = quality.measure(
-        models[0], models[1:], text, replace(how, parse_special=True), toolchain=toolchain, work=tmp_path,
-        listener=heard.append,
+        models[0], models[1:], text, how, session=Session(toolchain, listener=heard.append), work=tmp_path,
+        parse_special=True,
     )  # fmt: skip
     assert not warnings(heard) and with_them.text_tokens == parsed
-    assert with_them.models[0].mean_kld.value != found.models[0].mean_kld.value
+    assert with_them.models[0].divergence.mean_kld.value != found.models[0].divergence.mean_kld.value
 
 
 def test_the_tokens_counted_are_those_that_are_scored(

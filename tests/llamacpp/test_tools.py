@@ -62,10 +62,3 @@ def test_a_file_that_is_no_gguf_fails(toolchain: Toolchain, tmp_path: Path) -> N
 @pytest.mark.parametrize("repack", [True, False])
 def test_a_forward_pass(toolchain: Toolchain, tiny: Path, repack: bool) -> None:
     tools.forward_pass(toolchain, tiny, repack=repack)
-
-
-def test_a_completion_begins_with_its_prompt_and_is_the_same_twice(
-    toolchain: Toolchain, base_gguf: Path
-) -> None:
-    texts = {tools.complete(toolchain, base_gguf, "def ", 12, threads=1) for _ in range(2)}
-    assert len(texts) == 1 and texts.pop().startswith("def ")

@@ -8,7 +8,7 @@ import math
 import random
 import statistics
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from measured import Timed
 from ggq.cli.main import cli
 from ggq.errors import OutputProblem, UsageProblem
 from ggq.llamacpp.perplexity import Estimate
-from ggq.measurement.compare import Difference, _quantile, compare, load, machines, unmatched
-from ggq.measurement.record import Entry
+from ggq.measurement import quality_record
+from ggq.measurement.compare import Difference, compare, machines, unmatched
+from ggq.measurement.noise import quantile
+from ggq.measurement.quality_record import QualityMeasurement
+from ggq.measurement.record import Entry, Measurements, load
 from ggq.measurement.throughput import rate
 
 BASE, SMALL, LARGE = (
@@ -29,7 +32,7 @@ BASE, SMALL, LARGE = (
     measured.subject("Q2_K", 3_000_000),
     measured.subject("Q8_0", 9_000_000),
 )
-ELSEWHERE = {**measured.ENVIRONMENT, "cpu": "Another CPU"}
+ELSEWHERE = replace(measured.ENVIRONMENT, cpu="Another CPU")
 _paths = itertools.count()
 
 
@@ -68,7 +71,7 @@ def test_files_are_matched_by_digest_then_by_name(record: Any) -> None:
     assert size.ratio == pytest.approx(3.1 / 3)
     assert not [it for it in found if it.name == "Q8_0"]
     left, right = unmatched(one, other)
-    assert [entry.model["name"] for entry in left] == ["Q8_0"] and not right
+    assert [entry.model.name for entry in left] == ["Q8_0"] and not right
 
 
 def test_two_files_of_one_name_are_not_mixed_up(record: Any) -> None:
@@ -109,27 +112,24 @@ def test_the_same_excerpts_are_compared_in_pairs(record: Any) -> None:
     assert only(compare(one, one), "mean_kld").beyond_noise is False
 
 
-def test_other_excerpts_of_the_text_have_independent_errors(record: Any) -> None:
+def test_other_pieces_of_the_text_are_not_compared(record: Any) -> None:
     one = record(qualities=measured.quality({"Q2_K": [0.10, 0.14] * 4}))
     other = record(qualities=measured.quality({"Q2_K": [0.11, 0.15] * 6}))
-    kld = only(compare(one, other), "mean_kld")
-    assert kld.one is not None and kld.other is not None
-    assert kld.one.standard_error is not None and kld.other.standard_error is not None
-    squares = kld.one.standard_error**2 + kld.other.standard_error**2
-    # Errors of 8 and 12 rounds: Welch's degrees are between 7 and 18.
-    assert 2.101 * squares**0.5 < kld.noise < 2.365 * squares**0.5
-    assert kld.beyond_noise is False
-    assert kld.note == "16 and 24 chunks of the text"
+    found = compare(one, other)
+    for figure, name in (("mean_kld", "Q2_K"), ("perplexity", "Q2_K"), ("perplexity", "BF16")):
+        held = only(found, figure, name)
+        assert held.one and held.other and held.ratio is held.noise is held.beyond_noise is None
+        assert held.note == "measured on different pieces of the text, 16 and 24 chunks"
 
 
 def test_few_rounds_have_the_errors_of_their_tokens(record: Any) -> None:
     """Which are of so many tokens that the normal distribution's quantile holds."""
     one = record(qualities=measured.quality({"Q2_K": [0.10, 0.14]}))
-    other = record(qualities=measured.quality({"Q2_K": [0.11, 0.15, 0.13]}))
+    other = record(qualities=measured.quality({"Q2_K": [0.11, 0.15]}))
     kld = only(compare(one, other), "mean_kld")
     assert kld.one is not None and kld.other is not None and kld.noise is not None
     assert kld.one.standard_error is not None and kld.other.standard_error is not None
-    assert kld.noise == pytest.approx(1.96 * math.hypot(kld.one.standard_error, kld.other.standard_error))
+    assert kld.noise == pytest.approx(1.959964 * math.hypot(kld.one.standard_error, kld.other.standard_error))
 
 
 @pytest.mark.parametrize(
@@ -214,62 +214,57 @@ def test_what_else_differs_is_said(record: Any) -> None:
 RUNS = 1000
 
 
-def false_alarms(figure: str, pairs: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> float:
+def false_alarms(figure: str, pairs: Iterable[tuple[Measurements, Measurements]]) -> float:
     """The share of pairs of measurements, which differ by chance alone, whose difference is beyond noise."""
-    kind = "speed" if figure.endswith("_per_s") else "quality"
-    model = {"name": "Q2_K", "file_name": "Q2_K.gguf", "sha256": "0", "file_bytes": 1}
     found = [
-        only(compare(*([Entry(model, {}, "", {kind: one})] for one in pair)), figure).beyond_noise
+        only(
+            compare(*([Entry(SMALL.recorded, measured.ENVIRONMENT, "", it)] for it in pair)), figure
+        ).beyond_noise
         for pair in pairs
     ]
     assert None not in found and len(found) == RUNS
     return sum(map(bool, found)) / RUNS
 
 
-def qualities(
-    noise: random.Random, rounds: int, *, same_excerpts: bool
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def qualities(noise: random.Random, rounds: int) -> Iterator[tuple[Measurements, Measurements]]:
     """Of two models that are as good as each other: texts are hard or easy for both, and each scatters."""
-    ground = {"context": 512, "text_tokens": 9, "text": {"sha256": ""}, "base": {"sha256": ""}}
+    result = measured.quality({"Q2_K": [0.1] * rounds})
+    _, (_, template) = quality_record.measurements(result, BASE, [SMALL], measured.MEASURED_AT)
+    assert template.divergence is not None
+
+    def measurement(values: list[float]) -> QualityMeasurement:
+        error = statistics.stdev(values) / math.sqrt(rounds)
+        parts = tuple(
+            replace(part, divergence=replace(part.divergence, mean_kld=Estimate(value)))
+            for part, value in zip(template.rounds, values, strict=True)
+        )
+        mean = Estimate(statistics.fmean(values), error)
+        return replace(template, divergence=replace(template.divergence, mean_kld=mean), rounds=parts)  # type: ignore[type-var]
+
     for _ in range(RUNS):
-        hard = [[noise.gauss(1, 0.2) for _ in range(rounds)] for _ in range(2)]
-        pair = []
-        for side in range(2):
-            levels = hard[0 if same_excerpts else side]
-            values = [0.1 * level + noise.gauss(0, 0.002) for level in levels]
-            error = statistics.stdev(values) / math.sqrt(rounds)
-            pair.append(
-                {
-                    **ground,
-                    "chunks": rounds,
-                    "mean_kld": {"value": statistics.fmean(values), "standard_error": error},
-                    "rounds": [
-                        {"excerpt": index if same_excerpts else (side, index), "mean_kld": {"value": value}}
-                        for index, value in enumerate(values)
-                    ],
-                }
-            )
-        yield pair[0], pair[1]
+        hard = [noise.gauss(1, 0.2) for _ in range(rounds)]
+        one, other = ([0.1 * level + noise.gauss(0, 0.002) for level in hard] for _ in range(2))
+        yield Measurements(quality=measurement(one)), Measurements(quality=measurement(other))
 
 
-@pytest.mark.parametrize("same_excerpts", [True, False])
-def test_chance_is_called_a_difference_of_quality_once_in_twenty(same_excerpts: bool) -> None:
-    found = false_alarms("mean_kld", qualities(random.Random(3), 8, same_excerpts=same_excerpts))
+def test_chance_is_called_a_difference_of_quality_once_in_twenty() -> None:
+    found = false_alarms("mean_kld", qualities(random.Random(3), 8))
     assert found == pytest.approx(0.05, abs=0.02)
 
 
 def sittings(
     noise: random.Random, batches: int, deviation: float
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+) -> Iterator[tuple[Measurements, Measurements]]:
     """Two of one file: each differs from the other as one of its processes from the next, by 5 %, whose
     repetitions differ by ``deviation``."""
-    template = asdict(measured.speed("Q2_K", [Timed("generation", 64, [[100.0]])]))
+    template = measured.speed("Q2_K", [Timed("generation", 64, [[100.0]])])
 
-    def sitting() -> dict[str, Any]:
+    def sitting() -> Measurements:
         level = noise.gauss(100, 5)
         processes = [noise.gauss(level, 5) for _ in range(batches)]
         times = [[int(64e9 / noise.gauss(mean, 100 * deviation)) for _ in range(3)] for mean in processes]
-        return {**template, "figures": [{**template["figures"][0], "speed": vars(rate(64, times))}]}
+        figure = replace(template.figures[0], speed=rate(64, times))
+        return Measurements(speed=replace(template, figures=(figure,)))
 
     for _ in range(RUNS):
         yield sitting(), sitting()
@@ -288,11 +283,11 @@ def test_quantiles(freedom: float) -> None:
     """Against the distribution: with t = root(v) tan(a), its density is proportional to cos(a)^(v - 1)."""
     import numpy as np
 
-    angles = np.linspace(0, math.atan(_quantile(freedom) / math.sqrt(freedom)), 2001)
+    angles = np.linspace(0, math.atan(quantile(freedom) / math.sqrt(freedom)), 2001)
     whole = math.sqrt(math.pi) / 2 * math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2))
     beyond = 1 - float(np.trapezoid(np.cos(angles) ** (freedom - 1), angles)) / whole
-    assert 0.048 < beyond < 0.0501
-    assert _quantile(math.inf) == 1.96
+    assert beyond == pytest.approx(0.05, rel=1e-4)
+    assert quantile(math.inf) == pytest.approx(1.959964)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------
@@ -363,7 +358,7 @@ def test_machines_are_chosen(record: Any, tmp_path: Path) -> None:
     assert machines(here, both, [second[:6]]) == (first, second)
     assert machines(both, both, [first, second]) == (first, second)
     stamped = [
-        Entry(it.model, it.environment, it.environment_id, {"speed": {"measured_at": when}})
+        replace(it, measurements=Measurements(speed=replace(it.measurements.speed, measured_at=when)))  # type: ignore[type-var]
         for it, when in zip(both, ("2026-02-01T00:00:00Z", "2026-01-01T00:00:00Z"), strict=True)
     ]
     assert machines(stamped, both) == (first, first)

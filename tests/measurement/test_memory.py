@@ -15,10 +15,10 @@ from ggq.cli.main import cli
 from ggq.errors import DoesNotFit, GgufProblem, ToolchainProblem, ToolFailed, UsageProblem
 from ggq.llamacpp import memory as llama_memory
 from ggq.llamacpp.memory import Load
-from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import memory as bench_memory
-from ggq.measurement.memory import MemorySettings, measure
+from ggq.measurement.memory import measure
+from ggq.measurement.settings import MemorySettings, Placement
 from ggq.records.journal import Journal
 from ggq.session import Session
 from ggq.system import hardware
@@ -48,8 +48,8 @@ def bench(*arguments: str | Path) -> Result:
 @linux_only
 def test_the_buffers_explain_what_was_measured(quantized: Path, toolchain: Toolchain) -> None:
     parts: list[bench_memory.MemoryResult] = []
-    settings = MemorySettings(contexts=(256,), cache_types=(("f16", "f16"), ("q8_0", "q8_0")))
-    result = measure(quantized, settings, toolchain=toolchain, on_part=parts.append)
+    settings = MemorySettings(contexts=(256,), types_k=("f16", "q8_0"))
+    result = measure(quantized, settings, session=Session(toolchain), on_part=parts.append)
     assert [(cell.type_k, cell.load_mode) for cell in result.cells] == [
         ("f16", "mmap"), ("f16", "none"), ("q8_0", "mmap"), ("q8_0", "none"),
     ]  # fmt: skip
@@ -77,7 +77,7 @@ def test_the_buffers_explain_what_was_measured(quantized: Path, toolchain: Toolc
 
 
 def test_the_default_context_is_the_models_own(quantized: Path, toolchain: Toolchain) -> None:
-    result = measure(quantized, MemorySettings(load_modes=("none",)), toolchain=toolchain)
+    result = measure(quantized, MemorySettings(load_modes=("none",)), session=Session(toolchain))
     assert [cell.context_tokens for cell in result.cells] == [512]
 
 
@@ -85,7 +85,7 @@ def test_quick_runs_the_shortest_context_and_reckons_the_others(
     quantized: Path, toolchain: Toolchain
 ) -> None:
     settings = MemorySettings(contexts=(512, 64), load_modes=("mmap",), quick=True)
-    short, long = measure(quantized, settings, toolchain=toolchain).cells
+    short, long = measure(quantized, settings, session=Session(toolchain)).cells
     assert (short.context_tokens, long.context_tokens) == (64, 512)
     assert short.measured is not None
     assert long.measured is long.residual_bytes is None
@@ -95,10 +95,8 @@ def test_quick_runs_the_shortest_context_and_reckons_the_others(
 def test_layers_on_another_device_are_told_apart(
     quantized: Path, toolchain: Toolchain, rpc_server: str
 ) -> None:
-    settings = MemorySettings(
-        contexts=(256,), load_modes=("none",), offload=Offload(n_gpu_layers=-1, rpc=(rpc_server,))
-    )
-    (cell,) = measure(quantized, settings, toolchain=toolchain).cells
+    settings = MemorySettings(contexts=(256,), load_modes=("none",), placement=Placement(-1, (rpc_server,)))
+    (cell,) = measure(quantized, settings, session=Session(toolchain)).cells
     (device,) = cell.predicted.devices
     assert device.name == "RPC0" and device.is_elsewhere
     assert not any(row.is_elsewhere for row in cell.predicted.host)
@@ -127,33 +125,33 @@ def test_every_last_word_of_the_breakdown_arrives(quantized: Path, toolchain: To
     [
         (MemorySettings(contexts=(256, 1024)), "no context of 1,024 tokens. It was trained for 512."),
         (MemorySettings(contexts=(8,)), "too short"),
-        (MemorySettings(cache_types=(("f16", "q9_9"),)), "'q9_9' is no type of the cache"),
-        (MemorySettings(load_modes=("mlock",)), "'mlock' is no load mode"),
-        (MemorySettings(flash_attention="maybe"), "'maybe' is no setting of flash attention"),
+        (MemorySettings(types_k=("f16",), types_v=("q9_9",)), "There is no type of the cache 'q9_9'"),
+        (MemorySettings(load_modes=("mlock",)), "There is no load mode whose memory is measured 'mlock'"),
+        (MemorySettings(flash_attention="maybe"), "There is no setting of flash attention 'maybe'"),
     ],
 )  # fmt: skip
 def test_settings_that_no_run_can_have(quantized: Path, settings: MemorySettings, words: str) -> None:
     with pytest.raises(UsageProblem) as caught:
-        measure(quantized, settings)
+        measure(quantized, settings, session=Session())
     assert words in str(caught.value)
 
 
 def test_what_is_not_a_gguf(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("not a model at all, but long enough to be one")
     with pytest.raises(GgufProblem):
-        measure(tmp_path / "text.gguf")
+        measure(tmp_path / "text.gguf", session=Session())
 
 
 def test_llama_cpps_own_reason_is_passed_on(quantized: Path, toolchain: Toolchain) -> None:
-    settings = MemorySettings(cache_types=(("q8_0", "q8_0"),), flash_attention="off")
+    settings = MemorySettings(types_k=("q8_0",), flash_attention="off")
     with pytest.raises(GgufProblem, match="quantized V cache requires flash_attn to be enabled"):
-        measure(quantized, settings, toolchain=toolchain)
+        measure(quantized, settings, session=Session(toolchain))
 
 
 def test_a_server_that_is_not_there(quantized: Path, toolchain: Toolchain) -> None:
-    settings = MemorySettings(offload=Offload(n_gpu_layers=-1, rpc=("127.0.0.1:9",)))
+    settings = MemorySettings(placement=Placement(-1, ("127.0.0.1:9",)))
     with pytest.raises(ToolchainProblem, match=r"127\.0\.0\.1:9 cannot be reached"):
-        measure(quantized, settings, toolchain=toolchain)
+        measure(quantized, settings, session=Session(toolchain))
 
 
 def test_a_broken_measurement_goes_on_where_it_stopped(
@@ -165,14 +163,14 @@ def test_a_broken_measurement_goes_on_where_it_stopped(
     def breaks(*arguments: object) -> llama_memory.FilledContext:
         if next(runs) == 1:
             raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments)
 
     monkeypatch.setattr(llama_memory, "fill_context", breaks)
     parts: list[bench_memory.MemoryResult] = []
 
     def again() -> bench_memory.MemoryResult:
         journal = Journal(tmp_path / "journal")
-        return measure(quantized, settings, toolchain=toolchain, journal=journal, on_part=parts.append)
+        return measure(quantized, settings, session=Session(toolchain), journal=journal, on_part=parts.append)
 
     with pytest.raises(KeyboardInterrupt):
         again()
@@ -190,7 +188,7 @@ def test_one_that_fails_half_way_says_so(
     def fails(*arguments: object) -> llama_memory.FilledContext:
         if next(runs) == 1:
             raise ToolFailed(["llama-bench"], -6, ["last words"])
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments)
 
     monkeypatch.setattr(llama_memory, "fill_context", fails)
     result = bench(quantized, "-c", "64,128", "-lm", "none", "-o", tmp_path / "record.json")
@@ -204,9 +202,9 @@ def test_too_little_memory_is_refused_with_numbers_unless_forced(
     settings = MemorySettings(contexts=(256,), load_modes=("none",))
     monkeypatch.setattr(hardware, "available_ram_bytes", lambda: 1 * MIB)
     with pytest.raises(DoesNotFit) as caught:
-        measure(quantized, settings, toolchain=toolchain)
+        measure(quantized, settings, session=Session(toolchain))
     assert "1.05 MB of RAM are free" in caught.value.why
-    assert measure(quantized, replace(settings, force=True), toolchain=toolchain).cells[0].measured
+    assert measure(quantized, replace(settings, force=True), session=Session(toolchain)).cells[0].measured
 
 
 def test_a_context_that_would_fit_is_named(
@@ -218,7 +216,7 @@ def test_a_context_that_would_fit_is_named(
     )
     monkeypatch.setattr(hardware, "available_ram_bytes", lambda: 360 * MIB)
     with pytest.raises(DoesNotFit, match="A context of about 256 tokens would fit"):
-        measure(quantized, MemorySettings(contexts=(512,)), toolchain=toolchain)
+        measure(quantized, MemorySettings(contexts=(512,)), session=Session(toolchain))
 
 
 def test_the_out_of_memory_killer_is_named_with_the_numbers(
@@ -231,7 +229,7 @@ def test_the_out_of_memory_killer_is_named_with_the_numbers(
 
     monkeypatch.setattr(llama_memory, "fill_context", killed)
     with pytest.raises(DoesNotFit) as caught:
-        measure(quantized, MemorySettings(contexts=(256,)), toolchain=toolchain)
+        measure(quantized, MemorySettings(contexts=(256,)), session=Session(toolchain))
     assert "out-of-memory killer ended the run" in caught.value.why
     assert "It should have fitted" in caught.value.next_step
 
@@ -268,7 +266,7 @@ def test_memory_that_is_elsewhere_is_said_to_be(quantized: Path, rpc_server: str
     [
         (["-c", "many"], "'many' is not a valid integer"),
         (["-ctk", "q9_9"], "'q9_9' is not one of"),
-        (["-ngl", "some"], "'some' is not a valid integer"),
+        (["-ngl", "some"], "'some' is no whole number"),
         (["-lm", "mlock"], "'mlock' is not one of 'mmap', 'none'"),
     ],
 )

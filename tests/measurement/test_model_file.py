@@ -8,7 +8,9 @@ from ggq.measurement.model_file import Subject, distinct
 
 
 def named(path: str, kind: str | None, digest: str) -> Subject:
-    return Subject(kind or Path(path).stem, kind, Path(path), digest, 1, 4.5, 1, "llama", 512)
+    return Subject(
+        kind or Path(path).stem, Path(path).name, digest, 1, 4.5, 1, "llama", 512, kind, path=Path(path)
+    )
 
 
 def test_a_file_that_is_named_twice_is_one() -> None:

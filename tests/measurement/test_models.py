@@ -9,13 +9,10 @@ from architectures import CASES, make
 
 import ggq
 from ggq.gguf import file as gguf_file
+from ggq.llamacpp.offload import ALL_LAYERS
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement import record
-from ggq.measurement.memory import MemorySettings
-from ggq.measurement.quality import QualitySettings
-from ggq.measurement.settings import BenchSettings, TextChoice
-from ggq.measurement.speed import SpeedSettings
-from ggq.measurement.speed_tests import ALL_LAYERS
+from ggq.measurement import summary
+from ggq.measurement.settings import BenchSettings, MemorySettings, QualitySettings, SpeedSettings, TextChoice
 from ggq.measurement.throughput import Precision
 from ggq.operations import bench as measure
 from ggq.operations.request import Settings
@@ -64,9 +61,9 @@ def test_a_model_is_measured_in_everything(
         ),
         memory=MemorySettings(contexts=(context,), load_modes=("mmap",), threads=2),
     )  # fmt: skip
-    done = measure.bench([tmp_path / "out"], settings, toolchain=toolchain)
+    done = measure.bench([tmp_path / "out"], settings, session=Session(toolchain))
     assert not done.failures
-    rows = record.rows(done.entries)
+    rows = summary.rows(done.entries)
     assert [row.is_base for row in rows] == [True, False] and rows[1].name == "Q4_K_M"
     for row in rows:
         assert row.perplexity and row.prompt_tokens_per_s and row.generation_tokens_per_s and row.ram_bytes

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import measured
 import pytest
@@ -18,15 +18,15 @@ from measured import Timed
 import ggq
 from ggq.errors import GgqError, OutputProblem, UsageProblem
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement import compare, model_file, plot, quality, record, speed, tables
+from ggq.measurement import compare, model_file, plot, quality, record, speed, summary, tables
 from ggq.measurement import memory as bench_memory
-from ggq.measurement.memory import MemorySettings
-from ggq.measurement.quality import QualitySettings
-from ggq.measurement.record import Entry, Record, quality_measurements
-from ggq.measurement.speed import SpeedSettings
+from ggq.measurement.quality_record import measurements
+from ggq.measurement.record import Entry, Record
+from ggq.measurement.settings import MemorySettings, QualitySettings, SpeedSettings
 from ggq.measurement.throughput import Precision
 from ggq.operations.request import Settings
 from ggq.records.environment import environment
+from ggq.session import Session
 from ggq.system import files
 from ggq.system.texts import Text
 
@@ -60,10 +60,7 @@ def entries(tmp_path: Path) -> tuple[Entry, ...]:
 
 
 def without(entries: Sequence[Entry], kind: str) -> list[Entry]:
-    return [
-        replace(entry, measurements={name: it for name, it in entry.measurements.items() if name != kind})
-        for entry in entries
-    ]
+    return [replace(it, measurements=replace(it.measurements, **{kind: None})) for it in entries]
 
 
 def texts(figure: Any) -> Iterator[Any]:
@@ -84,7 +81,7 @@ def test_size_against_divergence(entries: tuple[Entry, ...]) -> None:
     assert axes.get_yscale() == "log" and axes.get_xscale() == "linear"
     assert "MB" in axes.get_xlabel() and "nats per token" in axes.get_ylabel()
     lines = {line.get_drawstyle(): line for line in axes.lines}
-    front = lines["steps-post"].get_xydata()
+    front: Any = lines["steps-post"].get_xydata()
     assert [round(size, 1) for size, _ in front] == [3.0, 4.4, 5.0, 9.0]
     assert {note.get_text() for note in axes.texts if note.get_text()} == set(SIZES)
     points = {
@@ -105,11 +102,12 @@ def test_speed_against_layers(entries: tuple[Entry, ...]) -> None:
     assert "-ngl" in axes.get_xlabel() and "tokens/s" in axes.get_ylabel()
     looks = [
         (line.get_marker(), line.get_linestyle(), line.get_color())
-        for container in axes.containers
+        for container in cast("list[Any]", axes.containers)
         for line in [container.lines[0]]
     ]
     assert len(looks) == len({look[:2] for look in looks}) == 4, "told apart by colour alone"
-    for container in axes.containers:
+    containers: list[Any] = axes.containers
+    for container in containers:
         line, _, (bars,) = container.lines
         assert list(line.get_xdata()) == [0, 2, 4]
         for (_, low), (_, high) in bars.get_segments():
@@ -151,7 +149,7 @@ def test_nothing_hides_a_name(entries: tuple[Entry, ...]) -> None:
 
 
 def klds(entries: Sequence[Entry]) -> dict[str, Any]:
-    return {row.name: row.mean_kld for row in record.rows(entries) if row.mean_kld}
+    return {row.name: row.mean_kld for row in summary.rows(entries) if row.mean_kld}
 
 
 @needs_matplotlib
@@ -243,28 +241,28 @@ def test_real_measurements_are_shown_in_every_form(
 ) -> None:
     """From the tools to the record, and from there to the table, the comparison and the plot."""
     made = ggq.quantize(base_gguf, ["Q2_K"], tmp_path / "q", Settings(threads=2))
-    base, model = model_file.identify([base_gguf, made.files[0].paths[0]])
+    base, model = model_file.distinct(map(model_file.of, [base_gguf, made.files[0].paths[0]]))
     path = example / "heldout.txt"
     text = Text(path.name, path, files.sha256_file(path), path.stat().st_size)
-    chunks = QualitySettings(until="chunks", chunks=16, context=128, threads=2)
+    chunks = QualitySettings(chunks=16, context=128, threads=2)
     sweep = SpeedSettings(
         prompt_tokens=(16,), generated_tokens=(4,), n_gpu_layers=(0, 3), rpc=(rpc_server,), binding=False,
         precision=Precision(batch=2, most=4),
     )  # fmt: skip
     load = MemorySettings(contexts=(128,), load_modes=("mmap",))
-    found = quality.measure(base, [model], text, chunks, toolchain=toolchain, work=tmp_path)
-    fast = speed.measure(model.path, sweep, toolchain=toolchain)
-    taken = bench_memory.measure(model.path, load, toolchain=toolchain)
+    found = quality.measure(base, [model], text, chunks, session=Session(toolchain), work=tmp_path)
+    fast = speed.measure(model.path, sweep, session=Session(toolchain))
+    taken = bench_memory.measure(model.path, load, session=Session(toolchain))
     machine = environment(toolchain)
     written = Record(tmp_path / "ggq-bench.json")
-    for measured_model, part in quality_measurements(found, base, [model]):
-        written.add(measured_model, machine, "quality", part)
-    written.add(model, machine, "speed", asdict(fast))
-    written.add(model, machine, "memory", asdict(taken))
+    for measured_model, part in measurements(found, base, [model], measured.MEASURED_AT):
+        written.add(measured_model, machine, part)
+    written.add(model, machine, fast)
+    written.add(model, machine, taken)
     written.save()
 
-    entries = compare.load(tmp_path)
-    columns, cells, _ = tables.table(record.rows(entries))
+    entries = record.load(tmp_path)
+    columns, cells, _ = tables.table(summary.rows(entries))
     assert [row[0] for row in cells] == ["BF16", "Q2_K"]
     assert len(columns) == 9, "all but VRAM"
     assert tables.MISSING not in cells[1]

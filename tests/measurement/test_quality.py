@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 
 import pytest
+from shared import Store
 
 import ggq
-from benchmarks.common import convert_by_hand
 from ggq.errors import GgufProblem, UsageProblem
 from ggq.llamacpp import perplexity, text_tokens
 from ggq.llamacpp.logits_file import logits_bytes
@@ -17,10 +17,12 @@ from ggq.llamacpp.perplexity import Evaluation
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import excerpts, model_file, quality
 from ggq.measurement.model_file import Subject
-from ggq.measurement.quality import QualityResult, QualitySettings
+from ggq.measurement.quality import QualityResult
+from ggq.measurement.settings import QualitySettings
 from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.records.journal import Journal
+from ggq.session import Session
 from ggq.system import files
 from ggq.system.texts import Text
 
@@ -37,7 +39,7 @@ def text_of(path: Path) -> Text:
 def family(base_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, ...]:
     """The example's base and three of its presets."""
     made = ggq.quantize(base_gguf, PRESETS, tmp_path_factory.mktemp("quants"), Settings(threads=2))
-    return model_file.identify([base_gguf, *(file.paths[0] for file in made.files)])
+    return model_file.distinct(map(model_file.of, [base_gguf, *(file.paths[0] for file in made.files)]))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def measure(
     family: tuple[Subject, ...], text: Text, toolchain: Toolchain, work: Path, **settings: object
 ) -> QualityResult:
     chosen = QualitySettings(**{"context": 128, "threads": 2, **settings})
-    return quality.measure(family[0], family[1:], text, chosen, toolchain=toolchain, work=work)
+    return quality.measure(family[0], family[1:], text, chosen, session=Session(toolchain), work=work)
 
 
 def test_models_are_named_by_their_presets(family: tuple[Subject, ...]) -> None:
@@ -71,12 +73,12 @@ def test_fixed_work_gives_the_tools_own_figures(
     family: tuple[Subject, ...], heldout: Text, toolchain: Toolchain, tmp_path: Path
 ) -> None:
     """Cut into rounds and put together again, to what one run by hand over the same chunks prints."""
-    found = measure(family, heldout, toolchain, tmp_path, until="chunks", chunks=20)
+    found = measure(family, heldout, toolchain, tmp_path, chunks=20)
     assert (found.chunks, len(found.rounds), found.stopped) == (20, 8, "as asked")
     how = Evaluation(context=128, threads=2)
     whole = perplexity.save_logits(toolchain, family[0].path, heldout.path, tmp_path / "w", how, chunks=20)
     by_hand = perplexity.divergence(toolchain, family[2].path, whole, how)
-    ours = found.models[1]
+    ours = found.models[1].divergence
     assert ours.perplexity.value == pytest.approx(by_hand.perplexity.value, rel=1e-5)
     assert found.base_perplexity.value == pytest.approx(by_hand.base_perplexity.value, rel=1e-5)
     assert ours.mean_kld.value == pytest.approx(by_hand.mean_kld.value, abs=2e-6)
@@ -93,8 +95,8 @@ def test_fixed_work_gives_the_tools_own_figures(
 def test_every_figure_has_its_error(
     family: tuple[Subject, ...], heldout: Text, toolchain: Toolchain, tmp_path: Path
 ) -> None:
-    found = measure(family, heldout, toolchain, tmp_path, until="chunks", chunks=16)
-    for model in found.models:
+    found = measure(family, heldout, toolchain, tmp_path, chunks=16)
+    for model in (it.divergence for it in found.models):
         for figure in (
             model.perplexity, model.ln_ppl_ratio, model.mean_kld, model.median_kld, model.p99_kld,
             model.same_top, model.rms_dp,
@@ -110,17 +112,17 @@ def test_a_broken_measurement_goes_on_where_it_stopped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = QualitySettings(until="chunks", chunks=8, context=128, threads=2)
+    settings = QualitySettings(chunks=8, context=128, threads=2)
     real, runs = perplexity.divergence, itertools.count()
 
     def breaks(*args: object, **options: object) -> perplexity.Divergence:
         if next(runs) == 4:
             raise KeyboardInterrupt
-        return real(*args, **options)  # type: ignore[arg-type]
+        return real(*args, **options)
 
     def again() -> QualityResult:
         return quality.measure(
-            family[0], family[1:], heldout, settings, toolchain=toolchain, work=tmp_path,
+            family[0], family[1:], heldout, settings, session=Session(toolchain), work=tmp_path,
             journal=Journal(tmp_path / "journal.jsonl"),
         )  # fmt: skip
 
@@ -144,9 +146,14 @@ def test_little_disk_makes_pieces_of_the_text(
 ) -> None:
     heard: list[Event] = []
     limit = logits_bytes(2048, 128, 5)
-    settings = QualitySettings(until="chunks", chunks=12, context=128, threads=2, max_base_bytes=limit)
+    settings = QualitySettings(chunks=12, context=128, threads=2, max_base_bytes=limit)
     found = quality.measure(
-        family[0], family[1:], heldout, settings, toolchain=toolchain, work=tmp_path, listener=heard.append
+        family[0],
+        family[1:],
+        heldout,
+        settings,
+        session=Session(toolchain, listener=heard.append),
+        work=tmp_path,
     )
     assert found.base_bytes <= limit
     assert (found.chunks, len(found.rounds)) == (12, 3)
@@ -160,8 +167,8 @@ def test_a_single_model_is_measured_until_its_divergence_is_known_well(
     found = measure(family[:2], heldout, toolchain, tmp_path)
     assert len(found.rounds) >= 8 and found.ranking == ()
     if found.stopped == "settled":
-        [model] = found.models
-        assert 2.5 * (model.mean_kld.standard_error or 0) < 0.1 * model.mean_kld.value
+        kld = found.models[0].divergence.mean_kld
+        assert 2.5 * (kld.standard_error or 0) < 0.1 * kld.value
 
 
 def test_pieces_cover_the_text_without_repeating_it(
@@ -184,7 +191,7 @@ def test_pieces_cover_the_text_without_repeating_it(
     [
         ({"context": 4096}, "more than"),
         ({"max_base_bytes": 1000}, "more disk"),
-        ({"until": "chunks", "chunks": 1}, "too few"),
+        ({"chunks": 1}, "too few"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -209,10 +216,14 @@ def test_too_little_text_is_refused(
 
 
 def test_models_of_two_families_are_not_compared(
-    family: tuple[Subject, ...], heldout: Text, stories: Path, toolchain: Toolchain, tmp_path: Path
+    family: tuple[Subject, ...],
+    heldout: Text,
+    stories: Path,
+    store: Store,
+    toolchain: Toolchain,
+    tmp_path: Path,
 ) -> None:
-    assert convert_by_hand(toolchain, stories, tmp_path / "other-F32.gguf", "f32").returncode == 0
-    other = model_file.identify([tmp_path / "other-F32.gguf"])
+    other = (model_file.of(store.converted(toolchain, stories, "f32", by_hand=True)),)
     with pytest.raises(GgufProblem, match="was not made from"):
         measure((family[0], *other), heldout, toolchain, tmp_path)
 
@@ -223,14 +234,16 @@ def test_every_k_quant_of_a_real_model(example: Path, toolchain: Toolchain, tmp_
         str(example), ["k-quants"], tmp_path / "out", Settings(keep_base=True, threads=2, verify="off")
     )
     assert made.base is not None
-    base, *models = model_file.identify([made.base, *(file.paths[0] for file in made.files)])
-    settings = QualitySettings(until="chunks", chunks=8, threads=2)
+    base, *models = model_file.distinct(
+        map(model_file.of, [made.base, *(file.paths[0] for file in made.files)])
+    )
+    settings = QualitySettings(chunks=8, threads=2)
     found = quality.measure(
-        base, models, text_of(example / "heldout.txt"), settings, toolchain=toolchain, work=tmp_path
+        base, models, text_of(example / "heldout.txt"), settings, session=Session(toolchain), work=tmp_path
     )
     by_bits = sorted(zip(models, found.models, strict=True), key=lambda pair: pair[0].bits_per_weight)
-    klds = [model.mean_kld for _, model in by_bits]
+    klds = [model.divergence.mean_kld for _, model in by_bits]
     for fewer, more in itertools.pairwise(klds):
         assert more.value < fewer.value + math.hypot(fewer.standard_error or 0, more.standard_error or 0)
     assert klds[0].value > 20 * klds[-1].value
-    assert by_bits[-1][1].same_top.value > 0.95
+    assert by_bits[-1][1].divergence.same_top.value > 0.95

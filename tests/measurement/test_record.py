@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import measured
@@ -23,9 +22,10 @@ def test_cells_of_another_day_stay_where_all_else_was_alike(
     for context, placement in ((512, Offload()), (1024, offload)):
         run = FilledContext((), MemoryPeaks(1), None, context - 8, 8, 1.0)
         cell = MemoryCell(context, "f16", "f16", "mmap", Breakdown(()), 1, 0, run, 1, 1)
-        result = MemoryResult(model.path.name, model.file_bytes, 1, placement, (cell,))
+        result = MemoryResult(measured.MEASURED_AT, model.path.name, model.file_bytes, 1, placement, (cell,))
         record = Record(path)
-        record.add(model, measured.ENVIRONMENT, "memory", asdict(result))
+        record.add(model, measured.ENVIRONMENT, result)
         record.save()
     [entry] = Record(path).entries
-    assert [cell["context_tokens"] for cell in entry.measurements["memory"]["cells"]] == expected
+    assert entry.measurements.memory is not None
+    assert [cell.context_tokens for cell in entry.measurements.memory.cells] == expected

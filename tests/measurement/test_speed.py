@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import statistics
 from dataclasses import asdict, replace
@@ -21,19 +22,20 @@ from ggq.cli.main import cli
 from ggq.errors import UsageProblem
 from ggq.gguf import file as gguf_file
 from ggq.gguf.file import GgufFile
-from ggq.llamacpp import bench, binding_bench
+from ggq.llamacpp import bench, binding_bench, threads
 from ggq.llamacpp.binding_bench import Timing
-from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.offload import ALL_LAYERS, Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import binding_speed as binding
 from ggq.measurement import speed, speed_tests
 from ggq.measurement.binding_speed import binding_rate
 from ggq.measurement.record import FILE_NAME, Record
-from ggq.measurement.speed import SpeedSettings
-from ggq.measurement.speed_tests import ALL_LAYERS, Point
+from ggq.measurement.settings import SpeedSettings
+from ggq.measurement.speed_tests import Point
 from ggq.measurement.throughput import Precision, human_rate, pooled_deviation, rate
 from ggq.progress import Event, Step
 from ggq.records.journal import Journal
+from ggq.session import Session
 from ggq.setup import selftest
 from ggq.system import hardware, process
 from ggq.system.hardware import Device, DeviceKind
@@ -176,7 +178,7 @@ def test_without_a_gpu_layers_stay_on_the_cpu(tiny: GgufFile) -> None:
     assert speed_tests.placements(tiny, [], (0,)) == (Offload(),)
     for asked in ((1,), (0, ALL_LAYERS), "sweep"):
         with pytest.raises(UsageProblem, match="no GPU to put layers on"):
-            speed_tests.placements(tiny, [], asked)  # type: ignore[arg-type]
+            speed_tests.placements(tiny, [], asked)
 
 
 def test_placements_that_do_not_fit_the_model(tiny: GgufFile) -> None:
@@ -184,36 +186,6 @@ def test_placements_that_do_not_fit_the_model(tiny: GgufFile) -> None:
         speed_tests.placements(tiny, [GPU], None, n_cpu_moe=1)
     with pytest.raises(UsageProblem, match="2 shares for 1 devices"):
         speed_tests.placements(tiny, [GPU], None, tensor_split=(1, 1))
-
-
-@pytest.mark.parametrize(
-    ("usable", "expected"), [(1, (1,)), (2, (1, 2)), (4, (1, 2, 3, 4)), (16, (4, 8, 12, 16))]
-)
-def test_thread_candidates(usable: int, expected: tuple[int, ...]) -> None:
-    assert speed_tests.thread_candidates(usable) == expected
-
-
-def trial(threads: int, tokens_per_s: float, *, prompt: bool) -> bench.BenchResult:
-    line = (Path(__file__).parents[1] / "llamacpp" / "captured" / "bench.jsonl").read_text().splitlines()[0]
-    (result,) = bench.results([line])
-    return replace(
-        result,
-        threads=threads,
-        prompt_tokens=10 if prompt else 0,
-        generated_tokens=0 if prompt else 10,
-        samples_ns=(round(1e10 / tokens_per_s),),
-    )
-
-
-def test_the_fewest_threads_that_are_as_fast() -> None:
-    prompt = [trial(threads, value, prompt=True) for threads, value in ((1, 100), (2, 190), (4, 300))]
-    generation = [trial(threads, value, prompt=False) for threads, value in ((1, 50), (2, 99), (4, 100))]
-    chosen = speed_tests.choose_threads([*prompt, *generation])
-    assert (chosen.prompt, chosen.generation) == (4, 2)
-    assert [it.threads for it in chosen.trials] == [1, 2, 4]
-    assert chosen.trials[0].prompt_tokens_per_s == pytest.approx(100)
-    alone = speed_tests.choose_threads(prompt)
-    assert (alone.prompt, alone.generation, alone.trials[0].generation_tokens_per_s) == (4, 4, None)
 
 
 # --- the binding's words ---------------------------------------------------------------------------------
@@ -290,15 +262,14 @@ def test_a_gap_is_explained(
 
 
 @pytest.mark.tool
-def test_a_model_and_its_record(toolchain: Toolchain, base_gguf: Path) -> None:
+def test_a_model_and_its_record(
+    toolchain: Toolchain, base_gguf: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     events: list[Event] = []
-    told: list[str] = []
     settings = replace(QUICK, depths=(0, 64), binding=True)
-    process.echo_to(told.append)
-    try:
-        result = speed.measure(base_gguf, settings, toolchain=toolchain, listener=events.append)
-    finally:
-        process.echo_to(None)
+    with caplog.at_level(logging.DEBUG, process.LOG):
+        result = speed.measure(base_gguf, settings, session=Session(toolchain, listener=events.append))
+    told = caplog.messages
     assert (result.file, result.preset, result.layer_count) == ("tiny-llama-BF16.gguf", "BF16", 3)
     assert [str(figure.point) for figure in result.figures] == ["pp16", "tg4", "pp16 @ d64", "tg4 @ d64"]
     for figure in result.figures:
@@ -323,7 +294,7 @@ def test_a_model_and_its_record(toolchain: Toolchain, base_gguf: Path) -> None:
 @pytest.mark.tool
 def test_an_offload_sweep_on_an_rpc_device(toolchain: Toolchain, base_gguf: Path, rpc_server: str) -> None:
     settings = replace(QUICK, n_gpu_layers="sweep", rpc=(rpc_server,), binding=True)
-    result = speed.measure(base_gguf, settings, toolchain=toolchain)
+    result = speed.measure(base_gguf, settings, session=Session(toolchain))
     rows = [(figure.n_gpu_layers, figure.devices) for figure in result.figures]
     named = (f"RPC0 ({rpc_server})",)
     assert rows == [(0, ()), (0, ()), *((layers, named) for layers in (1, 1, 2, 2, 3, 3))]
@@ -341,12 +312,12 @@ def test_a_server_lost_half_way_leaves_what_was_measured(
         precision=Precision(batch=20, most=20),
     )  # fmt: skip
     with killing("ggml-rpc-server"):
-        result = speed.measure(base_gguf, settings, toolchain=toolchain)
+        result = speed.measure(base_gguf, settings, session=Session(toolchain))
     assert {figure.point for figure in result.figures if figure.n_gpu_layers == 0} == {
         Point("prompt", 16, 0), Point("generation", 400, 0),
     }  # fmt: skip
     (failure,) = result.failures
-    assert failure.n_gpu_layers == 3 and "lost half-way" in failure.what
+    assert failure.n_gpu_layers == 3 and "lost half-way" in failure.error.what
 
 
 @pytest.mark.tool
@@ -381,7 +352,7 @@ def test_a_broken_sweep_loses_the_batch_in_flight_alone(
     def measured() -> list[speed.SpeedResult]:
         parts: list[speed.SpeedResult] = []
         result = speed.measure(
-            base_gguf, settings, toolchain=toolchain, journal=Journal(tmp_path / "journal"),
+            base_gguf, settings, session=Session(toolchain), journal=Journal(tmp_path / "journal"),
             on_part=parts.append,
         )  # fmt: skip
         assert result == parts[-1]
@@ -403,11 +374,11 @@ def test_a_broken_sweep_loses_the_batch_in_flight_alone(
 
 @pytest.mark.tool
 def test_threads_are_found(toolchain: Toolchain, base_gguf: Path) -> None:
-    result = speed.measure(base_gguf, replace(QUICK, threads="auto"), toolchain=toolchain)
+    result = speed.measure(base_gguf, replace(QUICK, threads="auto"), session=Session(toolchain))
     usable = hardware.usable_cores()
     assert 1 <= result.threads.prompt <= usable and 1 <= result.threads.generation <= usable
     tried = [trial.threads for trial in result.threads.trials]
-    assert tried == (list(speed_tests.thread_candidates(usable)) if usable > 1 else [])
+    assert tried == (list(threads.thread_candidates(usable)) if usable > 1 else [])
     assert {figure.test: figure.threads for figure in result.figures} == {
         "prompt": result.threads.prompt, "generation": result.threads.generation,
     }  # fmt: skip
@@ -416,7 +387,7 @@ def test_threads_are_found(toolchain: Toolchain, base_gguf: Path) -> None:
 @pytest.mark.tool
 def test_a_model_without_a_tokenizer_and_with_a_small_context(toolchain: Toolchain, tiny: GgufFile) -> None:
     settings = SpeedSettings(threads=1, precision=Precision(batch=1, most=2))
-    result = speed.measure(tiny.path, settings, toolchain=toolchain)
+    result = speed.measure(tiny.path, settings, session=Session(toolchain))
     assert [str(figure.point) for figure in result.figures] == ["pp64", "tg64"]
     assert result.preset is None and all(figure.binding for figure in result.figures)
 
@@ -428,7 +399,7 @@ def test_the_binding_that_fails_is_a_remark(
     monkeypatch.setattr(
         binding_bench, "default_options", lambda options, threads, prompt_threads: {"flash_attn": False}
     )
-    result = speed.measure(base_gguf, replace(QUICK, binding=True, type_v="q4_0"), toolchain=toolchain)
+    result = speed.measure(base_gguf, replace(QUICK, binding=True, type_v="q4_0"), session=Session(toolchain))
     assert [figure.binding for figure in result.figures] == [None, None]
     assert any(remark.startswith("llama-cpp-python does not run the model:") for remark in result.remarks)
 
@@ -461,7 +432,7 @@ def test_the_table_fits_and_the_json_holds_everything(
     (model,) = found["models"]
     assert len(model["figures"]) == 12 and model["figures"][0]["speed"]["samples_ns"]
     [entry] = Record(record).entries
-    assert len(entry.measurements["speed"]["figures"]) == 12
+    assert entry.measurements.speed is not None and len(entry.measurements.speed.figures) == 12
 
 
 @pytest.mark.tool
@@ -473,7 +444,7 @@ def test_one_bad_file_does_not_hide_the_others(base_gguf: Path, tmp_path: Path) 
     assert "BF16" in shown.stdout and "Python t/s" in shown.stdout
     assert "bad.gguf" in shown.stderr and "not a GGUF" in shown.stderr
     [entry] = Record(tmp_path / FILE_NAME).entries
-    assert entry.model["name"] == "BF16" and set(entry.measurements) == {"speed"}
+    assert entry.model.name == "BF16" and entry.measurements.kinds == ("speed",)
     as_json = ggq(*asked, "--no-binding", "--json")
     assert as_json.exit_code == 1, as_json.output
     found = json.loads(as_json.stdout)

@@ -17,8 +17,8 @@ import pytest
 
 from ggq.cli.output import Output
 from ggq.llamacpp.perplexity import Estimate
-from ggq.measurement import record, tables
-from ggq.measurement.record import Row
+from ggq.measurement import summary, tables
+from ggq.measurement.summary import Row
 
 K_QUANTS = (
     "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0",
@@ -58,7 +58,7 @@ LARGE = replace(
 def family(**changes: object) -> list[Row]:
     """The base and the ten K-quants, all of them wide."""
     base = replace(LARGE, name="BF16", is_base=True, mean_kld=None, same_top=None)
-    return [replace(row, **changes) for row in (base, *(replace(LARGE, name=name) for name in K_QUANTS))]  # type: ignore[arg-type]
+    return [replace(row, **changes) for row in (base, *(replace(LARGE, name=name) for name in K_QUANTS))]
 
 
 def shown(rows: Sequence[Row], monkeypatch: pytest.MonkeyPatch, width: int = 80) -> list[str]:
@@ -263,7 +263,7 @@ def test_rows_are_read_off_a_record(tmp_path: Path) -> None:
         },
         memories={"Q2_K": measured.memory("Q2_K", {256: 40_000_000, 512: 50_000_000}, vram_bytes=7_000_000)},
     )
-    rows = record.rows(entries)
+    rows = summary.rows(entries)
     assert [row.name for row in rows] == ["BF16", "Q2_K", "Q8_0"]
     assert [row.is_base for row in rows] == [True, False, False]
     found = rows[1]
@@ -283,7 +283,7 @@ def test_the_base_comes_first_also_where_only_its_speed_was_measured(tmp_path: P
         tmp_path / "r.json",
         models=models,
         speeds={"BF16": measured.speed("BF16", [measured.Timed("prompt", 512, [[9.0, 9.1]])])},
-        environment={**measured.ENVIRONMENT, "cpu": "Another CPU"},
+        environment=replace(measured.ENVIRONMENT, cpu="Another CPU"),
     )
     assert len(here) == 2 and len(there) == 3
-    assert [row.is_base for row in record.rows(there)] == [True, True, False]
+    assert [row.is_base for row in summary.rows(there)] == [True, True, False]

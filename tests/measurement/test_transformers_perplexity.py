@@ -1,4 +1,4 @@
-"""The witness against llama-perplexity on the same tokens, and what it says when it cannot speak."""
+"""The reference against llama-perplexity on the same tokens, and what it says when it cannot speak."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared import Store
 
-from benchmarks.common import convert_by_hand
 from ggq.checkpoint import transformers_model
 from ggq.errors import CheckpointProblem, DoesNotFit, GgqError, UsageProblem
 from ggq.llamacpp import logits_file
 from ggq.llamacpp.perplexity import TOOL
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement import transformers_perplexity
 from ggq.measurement.transformers_perplexity import ReferencePerplexity, perplexity
 from ggq.measurement.transformers_perplexity_child import score
 from ggq.progress import Event, Step
-from ggq.system import process
+from ggq.system import hardware, process
 
 BOS = 1
 CHUNKS = [[5 + (7 * index + 3 * number) % 500 for index in range(32)] for number in range(3)]
@@ -97,12 +96,24 @@ def test_an_odd_chunk_with_and_without_bos(example: Path, bos: int | None) -> No
 def both(
     toolchain: Toolchain, model: Path, gguf: Path, text: Path, tmp_path: Path
 ) -> tuple[ReferencePerplexity, float, float]:
-    """The witness, and llama-perplexity's value and standard error, on the same tokens.
+    """The reference, and llama-perplexity's value and standard error, on the same tokens.
 
     With a cache in float32, which llama.cpp keeps in 16 bits otherwise, and without what else it rounds for.
     """
     base = tmp_path / "base.kld"
-    command = [toolchain.tool(TOOL), "-m", gguf, "-f", text, "-c", "512", "-b", "512", "--chunks", "4"]
+    command: list[str | Path] = [
+        toolchain.tool(TOOL),
+        "-m",
+        gguf,
+        "-f",
+        text,
+        "-c",
+        "512",
+        "-b",
+        "512",
+        "--chunks",
+        "4",
+    ]
     exactly = ["-ctk", "f32", "-ctv", "f32", "-fa", "off", "-fit", "off", "-t", "2"]
     done = process.run([*command, *exactly, "--kl-divergence-base", base])
     printed = re.search(r"PPL = (\S+) \+/- (\S+)", "\n".join((*done.stdout, *done.stderr)))
@@ -122,12 +133,10 @@ def test_the_example_in_16_bits(toolchain: Toolchain, example: Path, base_gguf: 
 
 @pytest.mark.tool
 def test_a_real_checkpoint_in_32_bits(
-    toolchain: Toolchain, stories: Path, example: Path, tmp_path: Path
+    toolchain: Toolchain, stories: Path, example: Path, store: Store, tmp_path: Path
 ) -> None:
     """Here nothing is rounded between the two, and they agree to the last digit that is printed."""
-    gguf = tmp_path / "stories260K-F32.gguf"
-    done = convert_by_hand(toolchain, stories, gguf, "f32")
-    assert done.returncode == 0, done.tail
+    gguf = store.converted(toolchain, stories, "f32", by_hand=True)
     found, value, error = both(toolchain, stories, gguf, example / "heldout.txt", tmp_path)
     assert found.value == pytest.approx(value, rel=1e-5)
     assert found.standard_error == pytest.approx(error, rel=1e-4)
@@ -179,7 +188,7 @@ say("done", torch="2", transformers="5")
 
 
 def test_a_model_larger_than_memory(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers_perplexity.hardware, "available_ram_bytes", lambda: 500_000_000)
+    monkeypatch.setattr(hardware, "available_ram_bytes", lambda: 500_000_000)
     assert "500 MB are free" in refusal(DoesNotFit, example).why
 
 

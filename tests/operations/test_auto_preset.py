@@ -13,6 +13,7 @@ from hubserver import HubServer
 import ggq
 from ggq.cli.main import cli
 from ggq.errors import CheckpointProblem, DoesNotFit, NeedsWeights, OutputProblem, ToolFailed
+from ggq.estimation.estimator import Account
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import memory as bench_memory
 from ggq.model_ref import parse_reference
@@ -108,7 +109,7 @@ def test_a_prediction_that_fails_is_told_and_costs_nothing_else(
     heard: list[Event] = []
     session = Session(toolchain, listener=heard.append)
     plan = prepare(request(example, None, tmp_path, Settings(), session), session)
-    monkeypatch.setattr(outcomes.Account, "memory", fail)
+    monkeypatch.setattr(Account, "memory", fail)
     made = execute(plan, session)
     assert [it.what for it in made.outcomes] == ["file", "prompt", "generation"]
     assert any(isinstance(it, Notice) and it.text.startswith("Not measured: llama-fit") for it in heard)

@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import measured
 import pytest
 from ctrl_c import heed_ctrl_c
 from disks import tmpfs
@@ -24,15 +25,14 @@ from ggq.llamacpp import bench as llama_bench
 from ggq.llamacpp import memory as llama_memory
 from ggq.llamacpp import perplexity
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement import record, speed
-from ggq.measurement.memory import MemorySettings
-from ggq.measurement.quality import QualitySettings
-from ggq.measurement.settings import BenchSettings
-from ggq.measurement.speed import SpeedSettings
+from ggq.measurement import record, speed, summary
+from ggq.measurement.settings import BenchSettings, MemorySettings, QualitySettings, SpeedSettings
 from ggq.measurement.throughput import Precision
+from ggq.measurement.words import KINDS, Kind
 from ggq.operations import bench as measure
 from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
+from ggq.session import Session
 from ggq.system import process
 
 pytestmark = pytest.mark.tool
@@ -70,13 +70,13 @@ def run(*arguments: str | Path) -> process.Completed:
 
 
 def test_a_folder_is_measured_in_everything(folder: Path, toolchain: Toolchain) -> None:
-    done = measure.bench([folder], QUICK, toolchain=toolchain)
+    done = measure.bench([folder], QUICK, session=Session(toolchain))
     assert not done.failures
-    assert [entry.model["name"] for entry in done.entries] == ["BF16", "Q2_K", "Q8_0"]
-    assert all(set(entry.measurements) == set(record.KINDS) for entry in done.entries)
+    assert [entry.model.name for entry in done.entries] == ["BF16", "Q2_K", "Q8_0"]
+    assert all(entry.measurements.kinds == KINDS for entry in done.entries)
     # The text beside the checkpoint was found through the manifest.
     assert done.quality is not None and done.quality.text.path.name == "heldout.txt"
-    rows = record.rows(done.entries)
+    rows = summary.rows(done.entries)
     assert [row.is_base for row in rows] == [True, False, False]
     for row in rows:
         assert row.perplexity and row.prompt_tokens_per_s and row.generation_tokens_per_s
@@ -92,19 +92,21 @@ def test_records_are_merged_by_file_and_machine(folder: Path, toolchain: Toolcha
     only_speed = BenchSettings(kinds=("speed",), speed=QUICK.speed)
     only_memory = BenchSettings(kinds=("memory",), memory=QUICK.memory)
     one, other = folder / "tiny-llama-Q8_0.gguf", folder / "tiny-llama-Q2_K.gguf"
-    measure.bench([one], only_speed, toolchain=toolchain)
-    measure.bench([other], only_speed, toolchain=toolchain)
-    done = measure.bench([one], only_memory, toolchain=toolchain)
+    measure.bench([one], only_speed, session=Session(toolchain))
+    measure.bench([other], only_speed, session=Session(toolchain))
+    done = measure.bench([one], only_memory, session=Session(toolchain))
     [entry] = done.entries
-    assert set(entry.measurements) == {"speed", "memory"}
+    assert set(entry.measurements.kinds) == {"speed", "memory"}
     kept = record.Record(done.record).entries
-    assert {item.model["name"]: set(item.measurements) for item in kept} == {
+    assert {item.model.name: set(item.measurements.kinds) for item in kept} == {
         "Q8_0": {"speed", "memory"}, "Q2_K": {"speed"},
     }  # fmt: skip
     # Another machine's figures of the same file stand beside these.
     there = record.Record(done.record)
-    subject = measure.model_file.identify([one])[0]
-    there.add(subject, {**kept[0].environment, "cpu": "another"}, "speed", {"figures": []})
+    subject = measure.model_file.of(one)  # type: ignore[attr-defined]
+    speed_of_it = kept[0].measurements.speed
+    assert speed_of_it is not None
+    there.add(subject, replace(kept[0].environment, cpu="another"), speed_of_it)
     assert len(there.entries) == 3
 
 
@@ -116,18 +118,18 @@ def test_one_failure_does_not_lose_the_others(
     def fails_once(model: Path, *args: object, **options: object) -> object:
         if "Q2_K" in model.name:
             raise ToolFailed(["llama-bench"], -9, ["last words"])
-        return real(model, *args, **options)  # type: ignore[arg-type]
+        return real(model, *args, **options)
 
     monkeypatch.setattr(speed, "measure", fails_once)
     settings = BenchSettings(kinds=("speed",), speed=QUICK.speed)
-    done = measure.bench([folder], settings, toolchain=toolchain)
+    done = measure.bench([folder], settings, session=Session(toolchain))
     [failure] = done.failures
     assert (failure.kind, failure.file_name) == ("speed", "tiny-llama-Q2_K.gguf")
-    assert "SIGKILL" in failure.what
+    assert "SIGKILL" in failure.error.what
     assert [found.name for found, _ in done.speed] == ["BF16", "Q8_0"]
     # The same command measures only what is missing.
     monkeypatch.setattr(speed, "measure", real)
-    again = measure.bench([folder], settings, toolchain=toolchain)
+    again = measure.bench([folder], settings, session=Session(toolchain))
     assert [found.name for found, _ in again.speed] == ["Q2_K"]
     assert not again.failures and len(again.entries) == 3
 
@@ -140,7 +142,9 @@ def test_a_bad_file_in_a_folder_does_not_keep_the_others_from_being_measured(
     ggq.convert_and_quantize(str(stories), ["Q8_0"], folder, settings)
     heard: list[Event] = []
     quick = BenchSettings(kinds=("quality",), quality=QUICK.quality)
-    done = measure.bench([folder, folder / "tiny-llama-Q2_K.gguf"], quick, listener=heard.append)
+    done = measure.bench(
+        [folder, folder / "tiny-llama-Q2_K.gguf"], quick, session=Session(listener=heard.append)
+    )
     [failure] = done.failures
     assert (failure.kind, failure.file_name) == ("file", "broken-Q4_0.gguf")
     # The other family shares the folder and the type, and is left out with a word.
@@ -158,14 +162,14 @@ def test_a_model_that_fails_leaves_the_others_their_quality(
     def fails(tools: Toolchain, model: Path, *args: object, **options: object) -> object:
         if "Q2_K" in model.name:
             raise ToolFailed(["llama-perplexity"], -6, ["last words"])
-        return real(tools, model, *args, **options)  # type: ignore[arg-type]
+        return real(tools, model, *args, **options)
 
     monkeypatch.setattr(perplexity, "divergence", fails)
     settings = BenchSettings(kinds=("quality",), quality=QUICK.quality)
-    done = measure.bench([folder], settings, toolchain=toolchain)
+    done = measure.bench([folder], settings, session=Session(toolchain))
     assert done.quality is not None and [model.name for model in done.quality.models] == ["Q8_0"]
     [failure] = done.failures
-    assert (failure.kind, failure.file_name) == ("quality", "Q2_K") and "SIGABRT" in failure.what
+    assert (failure.kind, failure.file_name) == ("quality", "Q2_K") and "SIGABRT" in failure.error.what
 
 
 def test_a_sweep_stays_in_the_record_when_one_of_its_points_is_measured_again(
@@ -174,10 +178,10 @@ def test_a_sweep_stays_in_the_record_when_one_of_its_points_is_measured_again(
     one = folder / "tiny-llama-Q8_0.gguf"
     for depths in ((0, 64), (0,)):
         again = BenchSettings(kinds=("speed",), speed=replace(QUICK.speed, depths=depths))
-        done = measure.bench([one], again, toolchain=toolchain)
+        done = measure.bench([one], again, session=Session(toolchain))
     [entry] = done.entries
-    figures = entry.measurements["speed"]["figures"]
-    assert sorted((figure["test"], figure["depth_tokens"]) for figure in figures) == [
+    assert entry.measurements.speed is not None
+    assert sorted((figure.test, figure.depth_tokens) for figure in entry.measurements.speed.figures) == [
         ("generation", 0), ("generation", 64), ("prompt", 0), ("prompt", 64),
     ]  # fmt: skip
 
@@ -185,20 +189,20 @@ def test_a_sweep_stays_in_the_record_when_one_of_its_points_is_measured_again(
 def test_where_nothing_can_be_measured_the_error_comes_through(folder: Path, toolchain: Toolchain) -> None:
     settings = BenchSettings(kinds=("speed",), speed=SpeedSettings(depths=(100_000,)))
     with pytest.raises(UsageProblem):
-        measure.bench([folder / "tiny-llama-Q8_0.gguf"], settings, toolchain=toolchain)
+        measure.bench([folder / "tiny-llama-Q8_0.gguf"], settings, session=Session(toolchain))
 
 
 def test_quality_needs_a_base(folder: Path, toolchain: Toolchain) -> None:
     settings = BenchSettings(kinds=("quality",))
     with pytest.raises(UsageProblem, match="not measured"):
-        measure.bench([folder / "tiny-llama-Q8_0.gguf"], settings, toolchain=toolchain)
+        measure.bench([folder / "tiny-llama-Q8_0.gguf"], settings, session=Session(toolchain))
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"kind": "ggq-bench", "schema_version": 99}', '{"kind": 1}'])
 def test_a_foreign_record_is_not_overwritten(folder: Path, toolchain: Toolchain, content: str) -> None:
     (folder / "ggq-bench.json").write_text(content)
     with pytest.raises(OutputProblem, match="not a record"):
-        measure.bench([folder], QUICK, toolchain=toolchain)
+        measure.bench([folder], QUICK, session=Session(toolchain))
     assert (folder / "ggq-bench.json").read_text() == content
 
 
@@ -207,7 +211,7 @@ def test_targets_that_are_nothing(tmp_path: Path, toolchain: Toolchain, target: 
     (tmp_path / "empty").mkdir()
     (tmp_path / "nothing.gguf").write_bytes(b"")
     with pytest.raises(GgqError):
-        measure.bench([str(tmp_path / target)], QUICK, toolchain=toolchain)
+        measure.bench([str(tmp_path / target)], QUICK, session=Session(toolchain))
 
 
 def test_a_checkpoint_is_made_and_measured(
@@ -215,8 +219,8 @@ def test_a_checkpoint_is_made_and_measured(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = BenchSettings(kinds=("quality",), quality=QUICK.quality)
-    done = measure.bench([example], settings, preset_names=["Q4_0"], toolchain=toolchain)
-    assert [entry.model["name"] for entry in done.entries] == ["BF16", "Q4_0"]
+    done = measure.bench([example], settings, preset_names=["Q4_0"], session=Session(toolchain))
+    assert [entry.model.name for entry in done.entries] == ["BF16", "Q4_0"]
     assert done.record == tmp_path / "tiny-llama" / "ggq-bench.json"
 
 
@@ -231,7 +235,7 @@ def test_the_commands_show_and_store(folder: Path, tmp_path: Path) -> None:
     # Quality was measured by the first command, and is in the record still.
     assert (tmp_path / "plot.svg").read_text().lstrip().startswith("<?xml")
     stored = json.loads((folder / "ggq-bench.json").read_text())
-    assert set(stored["entries"][2]["measurements"]) == set(record.KINDS)
+    assert set(stored["entries"][2]["measurements"]) == set(KINDS)
 
 
 def test_ctrl_c_keeps_what_was_measured(folder: Path) -> None:
@@ -269,7 +273,8 @@ def test_ctrl_c_in_the_middle_of_a_file_keeps_its_batches(folder: Path) -> None:
     assert not (folder / "ggq-bench.json").exists(), "the test came too late"
     assert run(*command[4:]).returncode == 0
     [entry] = record.Record(folder / "ggq-bench.json").entries
-    after = [tuple(figure["speed"]["samples_ns"]) for figure in entry.measurements["speed"]["figures"]]
+    assert entry.measurements.speed is not None
+    after = [figure.speed.samples_ns for figure in entry.measurements.speed.figures]
     assert len(after) == 2 and not journals(folder)
     assert all(any(samples[: len(batch)] == batch for samples in after) for batch in before)
 
@@ -283,7 +288,7 @@ def batches(journal: Path) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("kind", ["speed", "memory"])
 def test_a_disk_that_was_full_when_the_record_was_written(
-    folder: Path, tmp_path: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch, kind: record.Kind
+    folder: Path, tmp_path: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
     """The words promise that the same command resumes."""
     settings = BenchSettings(kinds=(kind,), speed=QUICK.speed, memory=QUICK.memory)
@@ -292,13 +297,14 @@ def test_a_disk_that_was_full_when_the_record_was_written(
         target = small / "record.json"
         # Another machine's entry, of which there is no room for a second copy, though for a journal.
         there = record.Record(target)
-        [found] = measure.model_file.identify([model])
-        there.add(found, {"cpu": "another"}, "speed", {"figures": [], "remarks": ["x" * 300_000]})
+        found = measure.model_file.of(model)  # type: ignore[attr-defined]
+        large = replace(measured.speed("Q8_0", []), remarks=("x" * 300_000,))
+        there.add(found, replace(measured.ENVIRONMENT, cpu="another"), large)
         there.save()
         (small / "ballast").write_bytes(bytes(500_000))
 
         def once_more() -> measure.BenchResult:
-            return measure.bench([model], settings, output=target, toolchain=toolchain)
+            return measure.bench([model], settings, output=target, session=Session(toolchain))
 
         with pytest.raises(DiskFull, match="run the same command again: it resumes"):
             once_more()
@@ -310,4 +316,4 @@ def test_a_disk_that_was_full_when_the_record_was_written(
             done = once_more()
         assert not done.failures and not journals(small)
         [entry] = done.entries
-        assert set(entry.measurements) == {kind} and len(record.Record(target).entries) == 2
+        assert entry.measurements.kinds == (kind,) and len(record.Record(target).entries) == 2

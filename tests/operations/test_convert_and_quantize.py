@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from completion import complete
 from hubserver import HubServer
 from job_plans import plan_convert_and_quantize, plan_quantize
 from outputs import digests
@@ -30,7 +31,6 @@ from ggq.progress import Event, Notice
 from ggq.records.manifest import Manifest
 from ggq.session import Session
 from ggq.system import files
-from ggq.system.texts import Text
 
 pytestmark = pytest.mark.tool
 
@@ -64,7 +64,7 @@ def test_a_model_that_mostly_falls_back_still_talks(
     assert all(file.size.mostly_fell_back for file in result.files if file.preset != "Q8_0")
     for file in result.files:
         if file.preset in ("Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0"):
-            text = tools.complete(toolchain, file.paths[0], "Once upon a time", 40)
+            text = complete(toolchain, file.paths[0], "Once upon a time", 40)
             assert text.startswith("Once upon a time, there was a little girl named Lily"), (
                 file.preset,
                 text,
@@ -148,7 +148,7 @@ def test_a_base_that_was_kept_stays_kept(example: Path, tmp_path: Path) -> None:
     base = tmp_path / "tiny-llama-BF16.gguf"
 
     def run(preset: str, **changes: object) -> None:
-        settings = replace(UNVERIFIED, **changes)  # type: ignore[arg-type]
+        settings = replace(UNVERIFIED, **changes)
         ggq.convert_and_quantize(str(example), [preset], tmp_path, settings)
 
     run("Q4_0", keep_base=True)
@@ -187,13 +187,13 @@ def test_a_base_of_the_same_name_from_elsewhere_is_another_model(base_gguf: Path
 
 
 def test_what_needs_a_matrix_is_refused_before_the_conversion(example: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageProblem, match="IQ2_XS needs an importance matrix"):
+    with pytest.raises(UsageProblem, match="IQ2_XS needs an imatrix"):
         ggq.convert_and_quantize(str(example), ["Q8_0", "iq2_xs"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     ggq.convert_and_quantize(str(example), ["q8_0"], tmp_path / "done")
     done = plan_convert_and_quantize(str(example), ["q8_0"], tmp_path / "done")
     assert done.base is None and done.needed_bytes == 0, "there is nothing to do"
-    with pytest.raises(UsageProblem, match="IQ2_XS needs an importance matrix"):
+    with pytest.raises(UsageProblem, match="IQ2_XS needs an imatrix"):
         plan_convert_and_quantize(str(example), ["iq2_xs"], tmp_path / "out")
 
 
@@ -286,13 +286,13 @@ def test_a_dry_run_knows_what_an_earlier_run_made(example: Path, tmp_path: Path)
 
 
 def test_a_dry_run_counts_a_matrix_that_is_there(example: Path, tmp_path: Path) -> None:
-    text = Text("heldout.txt", example / "heldout.txt", files.sha256_file(example / "heldout.txt"), 1)
-    settings = replace(UNVERIFIED, calibration=text)
+    settings = replace(UNVERIFIED, imatrix="auto", imatrix_text=example / "heldout.txt")
     before = plan_convert_and_quantize(str(example), ["q4_k_m"], tmp_path, settings)
     (made,) = ggq.convert_and_quantize(str(example), ["q4_k_m"], tmp_path, settings).files
     after = plan_convert_and_quantize(str(example), ["q4_k_m"], tmp_path, settings)
     assert before.makes_imatrix and not after.makes_imatrix
-    assert after.files[0].made and after.files[0].file_bytes == made.file_bytes == before.files[0].file_bytes
+    assert after.files[0].made
+    assert after.files[0].size.file_bytes == made.size.file_bytes == before.files[0].size.file_bytes
 
 
 def test_a_dry_run_says_that_the_disk_is_too_small(
@@ -326,7 +326,7 @@ def test_what_can_be_refused_is_refused_before_the_download(
             run()
         assert "--stream" in refused.value.next_step
     assert hub.bytes_sent("model.safetensors") == 0
-    assert run().files[0].file_bytes > 0
+    assert run().files[0].size.file_bytes > 0
     assert hub.bytes_sent("model.safetensors") == weights
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import pty
@@ -21,7 +22,7 @@ from ggq.llamacpp import binding, toolchain
 from ggq.llamacpp import devices as ggml
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.operations import doctor
-from ggq.setup import selftest
+from ggq.setup import selftest, variants
 from ggq.system import hardware
 from ggq.system.cgroup import Limits
 
@@ -93,6 +94,9 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine on which `ggq setup` has not run."""
     monkeypatch.setattr(toolchain, "home", lambda: tmp_path / "data")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    if doctor._version("torch") is None:  # make test-lowest
+        known = [it for it in doctor._requirements() if it[0] != "torch"]
+        monkeypatch.setattr(doctor, "_requirements", lambda: known)
     return tmp_path
 
 
@@ -236,7 +240,7 @@ def test_a_driver_that_crashes_is_a_warning(named: Path, monkeypatch: pytest.Mon
 
 
 def test_a_gpu_that_this_build_cannot_use_is_a_warning(named: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ggq.setup.build.has_nvidia_driver", lambda: True)
+    monkeypatch.setattr("ggq.setup.variants.has_nvidia_driver", lambda: True)
     _, report = examine()
     (check,) = lines(report, "GPU")
     assert check["status"] == "warning" and "--backend cuda" in check["next_step"]
@@ -260,3 +264,50 @@ def test_setup_refuses_a_folder_without_tools(bare: Path) -> None:
 
 def test_setup_refuses_an_unknown_backend() -> None:
     assert CliRunner().invoke(cli, ["setup", "--backend", "abacus"]).exit_code == 2
+
+
+class Installed:
+    """importlib.metadata of an environment with PyTorch's build for NVIDIA."""
+
+    REQUIRES = (
+        "filelock",
+        'nvidia-cudnn-cu12==9; platform_system == "Linux"',
+        'triton==3; platform_system == "Linux"',
+        "nvidia-nccl-cu12==2; extra == 'x'",
+    )
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, present: tuple[str, ...]) -> None:
+        real = importlib.metadata.version, importlib.metadata.requires
+
+        def version(name: str) -> str:
+            if name.startswith(("nvidia", "triton")) and name not in present:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return "1" if name in present else real[0](name)
+
+        file = importlib.metadata.PackagePath("lib/libcudnn.so")
+        file.size = 1_500_000_000
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        monkeypatch.setattr(
+            importlib.metadata, "requires", lambda name: self.REQUIRES if name == "torch" else real[1](name)
+        )
+        monkeypatch.setattr(importlib.metadata, "files", lambda name: [file])
+
+
+@pytest.mark.parametrize(
+    ("present", "driver", "words"),
+    [
+        (("nvidia-cudnn-cu12", "triton"), False, "2 packages for NVIDIA GPUs (3.00 GB)"),
+        (("nvidia-cudnn-cu12", "triton"), True, ""),
+        ((), False, ""),
+    ],
+)
+def test_a_pytorch_for_gpus_that_are_not_there(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, present: tuple[str, ...], driver: bool, words: str
+) -> None:
+    Installed(monkeypatch, present)
+    monkeypatch.setattr(variants, "has_nvidia_driver", lambda: driver)
+    found = lines(examine()[1], "PyTorch")
+    assert len(found) == bool(words)
+    for check in found:
+        assert check["status"] == "warning" and words in check["finding"]
+        assert "whl/cpu" in check["next_step"] and "uninstall nvidia-cudnn-cu12 triton" in check["next_step"]

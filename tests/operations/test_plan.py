@@ -19,6 +19,7 @@ from ggq.llamacpp import devices as ggml
 from ggq.llamacpp import memory as llama_memory
 from ggq.llamacpp.memory import ROUNDING_BYTES, Load
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.llamacpp.words import CacheType
 from ggq.operations import plan
 from ggq.operations.plan_settings import PlanSettings
 from ggq.operations.request import Settings
@@ -32,14 +33,12 @@ QUIET = PlanSettings(speed_budget_s=0)
 
 def test_the_plan_is_what_is_made(example: Path, toolchain: Toolchain, tmp_path: Path) -> None:
     names = ["Q2_K", "Q4_K_M", "Q8_0"]
-    settings = PlanSettings(
-        contexts=(128, 512), cache_types=(("f16", "f16"), ("q8_0", "q8_0")), speed_budget_s=0
-    )
+    settings = PlanSettings(contexts=(128, 512), type_k=(CacheType.F16, CacheType.Q8_0), speed_budget_s=0)
     planned = plan.plan(example, names, settings, session=Session(toolchain=toolchain))
     made = ggq.convert_and_quantize(
         str(example), names, tmp_path / "out", Settings(threads=2, verify="off")
     ).files
-    assert [it.size.file_bytes for it in planned.presets] == [file.file_bytes for file in made]
+    assert [it.size.file_bytes for it in planned.presets] == [file.size.file_bytes for file in made]
     assert [it.preset for it in planned.presets] == names
     for preset, file in zip(planned.presets, made, strict=True):
         assert preset.prior is not None
@@ -161,7 +160,7 @@ def test_a_draft_model_is_counted(
     beside = plan.plan(
         example, ["Q8_0"], replace(settings, draft=base_gguf), session=Session(toolchain=toolchain)
     )
-    taken = beside.companions.taken
+    taken = beside.companions_room
     assert beside.companions.draft_offload.n_gpu_layers == 3
     assert taken.ram_bytes > 0 and all(taken.vram_bytes.values())
     assert beside.room.ram_bytes == alone.room.ram_bytes - taken.ram_bytes

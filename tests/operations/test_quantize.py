@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from ctrl_c import heed_ctrl_c
 from disks import tmpfs
 from outputs import digests
+from shared import Store, own
 
 import ggq
-from benchmarks.common import convert_by_hand
 from ggq.cli.main import cli
 from ggq.errors import DiskFull, UsageProblem
 from ggq.llamacpp.toolchain import Toolchain
@@ -50,12 +50,12 @@ def finished(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def larger_base(toolchain: Toolchain, larger: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def larger_base(
+    toolchain: Toolchain, larger: Path, store: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A model whose presets take a second or more."""
-    base = tmp_path_factory.mktemp("larger") / "larger-BF16.gguf"
-    done = convert_by_hand(toolchain, larger, base, "bf16")
-    assert done.returncode == 0, done.stderr
-    return base
+    base = store.converted(toolchain, larger, "bf16")
+    return own(base, tmp_path_factory.mktemp("larger"), "larger-BF16.gguf")
 
 
 def command(base: Path, outdir: Path, *more: str) -> list[str]:
@@ -147,7 +147,7 @@ def test_what_the_sweep_cannot_make_llama_quantize_makes_beside_it(
     base_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[Event] = []
-    real = choice.obstacle
+    real = choice.obstacle  # type: ignore[attr-defined]
     monkeypatch.setattr(
         choice,
         "obstacle",

@@ -18,15 +18,18 @@ import ggq
 from ggq.cli.main import cli
 from ggq.errors import CannotServe, DoesNotFit
 from ggq.estimation.estimator import PresetSize
+from ggq.estimation.hollow_model import ModelSource
 from ggq.estimation.memory import MemoryEstimate
 from ggq.estimation.placement import Room
 from ggq.estimation.speed import RateEstimate, SpeedEstimate
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.rpc import loopback_device
+from ggq.llamacpp.server import Companions
+from ggq.llamacpp.threads import ThreadChoice
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.measurement.speed_tests import ThreadChoice
+from ggq.llamacpp.words import CacheType
+from ggq.model_ref import ModelRef
 from ggq.operations.plan import plan
-from ggq.operations.plan_machine import Companions
 from ggq.operations.plan_settings import PlanSettings
 from ggq.operations.plan_types import LoadPlan, Plan, PresetPlan
 from ggq.operations.recommend import make_command, recommend
@@ -37,7 +40,6 @@ from ggq.session import Session
 from ggq.system import process
 
 GB = 1_000_000_000
-ALONE = Companions(None, 0, None, False, Room(0))
 QUIET = PlanSettings(speed_budget_s=0, threads=1)
 
 
@@ -58,23 +60,19 @@ def planned(monkeypatch: pytest.MonkeyPatch, toolchain: Toolchain) -> list[Prese
 
     def plan(*_: object, **__: object) -> Plan:
         return Plan(
-            "tiny",
-            None,
-            None,
-            None,
-            1,
-            4096,
-            33,
-            ("CUDA0",),
-            Room(16 * GB),
-            ALONE,
-            ThreadChoice(2, 2),
-            False,
-            tuple(given),
-            0,
-            1,
-            0,
-            1.0,
+            source=ModelSource("tiny"),
+            parameter_count=1,
+            context_length=4096,
+            layer_count=33,
+            devices=("CUDA0",),
+            room=Room(16 * GB),
+            companions=Companions(),
+            companions_room=Room(0),
+            threads=ThreadChoice(2, 2),
+            is_elsewhere=False,
+            presets=tuple(given),
+            disk_free_bytes=1,
+            seconds=1.0,
         )
 
     monkeypatch.setitem(recommend.__globals__, "plan", plan)
@@ -175,13 +173,13 @@ def test_what_cannot_be_made_is_not_the_nearest(planned: list[PresetPlan]) -> No
 
 def test_the_command_makes_what_was_planned(planned: list[PresetPlan]) -> None:
     planned.append(preset("Q4_K_M", 5, 0.02, 20))
-    found = recommend("org/tiny", revision="v1", session=Session(offline=True))
-    assert found.commands["make"][5:] == ("--revision", "v1", "--offline")
-    made = make_command("m", "Q4_K_M", found.plan, revision=None, offline=False)
-    assert made == ("ggq", "convert-and-quantize", "m", "--preset", "Q4_K_M")
+    found = recommend("org/tiny@v1", session=Session(offline=True))
+    assert found.commands["make"][2:] == ("org/tiny@v1", "--preset", "Q4_K_M", "--offline")
+    made = make_command(ModelRef("hub", "org/m"), "Q4_K_M", found.plan, Session())
+    assert made == ("ggq", "convert-and-quantize", "org/m", "--preset", "Q4_K_M")
     size = replace(planned[0].size, needs_imatrix=True)
     unlikely = replace(found.plan, presets=(replace(planned[0], size=size),))
-    assert make_command("m", "Q4_K_M", unlikely, revision=None, offline=False)[5:] == ("--imatrix", "auto")
+    assert make_command(ModelRef("hub", "org/m"), "Q4_K_M", unlikely, Session())[5:] == ("--imatrix", "auto")
 
 
 # --- on real plans ---------------------------------------------------------------------------------------
@@ -222,7 +220,9 @@ def test_the_loss_of_a_record_takes_the_published_ones_place(
     shown = CliRunner().invoke(cli, [*bench, "-o", str(record)])
     assert shown.exit_code == 0, shown.stderr
     before = recommend(example, names, settings=QUIET, session=Session(toolchain=toolchain))
-    after = recommend(example, names, settings=QUIET, records=[record], session=Session(toolchain=toolchain))
+    after = recommend(
+        example, names, limits=Limits(records=(record,)), settings=QUIET, session=Session(toolchain=toolchain)
+    )
     assert not before.chosen.measured and after.chosen.measured
     assert before.chosen.loss != after.chosen.loss
     assert "(mean KLD, measured)" in after.reasons[-1]
@@ -236,21 +236,31 @@ def test_the_loss_of_a_record_takes_the_published_ones_place(
     record.write_text(renamed)
     catalogue = presets.load(mine)
     own = recommend(
-        example, ["MY_Q4_K_M"], settings=QUIET, records=[record], session=Session(catalogue=catalogue)
+        example,
+        ["MY_Q4_K_M"],
+        limits=Limits(records=(record,)),
+        settings=QUIET,
+        session=Session(catalogue=catalogue),
     )
     assert own.chosen.preset == "MY_Q4_K_M" and own.chosen.measured
     with pytest.raises(CannotServe, match="no measured loss"):
-        recommend(stories, names, settings=QUIET, records=[record], session=Session(toolchain=toolchain))
+        recommend(
+            stories,
+            names,
+            limits=Limits(records=(record,)),
+            settings=QUIET,
+            session=Session(toolchain=toolchain),
+        )
 
 
 @pytest.mark.tool
 def test_when_nothing_fits_a_shorter_context_is_named(larger: Path, toolchain: Toolchain) -> None:
-    small = replace(QUIET, contexts=(512, 1024), cache_types=(("q8_0", "q8_0"),))
+    small = replace(QUIET, contexts=(512, 1024), type_k=(CacheType.Q8_0,))
     shorter, whole = plan(larger, ["Q8_0"], small, session=Session(toolchain=toolchain)).presets[0].loads
     room = whole.memory.ram_bytes - 1
     assert shorter.memory.ram_bytes < room
     settings = replace(QUIET, contexts=(1024,), ram_bytes=room, reserve_ram_bytes=0)
-    with pytest.raises(DoesNotFit, match="fits with --ctx 512 --kv q8_0"):
+    with pytest.raises(DoesNotFit, match="fits with -c 512 -ctk q8_0"):
         recommend(larger, ["Q8_0"], settings=settings, session=Session(toolchain=toolchain))
 
 
@@ -289,7 +299,7 @@ def test_a_draft_is_served_where_it_was_planned(
                 os.kill(child[0], signal.SIGKILL)
 
         process.run(
-            [*words, "--port", "0", "-lv", "4"], on_stderr=hear, on_stdout=hear, on_start=child.append,
+            [*words, "--port", "0", "-lv", "4"], watch=process.Watch(hear, hear, child.append),
             check=False, timeout_s=120,
         )  # fmt: skip
     model, draft = (re.findall(r"RPC\d\[(\S+)\] KV buffer", "\n".join(it)) for it in _loads(said))

@@ -246,7 +246,7 @@ def test_a_dry_run_says_what_is_read_and_not_kept(hub: HubServer, example: Path,
     )  # fmt: skip
     assert done.exit_code == 0 and "of which the weights are not kept" in done.stdout
     assert "on the way" not in done.stdout
-    made = ggq.convert_and_quantize("org/tiny-llama", ["q8_0"], tmp_path / "here").files[0].file_bytes
+    made = ggq.convert_and_quantize("org/tiny-llama", ["q8_0"], tmp_path / "here").files[0].size.file_bytes
     assert f"{made:,}" in done.stdout, "to the byte"
     assert not (tmp_path / "out").exists()
 
@@ -258,7 +258,7 @@ def test_a_dry_run_refuses_what_no_stream_can_make(
     unknown = replace(toolchain, commit=None)
     for run in (plan_convert_and_quantize, ggq.convert_and_quantize):
         with pytest.raises(UsageProblem, match="cannot be made from a stream"):
-            run("org/tiny-llama", ["q8_0"], tmp_path / "out", STREAM, toolchain=unknown)
+            run("org/tiny-llama", ["q8_0"], tmp_path / "out", STREAM, session=Session(unknown))
 
 
 def test_where_the_checkpoint_has_no_room_the_plan_names_the_only_way(

@@ -22,7 +22,7 @@ from outputs import converters, digests, finished, watched
 import ggq
 from ggq.errors import CheckpointProblem, ConversionProblem, DiskFull
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.operations import quantize
+from ggq.operations.make_files import MakeFiles
 from ggq.operations.request import Settings
 from ggq.progress import Event, Notice, Step
 from ggq.records.manifest import Manifest
@@ -187,7 +187,7 @@ def test_a_sweep_that_was_whole_but_not_written_down_needs_no_data(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(quantize.Making, "_finish_swept", stop)
+        patch.setattr(MakeFiles, "_finish", stop)
         ggq.convert_and_quantize(str(example), ["Q4_0"], tmp_path, STREAMED)
     made = ggq.convert_and_quantize(str(example), ["Q4_0"], tmp_path, STREAMED)
     assert Manifest(made.manifest).steps["quantize Q4_0"].findings["computed_pairs"] == 0

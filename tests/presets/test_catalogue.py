@@ -30,7 +30,7 @@ bits_per_weight = 5
 bits_source = "notes"
 summary = "Q4_K_M with attention values at 8 bits."
 use = "Tests."
-loss_prior = { model = "M", source = "notes", mean_kld = 0.1, ppl_of_others = { N = 12, Llama-2-70B = 3.6 } }
+published = { model = "M", source = "notes", mean_kld = 0.1, ppl_of_others = { N = 12, Llama-2-70B = 3.6 } }
 tensor_types = { "attn_v" = "q8_0", 'blk\\.[01]\\.' = "Q6_K" }
 """
 
@@ -80,16 +80,16 @@ def test_published_figures_have_their_sources() -> None:
         assert preset.summary.endswith(".") and preset.use.endswith(".")
         if preset.name != "COPY":
             assert preset.bits_per_weight and preset.bits_source, preset.name
-        if preset.loss_prior:
-            assert "llama.cpp" in preset.loss_prior.source
+        if preset.published:
+            assert "llama.cpp" in preset.published.source
 
 
 @pytest.mark.parametrize(
     ("parameters", "model"), [(10**8, "Llama-3-8B"), (8 * 10**9, "Llama-3-8B"), (32 * 10**9, "Llama-2-70B")]
 )
-def test_the_prior_is_of_the_nearest_size_and_more_bits_lose_less(parameters: int, model: str) -> None:
-    priors = [preset.loss_prior for preset in catalogue.load().resolve(["k-quants"])]
-    expected = [prior.expected(parameters) for prior in priors if prior]
+def test_published_klds_are_of_the_nearest_size_and_more_bits_lose_less(parameters: int, model: str) -> None:
+    every = [preset.published for preset in catalogue.load().resolve(["k-quants"])]
+    expected = [it.expected(parameters) for it in every if it]
     assert {it.model for it in expected if it} == {model, "Llama-3-8B"}, (
         "the latter where the other lacks one"
     )
@@ -99,11 +99,11 @@ def test_the_prior_is_of_the_nearest_size_and_more_bits_lose_less(parameters: in
 
 def test_the_spread_is_told_with_the_nearest_size_first() -> None:
     (q4,) = catalogue.load().resolve(["q4_k_m"])
-    assert q4.loss_prior
-    small = [it.model for it in q4.loss_prior.others(600_000_000)]
+    assert q4.published
+    small = [it.model for it in q4.published.others(600_000_000)]
     assert small == ["Qwen2-0.5B", "Qwen2-1.5B", "Llama-2-7B", "Llama-2-70B"]
-    assert [it.model for it in q4.loss_prior.others(70 * 10**9)][:2] == ["Llama-3-8B", "Llama-2-7B"]
-    of_qwen = q4.loss_prior.others(600_000_000)[0]
+    assert [it.model for it in q4.published.others(70 * 10**9)][:2] == ["Llama-3-8B", "Llama-2-7B"]
+    of_qwen = q4.published.others(600_000_000)[0]
     assert of_qwen.of_perplexity and of_qwen.loss == pytest.approx(math.log(15.36 / 15.11))
 
 
@@ -112,8 +112,8 @@ def test_a_file_of_ones_own(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert preset.ftype == "Q4_K_M"
     assert preset.bits_per_weight == 5 and preset.bits_source == "my notes"
     assert preset.tensor_types == {"attn_v": "q8_0", r"blk\.[01]\.": "Q6_K"}
-    assert preset.loss_prior and preset.loss_prior.source == "my notes"
-    own, of_n, of_llama = preset.loss_prior.published
+    assert preset.published and preset.published.source == "my notes"
+    own, of_n, of_llama = preset.published.klds
     assert (own.model, own.loss, own.parameter_count) == ("M", 0.1, None)
     assert (of_n.source, of_n.loss, of_n.of_perplexity) == ("my notes", math.log(1.2), True)
     assert of_llama.parameter_count == 68_976_648_192, "of the models that ggq ships"
@@ -152,18 +152,18 @@ WRONG = {
         '[sources]\nx = "y"\n[models]\nM = { source = "x" }\n', 4, ["models.M", "the key `parameters`"],
     ),
     "loss of no model": (
-        f'[sources]\nx = "y"\n[preset.A]\n{REQUIRED}loss_prior = {{ model = "m", source = "x", '
+        f'[sources]\nx = "y"\n[preset.A]\n{REQUIRED}published = {{ model = "m", source = "x", '
         "mean_kld_of_others = { N = 1 } }\n", 7, ["[models]", "'N'"],
     ),
     "perplexity without that of 16 bits": (
-        f'[sources]\nx = "y"\n[preset.A]\n{REQUIRED}loss_prior = {{ model = "m", source = "x", '
+        f'[sources]\nx = "y"\n[preset.A]\n{REQUIRED}published = {{ model = "m", source = "x", '
         'ppl_of_others = { "Llama-3-8B" = 6 } }\n', 7, ["[models] with `ppl`"],
     ),
     "prior without model": (
-        f'[sources]\nx = "y"\n[preset.A]\n{REQUIRED}loss_prior = {{ source = "x" }}\n', 7, ["`model`"],
+        f'[sources]\nx = "y"\n[preset.A]\n{REQUIRED}published = {{ source = "x" }}\n', 7, ["`model`"],
     ),
     "prior with another key": (
-        f'[preset.A]\n{REQUIRED}loss_prior = {{ model = "m", mean_kdl = 1 }}\n', 5, ["`mean_kld`"],
+        f'[preset.A]\n{REQUIRED}published = {{ model = "m", mean_kdl = 1 }}\n', 5, ["`mean_kld`"],
     ),
     "bad pattern": (f'[preset.A]\n{REQUIRED}tensor_types = {{ "(" = "q8_0" }}\n', 5, ["regular expression"]),
     "unknown tensor type": (f'[preset.A]\n{REQUIRED}tensor_types = {{ x = "q9" }}\n', 5, ["a type of ggml"]),

@@ -17,17 +17,19 @@ import ggq
 from ggq.cli.main import cli
 from ggq.errors import OutputProblem, UsageProblem
 from ggq.measurement.model_file import Subject
+from ggq.records.environment import EnvironmentGpu
 
 PRESETS = {"Q8_0": 8_500_000, "Q5_K_M": 5_700_000, "Q4_K_M": 4_900_000, "Q4_0": 5_000_000, "Q2_K": 3_000_000}
 # Q4_0 is larger than Q4_K_M and farther from the 16-bit file: off the front.
 KLDS = {"Q8_0": 0.0004, "Q5_K_M": 0.004, "Q4_K_M": 0.01, "Q4_0": 0.02, "Q2_K": 0.13}
 SPEEDS = {"Q8_0": 10.0, "Q5_K_M": 14.0, "Q4_K_M": 17.0, "Q4_0": 17.5, "Q2_K": 20.0}
 DEPTHS = (0, 512, 2048)
-OTHER_MACHINE = {**ENVIRONMENT, "cpu": "Another CPU", "gpus": [{"name": "CUDA0", "description": "A GPU"}]}
+OTHER_MACHINE = replace(ENVIRONMENT, cpu="Another CPU", gpus=(EnvironmentGpu("CUDA0", "A GPU", 80 << 30),))
 
 
 def of_model(name: str, preset: str, size: int) -> Subject:
-    return replace(subject(preset, size, name), path=Path(f"{name}-{preset}.gguf"))
+    path = Path(f"{name}-{preset}.gguf")
+    return replace(subject(preset, size, name), path=path, file_name=path.name)
 
 
 def measure(folder: Path, name: str = "Tiny", *, on_gpu: bool = False) -> Path:
@@ -45,8 +47,7 @@ def measure(folder: Path, name: str = "Tiny", *, on_gpu: bool = False) -> Path:
         ])
         for preset, base in SPEEDS.items()
     }  # fmt: skip
-    runs = {it: memory(it, {512: size + 10**8, 2048: size + 2 * 10**8}) for it, size in PRESETS.items()}
-    memories = {preset: with_own_memory(run) for preset, run in runs.items()}
+    memories = {it: memory(it, {512: size + 10**8, 2048: size + 2 * 10**8}) for it, size in PRESETS.items()}
     record(
         folder / "ggq-bench.json",
         models=models,
@@ -56,18 +57,6 @@ def measure(folder: Path, name: str = "Tiny", *, on_gpu: bool = False) -> Path:
         environment=OTHER_MACHINE if on_gpu else ENVIRONMENT,
     )
     return folder
-
-
-def with_own_memory(run):  # type: ignore[no-untyped-def]
-    cells = [
-        replace(
-            cell,
-            predicted_bytes=10**8,
-            measured=replace(cell.measured, peaks=replace(cell.measured.peaks, anonymous_bytes=11 * 10**7)),
-        )
-        for cell in run.cells
-    ]
-    return replace(run, cells=tuple(cells))
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 import ggq
 from ggq.cli.main import cli
+from ggq.conversion.settings import Verify
 from ggq.errors import DiskFull, GgqError, GgufProblem, OutputProblem, ToolchainProblem, UsageProblem
 from ggq.gguf import file as gguf_file
 from ggq.gguf import names as gguf_names
@@ -64,7 +65,7 @@ def test_its_sums_are_those_of_the_squared_activations(toolchain: Toolchain, bas
 
     model = gguf_file.read(base)
     command = [toolchain.tool("llama-tokenize"), "-m", base, "-f", text, "--ids", "--no-parse-special"]
-    tokens = np.array(tool_output.token_ids(process.run(command).stdout)[: 6 * 64]).reshape(6, 64)
+    tokens = np.array(tool_output.token_ids(process.run(command).stdout)[: 6 * 64]).reshape(6, 64)  # type: ignore[var-annotated]
     tokens[:, 0] = tools.bos_token(toolchain, base)
     rows = _numbers(model, "token_embd.weight").reshape(-1, 256)[tokens.reshape(-1)]
     normed = rows / np.sqrt((rows**2).mean(axis=1, keepdims=True) + 1e-6)
@@ -151,7 +152,7 @@ def test_experts_that_met_no_token_are_told(
 
     def blind(*arguments: object) -> tool.Time:
         """As a mixture of experts leaves it whose first expert was never chosen."""
-        taken: tool.Time = real(*arguments)  # type: ignore[arg-type]
+        taken: tool.Time = real(*arguments)
         path = arguments[4]
         assert isinstance(path, Path)
         tensor = next(it for it in gguf.GGUFReader(path, "r+").tensors if it.name.endswith(".counts"))
@@ -209,7 +210,7 @@ def test_auto_makes_it_once_for_presets_that_need_it(example: Path, text: Path, 
 
 def test_auto_takes_the_matrix_that_was_made_before(base: Path, text: Path) -> None:
     by_hand = imatrix(base, SHORT, text=text)
-    settings = Settings(calibration=calibration.read(text))
+    settings = Settings(imatrix="auto", imatrix_text=text)
     made = ggq.quantize(base, ["IQ2_XXS", "Q2_K_S"], None, settings)
     steps = Manifest(made.manifest).steps
     assert [steps[f"quantize {name}"].options["imatrix_sha256"] for name in ("IQ2_XXS", "Q2_K_S")] == [
@@ -221,7 +222,7 @@ def test_auto_takes_the_matrix_that_was_made_before(base: Path, text: Path) -> N
 def test_auto_refuses_before_any_work_what_is_not_its_own(example: Path, text: Path, tmp_path: Path) -> None:
     mine = tmp_path / room.default_name("tiny-llama")
     mine.write_text("mine")
-    settings = Settings(verify="off", calibration=calibration.read(text))
+    settings = Settings(verify=Verify.OFF, imatrix="auto", imatrix_text=text)
     with pytest.raises(OutputProblem, match="exists already"):
         ggq.convert_and_quantize(str(example), ["Q4_K_M"], tmp_path, settings)
     assert {path.name for path in tmp_path.iterdir()} == {mine.name, text.name}

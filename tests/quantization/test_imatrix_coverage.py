@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from job_plans import plan_quantize
 from outputs import digests
+from shared import own
 
 import ggq
-from ggq.conversion import convert
 from ggq.errors import UsageProblem
 from ggq.gguf import file as gguf_file
 from ggq.gguf import hollow as gguf_hollow
@@ -49,11 +49,12 @@ def rewrite(source: Path, target: Path, kind: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(toolchain: Toolchain, example: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def made(
+    toolchain: Toolchain, base_gguf: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     """A 16-bit GGUF and its matrix."""
     folder = tmp_path_factory.mktemp("covered")
-    base = folder / "tiny-BF16.gguf"
-    convert(example, base, outtype="bf16", verify="off", session=Session(toolchain))
+    base = own(base_gguf, folder, "tiny-BF16.gguf")
     text = folder / "text.txt"
     text.write_text("Once upon a time there was a little dog. " * 200)
     return base, imatrix(

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import LLAMA3, edit, edit_tensors, model, save_tokenizer, tokenizer
+from completion import complete
 from job_plans import plan_quantize
 
 import ggq
 from ggq.conversion import convert
 from ggq.gguf import file as gguf_file
-from ggq.llamacpp import tools
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.operations.request import Settings
-from ggq.quantization import calibration, imatrix_file, thin_experts
+from ggq.quantization import imatrix_file, thin_experts
 
 NAMES = ["[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
          "<|observation|>"]  # fmt: skip
@@ -61,7 +61,7 @@ def test_a_layer_that_the_config_announces_and_the_weights_lack(toolchain: Toolc
         str(checkpoint(tmp_path / "dropped")), ["q4_k_m"], tmp_path, Settings(threads=1)
     )
     assert done.verification["logits_cosine"] > 0.999
-    assert tools.complete(toolchain, done.files[0].paths[0], "Once", 4, threads=1)
+    assert complete(toolchain, done.files[0].paths[0], "Once", 4, threads=1)
 
 
 @pytest.mark.tool
@@ -73,7 +73,7 @@ def test_a_dry_run_promises_what_the_matrix_will_not_know(tmp_path: Path, exampl
     convert(folder, base, verify="off")
     text = tmp_path / "text.txt"
     text.write_text((example / "heldout.txt").read_text(encoding="utf-8")[:8000], encoding="utf-8")
-    settings = Settings(threads=1, calibration=calibration.read(text))
+    settings = Settings(threads=1, imatrix="auto", imatrix_text=text)
     presets = ["iq2_xs", "q2_k_s", "q4_k_m"]
     plan = plan_quantize(base, presets, None, settings)
     assert plan.makes_imatrix and plan.files[0].uncovered and not plan.files[2].uncovered

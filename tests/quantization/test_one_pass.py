@@ -11,7 +11,6 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,9 @@ import numpy as np
 import pytest
 import tiny
 from by_hand import ByHand
+from shared import Store
 from tiers import tier
 
-from ggq.conversion import convert
 from ggq.errors import DiskFull, GgufProblem, ToolFailed, UsageProblem
 from ggq.gguf import file as gguf_file
 from ggq.gguf.file import GgufFile
@@ -60,39 +59,35 @@ def bases(
     base_gguf: Path,
     example: Path,
     stories: Path,
-    larger: Path,
     data: Path,
+    store: Store,
+    request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[str], Path]]:
-    """A base GGUF by its name. Conversions go two at a time, and nobody waits for one that is not wanted."""
+) -> Callable[[str], Path]:
+    """A 16-bit GGUF by its name, made when it is first wanted."""
     work = tmp_path_factory.mktemp("bases")
-    tiny.mixtral(work / "mixtral", example)
-    tiny.gemma(work / "gemma", example)
-    tiny.gpt2(work / "gpt2", data / "tokenizers" / "gpt2")
+    made_here: Mapping[str, Callable[[Path], None]] = {
+        "mixtral": lambda folder: tiny.mixtral(folder, example),
+        "gemma": lambda folder: tiny.gemma(folder, example),
+        "gpt2": lambda folder: tiny.gpt2(folder, data / "tokenizers" / "gpt2"),
+    }
 
-    def made(name: str, folder: Path, outtype: str) -> Path:
-        target = files.make_folder(work / f"{name}-base") / f"{name}.gguf"
-        convert(folder, target, outtype=outtype, verify="off", session=Session(toolchain))
-        return target
+    def checkpoint(name: str) -> Path:
+        if name == "stories":
+            return stories
+        if name == "larger":
+            return Path(request.getfixturevalue("larger"))
+        return store.made({"tiny": name}, lambda folder: made_here[name](folder / name)) / name
 
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        known: Mapping[str, Future[Path]] = {
-            "stories": pool.submit(made, "stories", stories, "f32"),
-            "mixtral": pool.submit(made, "mixtral", work / "mixtral", "bf16"),
-            "gemma": pool.submit(made, "gemma", work / "gemma", "bf16"),
-            "larger": pool.submit(made, "larger", larger, "bf16"),
-            "gpt2": pool.submit(made, "gpt2", work / "gpt2", "bf16"),
-            "f16": pool.submit(made, "f16", work / "gemma", "f16"),
-        }
+    def base(name: str) -> Path:
+        if name == "example":
+            return base_gguf
+        if name.startswith("split"):
+            return split(toolchain, base("mixtral"), work / "shards")
+        outtype = {"stories": "f32", "f16": "f16"}.get(name, "bf16")
+        return store.converted(toolchain, checkpoint("gemma" if name == "f16" else name), outtype)
 
-        def base(name: str) -> Path:
-            if name == "example":
-                return base_gguf
-            if name.startswith("split"):
-                return split(toolchain, known["mixtral"].result(), work / "shards")
-            return known[name].result()
-
-        yield base
+    return base
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +130,7 @@ def swept(
 ) -> OnePassResult:
     folder.mkdir(exist_ok=True)
     targets = [folder / f"{recipe.preset.name}.gguf" for recipe in recipes]
-    return quantize_in_one_pass(toolchain, BaseFile(base), recipes, targets, **more)  # type: ignore[arg-type]
+    return quantize_in_one_pass(toolchain, BaseFile(base), recipes, targets, **more)
 
 
 def digests(made: OnePassResult) -> list[list[str]]:
@@ -165,14 +160,36 @@ def made_by(hand: ByHand, base: GgufFile, recipes: Sequence[Recipe], folder: Pat
 # ---- the same bytes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("with_matrix", [False, True], ids=["plain", "imatrix"])
-@pytest.mark.parametrize(
-    "name",
+# Each with and without a matrix; in `make test` each once.
+COMPARED = tier(
     [
-        *tier([], ["larger", "stories"]),  # all that example shows, and more of it
-        *("example", "mixtral", "gemma", "gpt2", "f16", "split", "split, kept"),
+        ("example", False),
+        ("mixtral", True),
+        ("gemma", False),
+        ("gpt2", True),
+        ("f16", True),
+        ("split", False),
+        ("split, kept", True),
     ],
-)
+    [
+        (name, with_matrix)
+        for name in (
+            "larger",
+            "stories",
+            "example",
+            "mixtral",
+            "gemma",
+            "gpt2",
+            "f16",
+            "split",
+            "split, kept",
+        )
+        for with_matrix in (False, True)
+    ],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "with_matrix"), COMPARED)
 def test_whole_files_are_llama_quantizes_own(
     hand: ByHand,
     bases: Callable[[str], Path],
@@ -288,7 +305,7 @@ def test_it_tells_how_far_it_is(base_gguf: Path, toolchain: Toolchain, tmp_path:
     assert {step.name for step in steps} == {"quantize 2 presets"}
     assert [step.done for step in steps] == sorted(step.done for step in steps)
     assert steps[-1].done == steps[-1].total
-    assert 0 < sum(it.file_bytes for it in recipes) - steps[-1].done < 200_000, "headers"
+    assert 0 < sum(it.size.file_bytes for it in recipes) - steps[-1].done < 200_000, "headers"
 
 
 # ---- broken off ------------------------------------------------------------------------------------------
@@ -494,7 +511,7 @@ def test_a_preset_without_its_matrix_is_refused(
     base_gguf: Path, toolchain: Toolchain, tmp_path: Path
 ) -> None:
     base = gguf_file.read_all(base_gguf)
-    with pytest.raises(UsageProblem, match="needs an importance matrix"):
+    with pytest.raises(UsageProblem, match="needs an imatrix"):
         swept(toolchain, base, ask(toolchain, base, catalogue.load().resolve(["IQ1_S"])), tmp_path / "swept")
 
 
@@ -522,7 +539,7 @@ def test_what_is_left_to_llama_quantize(
     assert "library" in (obstacle(replace(toolchain, lib_dir=tmp_path), base, plain) or "")
 
     foreign = QuantizeOptions(imatrix=matrix(toolchain, bases("stories"), example, tmp_path))
-    with pytest.raises(UsageProblem, match="importance matrix of another model"):
+    with pytest.raises(UsageProblem, match="imatrix of another model"):
         ask(toolchain, base, catalogue.load().resolve(["Q4_K_M"]), foreign)
 
     # Where no matrix knows the embeddings, ggml would end the whole process.

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import openai
 import psutil
 import pytest
 from click.testing import CliRunner
 from servers import Serving, serving
 
 from ggq.cli.main import cli
+from ggq.errors import DoesNotFit
+from ggq.llamacpp.toolchain import Toolchain
+from ggq.serving.page import PageChoice
+from ggq.serving.server import explained
+from ggq.serving.server_plan import ServeSettings, prepare
+from ggq.serving.settings import CacheType, LoadMode, LoadSettings
+from ggq.session import Session
+from ggq.system import process
 
-openai = pytest.importorskip("openai")
 pytestmark = pytest.mark.tool
 PARIS = [{"role": "user", "content": "What is the capital of France?"}]
 KEY = "the-right-key"
@@ -48,7 +60,7 @@ def test_the_openai_client_gets_a_stream(server: Serving) -> None:
     stream = client(server, KEY).chat.completions.create(
         model="any", messages=PARIS, temperature=0, stream=True
     )
-    pieces = [it.choices[0].delta.content or "" for it in stream if it.choices]
+    pieces = [it.choices[0].delta.content or "" for it in stream if it.choices]  # type: ignore[union-attr]
     assert len([it for it in pieces if it]) > 3
     assert "".join(pieces).strip() == "The capital of France is Paris."
 
@@ -153,24 +165,57 @@ def test_the_default_port_is_left_to_who_has_it(chat_gguf: Path) -> None:
 def test_other_addresses_need_a_key(chat_gguf: Path) -> None:
     done = CliRunner().invoke(cli, ["serve", str(chat_gguf), "--host", "0.0.0.0", "--dry-run"])
     assert done.exit_code == 2 and "needs an API key" in done.stderr
-    made = [
-        CliRunner().invoke(cli, ["serve", str(chat_gguf), "--host", "0.0.0.0", "--api-key", "auto", "--dry-run",
-                                 "--json"])
-        for _ in range(2)
-    ]  # fmt: skip
+    asked = ["serve", str(chat_gguf), "--host", "0.0.0.0", "--api-key", "auto", "--dry-run", "--json"]
+    made = [CliRunner().invoke(cli, asked) for _ in range(2)]
     keys = [json.loads(it.stdout)["api_key"] for it in made]
     assert keys[0] != keys[1] and min(map(len, keys)) >= 24
 
 
-def test_what_cannot_be_served_is_told(chat_gguf: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, ["serve", str(chat_gguf), "-c", "900000000"])
-    assert done.exit_code == 3 and "does not fit this machine" in done.stderr
-    # llama.cpp knows no such architecture; its header says one thing, llama-server's log another.
+def test_what_llama_cpp_does_not_load_is_told(chat_gguf: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
-    broken.write_bytes(
-        chat_gguf.read_bytes().replace(b"llama.attention.head_count\x04", b"llama.attention.head_cOunt\x04")
+    key = b"llama.attention.head_count"
+    broken.write_bytes(chat_gguf.read_bytes().replace(key, b"llama.attention.head_cOUNT", 1))
+    command = [sys.executable, "-m", "ggq", "serve", str(broken)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "llama.cpp does not load this model" in ended.stderr and "blk.0.attn_q.weight" in ended.stderr
+
+
+def test_a_server_out_of_memory_is_told_what_would_fit(
+    toolchain: Toolchain, chat_gguf: Path, tmp_path: Path
+) -> None:
+    session = Session(toolchain)
+    load = LoadSettings(context_tokens=2_000_000)
+    plan = prepare([chat_gguf], ServeSettings(port=0, load=load, log_file=tmp_path / "log"), session)
+    # It may take 700 MB of addresses; its cache alone would be 1.3 GB.
+    done = process.run(
+        ["sh", "-c", f"ulimit -v 700000; exec {shlex.join(plan.command())}"], check=False, timeout_s=120
     )
-    ended = subprocess.run(
-        [sys.executable, "-m", "ggq", "serve", str(broken)], capture_output=True, text=True, timeout=300
-    )
-    assert ended.returncode == 1 and "error: " in ended.stderr and "Traceback" not in ended.stderr
+    problem = explained(done, plan, session)
+    assert isinstance(problem, DoesNotFit)
+    assert "ran out of memory" in problem.what and re.search(r"needs [\d.]+ GB of RAM", problem.why)
+    assert "-c 512" in problem.next_step
+
+
+def test_the_command_says_what_was_chosen(toolchain: Toolchain, chat_gguf: Path) -> None:
+    session = Session(toolchain)
+    load = LoadSettings(context_tokens=128, threads=1, type_k=CacheType.BF16, load_mode=LoadMode.MMAP)
+    settings = ServeSettings(port=0, page=PageChoice.OFF, load=load)
+    command = prepare([chat_gguf], settings, session).command()
+    chosen = list(itertools.pairwise(command))
+    for pair in (("-c", "128"), ("-t", "1"), ("-ctk", "bf16"), ("-lm", "mmap"), ("--host", "127.0.0.1")):
+        assert pair in chosen
+    assert "--no-ui" in command and "--path" not in command
+
+
+def test_scores(chat_gguf: Path) -> None:
+    with serving(chat_gguf, "--reranking") as server:
+        assert next(iter(server.told["models"].values()))["use"] == "reranking"
+        asked = json.dumps({"query": "a dog", "documents": ["the dog runs", "the sky"]}).encode()
+        request = urllib.request.Request(
+            f"{server.url}/v1/rerank", asked, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found = json.load(answer)["results"]
+        assert {it["index"] for it in found} == {0, 1}
+        assert all(isinstance(it["relevance_score"], float) for it in found)

@@ -26,10 +26,11 @@ from ggq.llamacpp import binding, toolchain
 from ggq.llamacpp.pin import pin
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Event, Listener, Notice, Step, silent
-from ggq.setup import build
+from ggq.setup import build, compiling, variants
 from ggq.setup import fast_quants as quants
 from ggq.setup import sdist as source
-from ggq.setup.build import BASELINE, NATIVE, PORTABLE, WITHOUT_AMX, BuildOptions
+from ggq.setup.build import BuildOptions
+from ggq.setup.variants import BASELINE, NATIVE, PORTABLE, WITHOUT_AMX, Backend
 from ggq.system import files, hardware
 
 TOOLS = ("llama-quantize", "llama-server")
@@ -93,7 +94,8 @@ def make_home(folder: Path, patch: pytest.MonkeyPatch) -> Path:
                 (home / "src" / name).write_text(text)
 
     patch.setattr(toolchain, "home", lambda: folder)
-    patch.setattr(build, "TOOLS", TOOLS)
+    patch.setattr(variants, "TOOLS", TOOLS)
+    patch.setattr(compiling, "TOOLS", TOOLS)
     patch.setattr(toolchain, "TOOLS", TOOLS)
     patch.setattr(source, "fetch", fetch)
     patch.setattr(binding, "install", lambda *arguments: None)
@@ -114,7 +116,7 @@ def flags_of_each_build(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[tup
             tool.chmod(0o755)
         return "GNU 12.2.0"
 
-    monkeypatch.setattr(build, "_compile", compile_)
+    monkeypatch.setattr(compiling, "compile_all", compile_)
     return noted
 
 
@@ -136,7 +138,7 @@ def objects_built(events: list[Event]) -> int:
 @pytest.mark.slow
 def test_a_build_is_made_recorded_and_not_made_again(home: Path) -> None:
     events: list[Event] = []
-    made = build.setup(BuildOptions("cpu"), events.append, passes)
+    made = build.setup(BuildOptions(Backend.CPU), events.append, passes)
     assert made.origin == "built" and made.commit == pin().commit
     assert made.build is not None
     assert made.build.backends == ("cpu", "rpc") and made.build.variant == "native" and not made.build.avoided
@@ -150,7 +152,7 @@ def test_a_build_is_made_recorded_and_not_made_again(home: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "flushed\n")
 
     events.clear()
-    again = build.setup(BuildOptions("cpu"), events.append, passes)
+    again = build.setup(BuildOptions(Backend.CPU), events.append, passes)
     assert again == made and events == []
 
 
@@ -158,7 +160,7 @@ def test_a_build_is_made_recorded_and_not_made_again(home: Path) -> None:
 def test_a_build_that_others_could_write_is_made_again(home: Path) -> None:
     before = os.umask(0)
     try:
-        build.setup(BuildOptions("cpu"), silent, passes)
+        build.setup(BuildOptions(Backend.CPU), silent, passes)
     finally:
         os.umask(before)
     writable = [path for path in (home, *home.rglob("*")) if path.lstat().st_mode & 0o022]
@@ -166,31 +168,31 @@ def test_a_build_that_others_could_write_is_made_again(home: Path) -> None:
     (home / "src" / "main.cpp").chmod(0o666)
     (home / "src" / "main.cpp").write_text("int main() { return 7; }")
     events: list[Event] = []
-    made = build.setup(BuildOptions("cpu"), events.append, passes)
+    made = build.setup(BuildOptions(Backend.CPU), events.append, passes)
     assert any("main.cpp can be written by every user" in it.text for it in events if isinstance(it, Notice))
     assert subprocess.run([made.tool("llama-quantize")], capture_output=True).returncode == 0
     home.chmod(0o777)
     with pytest.raises(ToolchainProblem, match="somebody else can change") as caught:
-        build.setup(BuildOptions("cpu"), silent, passes)
+        build.setup(BuildOptions(Backend.CPU), silent, passes)
     assert caught.value.why == f"{home} can be written by every user."
 
 
 @pytest.mark.slow
 def test_other_options_build_again_and_nothing_of_the_old_ones_stays(home: Path) -> None:
-    build.setup(BuildOptions("cpu", portable=True), silent, dies(signal.SIGILL))
+    build.setup(BuildOptions(Backend.CPU, portable=True), silent, dies(signal.SIGILL))
     assert (cached(home, "GGML_NATIVE"), cached(home, "GGML_AVX")) == ("OFF", "OFF")
-    made = build.setup(BuildOptions("cpu"), silent, passes)
+    made = build.setup(BuildOptions(Backend.CPU), silent, passes)
     assert made.build is not None and made.build.variant == "native"
     assert (cached(home, "GGML_NATIVE"), cached(home, "GGML_AVX")) == ("ON", "ON")
 
 
 @pytest.mark.slow
 def test_a_native_build_for_another_cpu_is_thrown_away(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build.setup(BuildOptions("cpu"), silent, passes)
+    build.setup(BuildOptions(Backend.CPU), silent, passes)
     (home / "build" / "object-for-the-old-cpu.o").write_text("")
     monkeypatch.setattr(hardware, "instruction_sets", lambda: ("avx512f",))
     events: list[Event] = []
-    build.setup(BuildOptions("cpu"), events.append, passes)
+    build.setup(BuildOptions(Backend.CPU), events.append, passes)
     assert objects_built(events) > len(TOOLS)
     assert not (home / "build" / "object-for-the-old-cpu.o").exists()
 
@@ -199,11 +201,11 @@ def test_a_native_build_for_another_cpu_is_thrown_away(home: Path, monkeypatch: 
 def test_a_checkout_that_was_moved_builds_again(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build.setup(BuildOptions("cpu"), silent, passes)
+    build.setup(BuildOptions(Backend.CPU), silent, passes)
     moved = home.rename(tmp_path / "moved")
     make_home(moved, monkeypatch)
     (moved / "build.json").unlink()
-    assert build.setup(BuildOptions("cpu"), silent, passes).bin_dir == moved / "build" / "bin"
+    assert build.setup(BuildOptions(Backend.CPU), silent, passes).bin_dir == moved / "build" / "bin"
 
 
 @pytest.mark.slow
@@ -212,14 +214,14 @@ def test_a_compiler_error_is_shown_kept_and_resumed_after(home: Path) -> None:
     good = (home / "src" / "common.cpp").read_text()
     (home / "src" / "common.cpp").write_text("#error this compiler is too old\n" + good)
     with pytest.raises(ToolchainProblem, match="could not be built") as caught:
-        build.setup(BuildOptions("cpu"), silent, passes)
+        build.setup(BuildOptions(Backend.CPU), silent, passes)
     assert "#error this compiler is too old" in caught.value.why
     log = home / "build" / "ggq-build.log"
     assert str(log) in caught.value.next_step and "too old" in log.read_text()
     assert not (home / "build.json").exists() and toolchain.built() is None
 
     (home / "src" / "common.cpp").write_text(good)
-    assert build.setup(BuildOptions("cpu"), silent, passes).build is not None
+    assert build.setup(BuildOptions(Backend.CPU), silent, passes).build is not None
 
 
 def test_a_configuration_error_is_shown(home: Path) -> None:
@@ -227,7 +229,7 @@ def test_a_configuration_error_is_shown(home: Path) -> None:
     broken = CMAKELISTS.replace("option(GGML_AVX", 'message(FATAL_ERROR "no such backend")\noption(GGML_AVX')
     (home / "src" / "CMakeLists.txt").write_text(broken)
     with pytest.raises(ToolchainProblem) as caught:
-        build.setup(BuildOptions("cpu"), silent, passes)
+        build.setup(BuildOptions(Backend.CPU), silent, passes)
     assert "CMake Error" in caught.value.why and "no such backend" in caught.value.why
 
 
@@ -237,11 +239,11 @@ from pathlib import Path
 import pytest
 sys.path.insert(0, {here!r})
 import test_build
-from ggq.setup import build
+from ggq.setup import build, variants
 with pytest.MonkeyPatch.context() as patch:
     test_build.make_home(Path(sys.argv[1]), patch)
     listener = lambda event: print(event, flush=True)
-    build.setup(build.BuildOptions("cpu", jobs=1), listener, test_build.passes)
+    build.setup(build.BuildOptions(variants.Backend.CPU, jobs=1), listener, test_build.passes)
 """
 
 
@@ -271,7 +273,7 @@ def test_kill_9_half_way_stops_ninja_leaves_nothing_finished_and_is_resumed(home
 
     (home / "src" / "slow.sh").write_text("")
     events: list[Event] = []
-    made = build.setup(BuildOptions("cpu"), events.append, passes)
+    made = build.setup(BuildOptions(Backend.CPU), events.append, passes)
     assert made.build is not None and made.tool("llama-server").is_file()
     assert objects_built(events) <= int(found[2]) - int(found[1]), "it began again"
 
@@ -293,7 +295,7 @@ def running_in(folder: Path) -> set[str]:
 def test_two_at_once_are_refused(home: Path) -> None:
     home.mkdir()
     with files.lock(home), pytest.raises(OutputProblem, match="Another ggq is at work"):
-        build.setup(BuildOptions("cpu"), silent, passes)
+        build.setup(BuildOptions(Backend.CPU), silent, passes)
 
 
 def test_quantizers_that_do_not_run_here_are_done_without(
@@ -304,7 +306,7 @@ def test_quantizers_that_do_not_run_here_are_done_without(
 
     monkeypatch.setattr(quants, "proven", refused)
     events: list[Event] = []
-    made = build.setup(BuildOptions("cpu"), events.append, passes)
+    made = build.setup(BuildOptions(Backend.CPU), events.append, passes)
     assert len(flags_of_each_build) == 1 and made.build is not None
     assert made.build.variant == "native" and made.quick_types == ()
     (notice,) = (event for event in events if isinstance(event, Notice))
@@ -316,7 +318,7 @@ def test_what_was_proven_is_recorded(
 ) -> None:
     monkeypatch.setattr(quants, "proven", lambda candidate: ("Q4_K",))
     monkeypatch.setattr(hardware, "instruction_sets", lambda: ("avx2",))
-    made = build.setup(BuildOptions("cpu"), silent, passes)
+    made = build.setup(BuildOptions(Backend.CPU), silent, passes)
     assert made.quick_types == ("Q4_K",) and toolchain.built() == made
 
 
@@ -327,7 +329,7 @@ def test_no_compiler_says_how_to_get_one(home: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ToolchainProblem, match="no C\\+\\+ compiler") as caught:
-        build.setup(BuildOptions("cpu"), silent, passes)
+        build.setup(BuildOptions(Backend.CPU), silent, passes)
     assert "apt install g++" in caught.value.next_step
 
 
@@ -336,16 +338,16 @@ def test_a_compiler_may_be_named_with_its_arguments(monkeypatch: pytest.MonkeyPa
     (tmp_path / "my-c++").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", "my-c++ -m64")
-    build._check_programs()
+    compiling.check_programs()
 
 
 def test_an_old_cmake_is_said(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     old = tmp_path / "cmake"
     old.write_text("#!/bin/sh\necho cmake version 3.18.4\n")
     old.chmod(0o755)
-    monkeypatch.setattr(build, "_program", lambda name: str(old))
+    monkeypatch.setattr(compiling, "program", lambda name: str(old))
     with pytest.raises(ToolchainProblem, match="CMake is too old") as caught:
-        build.setup(BuildOptions("cpu"), silent, passes)
+        build.setup(BuildOptions(Backend.CPU), silent, passes)
     assert "3.18.4" in caught.value.why and "install --upgrade cmake" in caught.value.next_step
 
 
@@ -353,15 +355,15 @@ def test_cmake_and_ninja_come_from_this_environment_even_without_path(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    assert Path(build._program("cmake")).parent == Path(build._program("ninja")).parent
+    assert Path(compiling.program("cmake")).parent == Path(compiling.program("ninja")).parent
     with pytest.raises(ToolchainProblem, match="no-such-program is missing"):
-        build._program("no-such-program")
+        compiling.program("no-such-program")
 
 
 def test_too_little_disk_is_said_before_compiling(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "free_bytes", lambda folder: 10_000_000)
     with pytest.raises(DiskFull, match="not enough disk for building") as caught:
-        build.setup(BuildOptions("cpu"), silent, passes)
+        build.setup(BuildOptions(Backend.CPU), silent, passes)
     assert "500 MB" in caught.value.why
 
 
@@ -376,7 +378,7 @@ def test_too_little_disk_is_said_before_compiling(home: Path, monkeypatch: pytes
 def test_a_build_that_ends_badly_says_what_to_do(
     words: str, kind: type[DiskFull | ToolchainProblem], says: str, tmp_path: Path
 ) -> None:
-    error = build._explain(["[1/2] c++ …", words], tmp_path / "ggq-build.log")
+    error = compiling.explain(["[1/2] c++ …", words], tmp_path / "ggq-build.log")
     assert isinstance(error, kind) and says in error.next_step
 
 
@@ -384,7 +386,7 @@ def test_a_read_only_home_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(toolchain, "home", lambda: tmp_path / "file" / "llama.cpp")
     with pytest.raises(OutputProblem, match="cannot be written"):
-        build.setup(BuildOptions("cpu"), silent, passes)
+        build.setup(BuildOptions(Backend.CPU), silent, passes)
 
 
 # ---- the ladder: nothing is compiled here -----------------------------------------------------------------
@@ -397,7 +399,7 @@ def test_amx_that_the_machine_refuses_is_left_out(
     monkeypatch.setattr(hardware, "instruction_sets", lambda: ("avx2", "amx_tile", "amx_int8"))
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     events: list[Event] = []
-    made = build.setup(BuildOptions("cpu"), events.append, dies(number))
+    made = build.setup(BuildOptions(Backend.CPU), events.append, dies(number))
     first, second = flags_of_each_build
     assert "-DGGML_NATIVE=ON" in first and not any("amx" in flag for flag in first)
     assert "-DGGML_NATIVE=ON" in second
@@ -414,7 +416,7 @@ def test_every_rung_is_tried(
 ) -> None:
     monkeypatch.setattr(hardware, "instruction_sets", lambda: ("amx_tile",))
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    made = build.setup(BuildOptions("cpu"), silent, dies(*[signal.SIGILL] * 3))
+    made = build.setup(BuildOptions(Backend.CPU), silent, dies(*[signal.SIGILL] * 3))
     assert made.build is not None and made.build.variant == "baseline"
     assert len(flags_of_each_build) == 4 and "-DGGML_AVX2=OFF" in flags_of_each_build[-1]
     assert made.build.avoided.count("SIGILL") == 3
@@ -424,7 +426,7 @@ def test_a_machine_that_refuses_everything_is_said(
     home: Path, flags_of_each_build: list[tuple[str, ...]]
 ) -> None:
     with pytest.raises(ToolchainProblem, match="does not pass its self-test") as caught:
-        build.setup(BuildOptions("cpu"), silent, dies(*[signal.SIGILL] * 9))
+        build.setup(BuildOptions(Backend.CPU), silent, dies(*[signal.SIGILL] * 9))
     assert "killed by SIGILL" in caught.value.why
     assert not (home / "build.json").exists()
 
@@ -437,20 +439,20 @@ def test_other_failures_are_no_reason_to_compile_again(
         raise ToolFailed(["llama-bench"], returncode, ["it went wrong"])
 
     with pytest.raises(ToolchainProblem, match="does not pass its self-test"):
-        build.setup(BuildOptions("cpu"), silent, fails)
+        build.setup(BuildOptions(Backend.CPU), silent, fails)
     assert len(flags_of_each_build) == 1 and not (home / "build.json").exists()
 
 
 def test_the_ladder_of_each_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(hardware, "instruction_sets", lambda: ("avx2",))
-    assert build._ladder(portable=False) == (NATIVE, PORTABLE, BASELINE)
-    assert build._ladder(portable=True) == (PORTABLE, BASELINE)
+    assert variants.ladder(portable=False) == (NATIVE, PORTABLE, BASELINE)
+    assert variants.ladder(portable=True) == (PORTABLE, BASELINE)
     monkeypatch.setattr(hardware, "instruction_sets", lambda: ("amx_tile",))
-    assert build._ladder(portable=False) == (NATIVE, WITHOUT_AMX, PORTABLE, BASELINE)
+    assert variants.ladder(portable=False) == (NATIVE, WITHOUT_AMX, PORTABLE, BASELINE)
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     monkeypatch.setattr(hardware, "instruction_sets", lambda: ("asimddp",))
-    assert build._ladder(portable=False) == (NATIVE, PORTABLE)
+    assert variants.ladder(portable=False) == (NATIVE, PORTABLE)
 
 
 # ---- backends --------------------------------------------------------------------------------------------
@@ -478,30 +480,31 @@ def test_auto_takes_cuda_where_compiler_and_driver_are(
     programs: list[str], backends: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", put_programs(tmp_path / "bin", *programs))
-    assert build._backends("auto") == backends
+    assert variants.backends(Backend.AUTO) == backends
 
 
 @pytest.mark.parametrize(
-    ("backend", "missing"), [("cuda", "nvcc"), ("vulkan", "glslc"), ("metal", "macOS only")]
+    ("backend", "missing"),
+    [(Backend.CUDA, "nvcc"), (Backend.VULKAN, "glslc"), (Backend.METAL, "macOS only")],
 )
 def test_a_backend_that_cannot_be_built_says_what_is_missing(
-    backend: build.Backend, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", put_programs(tmp_path / "bin"))
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(ToolchainProblem) as caught:
-        build._backends(backend)
+        variants.backends(backend)
     assert missing in caught.value.why and "ggq setup --backend" in caught.value.next_step
 
 
 def test_cuda_keeps_the_compiler_flags_of_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_cublas", lambda: (("-I/cublas",), ("-DCUDA_cublas_LIBRARY=/l.so",)))
-    flags = build._flags(("cpu", "rpc", "cuda"), WITHOUT_AMX)
+    monkeypatch.setattr(variants, "_cublas", lambda: (("-I/cublas",), ("-DCUDA_cublas_LIBRARY=/l.so",)))
+    flags = variants.flags(("cpu", "rpc", "cuda"), WITHOUT_AMX)
     assert "-DGGML_CUDA=ON" in flags and "-DCUDA_cublas_LIBRARY=/l.so" in flags
     assert "-DCMAKE_CXX_FLAGS=-mno-amx-tile -mno-amx-int8 -mno-amx-bf16 -I/cublas" in flags
     assert "-DCMAKE_CUDA_FLAGS=-I/cublas" in flags
     assert not any(
-        flag.startswith("-DCMAKE_C") and "FLAGS" in flag for flag in build._flags(("cpu",), NATIVE)
+        flag.startswith("-DCMAKE_C") and "FLAGS" in flag for flag in variants.flags(("cpu",), NATIVE)
     )
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
-from ggq.errors import OutputProblem, UsageProblem
+from ggq.errors import GgqError, OutputProblem, UsageProblem
 from ggq.system import codec
+from ggq.system.codec import Inlined, LeftOutIfDefault
 
 
 class Colour(StrEnum):
@@ -113,3 +115,62 @@ def test_a_file_is_read_or_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match="is not what this ggq writes there") as wrong:
         codec.read(Whole, file, next_step="Remove it.", problem=UsageProblem)
     assert "at pair" in wrong.value.why
+
+
+@dataclass(frozen=True)
+class Common:
+    text: str
+    context: int
+
+
+@dataclass(frozen=True)
+class Marked:
+    at: str
+    common: Annotated[Common, Inlined()]
+    part: Annotated[Part | None, Inlined(with_key="count")] = None
+    rest: Annotated[tuple[int, ...], LeftOutIfDefault()] = ()
+    error: GgqError | None = None
+
+
+def test_an_inlined_field_stands_among_its_owners() -> None:
+    whole = Marked("now", Common("a", 3), Part("x", 1), (4,), UsageProblem("what", "why", "next"))
+    error = {"what": "what", "why": "why", "next_step": "next"}
+    plain = {"at": "now", "text": "a", "context": 3, "name": "x", "count": 1, "share": None, "rest": [4],
+             "error": error}  # fmt: skip
+    assert json.loads(json.dumps(codec.encode(whole))) == plain
+    found = codec.decode(Marked, plain)
+    assert (found.common, found.part, found.rest) == (whole.common, whole.part, whole.rest)
+    assert found.error is not None and str(found.error) == "what why next"
+
+
+def test_what_is_left_out_is_at_its_default() -> None:
+    plain = {"at": "now", "text": "a", "context": 3, "error": None}
+    assert codec.encode(Marked("now", Common("a", 3))) == plain
+    assert codec.decode(Marked, plain) == Marked("now", Common("a", 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"context": "3"}, "context"), ({"text": None}, "text"), ({"count": 1}, "name")]
+)
+def test_a_fault_in_an_inlined_field_has_its_place(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(codec.WrongContent, match=words):
+        codec.decode(Marked, {"at": "now", "text": "a", "context": 3, **changes})
+    with pytest.raises(codec.WrongContent, match="an object expected"):
+        codec.decode(Marked, [])
+
+
+@dataclass(frozen=True)
+class Bound:
+    end: float
+
+
+def test_a_form_of_its_own_reads_what_earlier_versions_wrote() -> None:
+    codec.form(
+        Bound,
+        written=lambda raw: {"end": None if raw["end"] == math.inf else raw["end"]},
+        read=lambda raw: {"end": math.inf if raw["end"] is None else raw["end"]} if raw else {"end": 0.0},
+    )
+    assert codec.encode(Bound(math.inf)) == {"end": None}
+    assert [codec.decode(Bound, it) for it in ({"end": None}, {"end": 1.5}, None)] == [
+        Bound(math.inf), Bound(1.5), Bound(0.0),
+    ]  # fmt: skip

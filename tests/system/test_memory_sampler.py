@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 
 from ggq.system import process
-from ggq.system.memory_sampler import GpuPeak, GpuSampler, MemoryPeaks, ProcessSampler, gpu_memory_bytes
+from ggq.system.memory_sampler import GpuPeak, GpuSampler, MemoryPeaks, ProcessSampler, nvidia_driver
 
 MIB = 1 << 20
 linux_only = pytest.mark.skipif(
@@ -19,7 +22,7 @@ linux_only = pytest.mark.skipif(
 
 def peaks(code: str, *arguments: str) -> MemoryPeaks:
     with ProcessSampler() as memory:
-        process.run([sys.executable, "-c", code, *arguments], on_start=memory.watch)
+        process.run([sys.executable, "-c", code, *arguments], watch=process.Watch(on_start=memory.watch))
     return memory.peaks
 
 
@@ -61,29 +64,61 @@ def test_where_nothing_runs_there_is_no_peak() -> None:
     assert memory.peaks == MemoryPeaks()
 
 
-# nvidia-smi needs a GPU: here a script of that name prints what the real one does.
-def test_the_words_of_nvidia_smi() -> None:
-    lines = ["0, NVIDIA H200, 451", "1, NVIDIA GeForce RTX 3060, 0", "2, NVIDIA A100, [N/A]", ""]
-    assert gpu_memory_bytes(lines) == {(0, "NVIDIA H200"): 451 * MIB, (1, "NVIDIA GeForce RTX 3060"): 0}
+# NVIDIA's library needs a GPU: here its functions answer as the real ones do.
+def nvidia(monkeypatch: pytest.MonkeyPatch, used: dict[str, int], own: int | None) -> None:
+    """A machine with an H200, whose memory in use is ``used["MiB"]``, and a GPU that does not tell."""
+
+    def memory_of(gpu: int) -> SimpleNamespace:
+        if gpu == 1:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return SimpleNamespace(used=used["MiB"] * MIB)
+
+    def processes_on(gpu: int) -> list[SimpleNamespace]:
+        there = [SimpleNamespace(pid=1, usedGpuMemory=7 * MIB)]
+        mine = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=own)]
+        return there + mine
+
+    answers = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlSystemGetDriverVersion": lambda: "575.57.08",
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetName": lambda gpu: "NVIDIA H200",
+        "nvmlDeviceGetMemoryInfo": memory_of,
+        "nvmlDeviceGetComputeRunningProcesses": processes_on,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(pynvml, name, answer)
 
 
-def test_the_gpus_peak_is_told_above_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = tmp_path / "used"
-    used.write_text("400")
-    script = tmp_path / "nvidia-smi"
-    script.write_text(f'#!/bin/sh\necho "0, NVIDIA H200, $(cat {used})"\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+@pytest.mark.parametrize(("own", "known"), [(600 * MIB, 600 * MIB), (None, None)])
+def test_the_gpus_peak_is_told_above_the_start_and_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, own: int | None, known: int | None
+) -> None:
+    used = {"MiB": 400}
+    nvidia(monkeypatch, used, own)
+    assert nvidia_driver() == "575.57.08"
     with GpuSampler() as gpus:
-        used.write_text("1424")
-        time.sleep(1)
-        used.write_text("300")
-        time.sleep(1)
-    assert gpus.peaks == (GpuPeak(0, "NVIDIA H200", 1024 * MIB),)
+        gpus.watch(os.getpid())
+        used["MiB"] = 1424
+        deadline = time.monotonic() + 60
+        while gpus.peaks[0].used_bytes == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        used["MiB"] = 300
+    [peak] = gpus.peaks
+    assert peak == GpuPeak(0, "NVIDIA H200", 1024 * MIB, known)
+    assert peak.own_bytes == (known or 1024 * MIB)
 
 
-def test_without_a_gpu_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
+def test_without_a_gpu_there_is_no_figure() -> None:
+    """By the library's own error where this machine has no driver."""
     with GpuSampler() as gpus:
         pass
-    assert gpus.peaks == ()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        assert gpus.peaks == () and nvidia_driver() is None
+    else:
+        pynvml.nvmlShutdown()
+        assert nvidia_driver()

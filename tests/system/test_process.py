@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,12 +15,13 @@ from ctrl_c import heed_ctrl_c
 
 from ggq.errors import ToolchainProblem, ToolFailed
 from ggq.system import process
+from ggq.system.process import Watch
 
 PYTHON = sys.executable
 
 
 def run(code: str, **options: object) -> process.Completed:
-    return process.run([PYTHON, "-c", code], **options)  # type: ignore[arg-type]
+    return process.run([PYTHON, "-c", code], **options)
 
 
 def is_alive(pid: int) -> bool:
@@ -41,7 +44,7 @@ def wait_until(condition: object, seconds: float = 10) -> bool:
 
 def test_lines_come_from_both_streams_and_to_the_handlers() -> None:
     seen: list[str] = []
-    done = run("import sys; print('one'); print('two', file=sys.stderr)", on_stdout=seen.append)
+    done = run("import sys; print('one'); print('two', file=sys.stderr)", watch=Watch(seen.append))
     assert (done.stdout, done.stderr, seen) == (("one",), ("two",), ["one"])
     assert done.returncode == 0 and done.seconds > 0
 
@@ -135,6 +138,7 @@ def test_the_environment_is_added_to(monkeypatch: pytest.MonkeyPatch) -> None:
 MEASURER = """
 import sys
 from ggq.system import process
+from ggq.system.process import Watch
 child = [sys.executable, "-c", "x = bytearray(200_000_000)"]
 print(process.run(child).peak_rss_bytes)
 ours = bytearray(300_000_000)
@@ -151,6 +155,7 @@ def test_the_peak_of_memory_is_the_childs_or_unknown() -> None:
 PARENT = """
 import pathlib, sys
 from ggq.system import process
+from ggq.system.process import Watch
 process.run(
     [sys.executable, "-c", "import os, pathlib, sys, time;"
      " pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)", sys.argv[1]]
@@ -188,20 +193,18 @@ def test_ctrl_c_on_the_terminal_reaches_ggq_alone() -> None:
 
 def test_the_childs_id_is_told_when_it_starts() -> None:
     started: list[int] = []
-    done = run("import os; print(os.getpid())", on_start=started.append)
+    done = run("import os; print(os.getpid())", watch=Watch(on_start=started.append))
     assert [str(pid) for pid in started] == list(done.stdout)
 
 
-def test_a_command_can_be_kept_from_the_echo() -> None:
-    told: list[str] = []
-    process.echo_to(told.append)
-    try:
+def test_what_is_run_and_said_is_logged_but_where_it_is_kept_from_that(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.DEBUG, process.LOG):
         run("print('heard')")
-        run("print('silent')", echo=False)
-    finally:
-        process.echo_to(None)
-    assert "heard" in told
-    assert "silent" not in told
+        run("print('silent')", watch=Watch(echo=False))
+    command, line = caplog.messages
+    assert command.startswith(f"$ {PYTHON} -c") and line == "heard"
 
 
 def test_the_kernels_out_of_memory_killer_is_told_from_a_plain_kill(
@@ -230,6 +233,7 @@ FORK_HOOK = """
 import os, signal
 os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
 from ggq.system import process
+from ggq.system.process import Watch
 try:
     process.run(["sleep", "30"])
 except KeyboardInterrupt:
@@ -253,16 +257,16 @@ def test_what_a_handler_raises_reaches_the_caller_and_ends_the_child() -> None:
 
     endless = "import sys\nwhile True: print('x' * 200, file=sys.stderr)"
     with pytest.raises(ValueError, match="xxx"):
-        run(endless, on_stderr=refuse)
+        run(endless, watch=Watch(on_stderr=refuse))
     with pytest.raises(ValueError, match="once"):
-        run("print('once', flush=True); import time; time.sleep(600)", on_stdout=refuse)
+        run("print('once', flush=True); import time; time.sleep(600)", watch=Watch(refuse))
 
 
 def test_no_more_threads_is_told_and_leaves_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
     real = subprocess.Popen
 
-    class Popen(real):  # type: ignore[type-arg, valid-type, misc]
+    class Popen(real):  # type: ignore[valid-type, misc]
         def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(*arguments, **options)
             started.append(self.pid)
@@ -270,8 +274,8 @@ def test_no_more_threads_is_told_and_leaves_no_child(monkeypatch: pytest.MonkeyP
     def refuse(_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(process.subprocess, "Popen", Popen)
-    monkeypatch.setattr(process.threading.Thread, "start", refuse)
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(ToolchainProblem) as caught:
         run("import time; time.sleep(600)")
     assert "no more processes, threads or memory" in caught.value.why and "ulimit" in caught.value.next_step
@@ -282,7 +286,7 @@ def test_no_more_processes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(process.subprocess, "Popen", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
     with pytest.raises(ToolchainProblem, match="no more processes"):
         run("pass")
 

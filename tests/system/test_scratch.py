@@ -51,7 +51,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next_one(temporary: Path) -> N
     with scratch.folder("view"):
         assert left.is_dir()  # it lives
     other.kill()
-    other.wait()
+    other.communicate()
     assert left.is_dir()
     with scratch.folder("run"):
         assert not left.exists()

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import ggq
-from ggq.conversion import convert
 from ggq.errors import GgqError, SourceChanged
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement.settings import BenchSettings
@@ -99,16 +98,9 @@ def test_an_error_is_due_to_the_change(tmp_path: Path) -> None:
     assert isinstance(raised.value.__cause__, GgqError)
 
 
-@pytest.fixture(scope="module")
-def base_of_example(toolchain: Toolchain, example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("base") / "tiny-BF16.gguf"
-    convert(example, base, outtype="bf16", verify="off", session=Session(toolchain))
-    return base
-
-
 @pytest.fixture
-def base(base_of_example: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copyfile(base_of_example, tmp_path / "tiny-BF16.gguf"))
+def base(base_gguf: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copyfile(base_gguf, tmp_path / "tiny-BF16.gguf"))
 
 
 @pytest.mark.tool
@@ -176,11 +168,13 @@ def test_nothing_is_recorded_of_a_file_that_changes_while_it_is_measured(
         usual,
         kinds=("quality",),
         text=replace(usual.text, text=text),
-        quality=replace(usual.quality, context=64, until="chunks", chunks=8),
+        quality=replace(usual.quality, context=64, chunks=8),
     )
     with pytest.raises(SourceChanged, match="Q8_0"):
         measure.bench(
-            [base, made], settings, toolchain=toolchain, listener=Once("quality", lambda: overwrite(made))
+            [base, made],
+            settings,
+            session=Session(toolchain, listener=Once("quality", lambda: overwrite(made))),
         )
     assert not list(base.parent.glob("*bench*"))
     assert not list(base.parent.glob(".*bench*"))

@@ -8,6 +8,7 @@ from ggq.cli.bench.all import everything
 from ggq.cli.bench.compare import compare
 from ggq.cli.bench.memory import memory
 from ggq.cli.bench.quality import quality
+from ggq.cli.bench.show import show
 from ggq.cli.bench.speed import speed
 
 
@@ -36,5 +37,5 @@ def bench() -> None:
     """
 
 
-for command in (everything, quality, speed, memory, compare):
+for command in (everything, quality, speed, memory, show, compare):
     bench.add_command(command)

@@ -7,25 +7,27 @@ from pathlib import Path
 
 import click
 
+from ggq.cli.bench.options import give
 from ggq.cli.options import output_options
 from ggq.cli.output import Output
 from ggq.errors import UsageProblem
 from ggq.llamacpp.perplexity import Estimate
 from ggq.measurement import tables
-from ggq.measurement.compare import Difference, Figure, load, machines, unmatched
+from ggq.measurement.compare import Difference, Match, machines, unmatched
 from ggq.measurement.compare import compare as compare_entries
-from ggq.measurement.record import Entry
+from ggq.measurement.figures import Figure
+from ggq.measurement.record import Entry, load
 from ggq.system.files import human_bytes
 
-_NAMES: dict[Figure, str] = {
-    "file_bytes": "file size",
-    "perplexity": "PPL",
-    "mean_kld": "KLD",
-    "same_top": "top-1 %",
-    "prompt_tokens_per_s": "prompt t/s",
-    "generation_tokens_per_s": "generate t/s",
-    "ram_bytes": "RAM",
-    "vram_bytes": "VRAM",
+_NAMES = {
+    Figure.FILE_BYTES: "file size",
+    Figure.PERPLEXITY: "PPL",
+    Figure.MEAN_KLD: "KLD",
+    Figure.SAME_TOP: "top-1 %",
+    Figure.PROMPT_TOKENS_PER_S: "prompt t/s",
+    Figure.GENERATION_TOKENS_PER_S: "generate t/s",
+    Figure.RAM_BYTES: "RAM",
+    Figure.VRAM_BYTES: "VRAM",
 }
 _BEYOND_NOISE = {True: "yes", False: "no", None: tables.MISSING}
 
@@ -71,14 +73,15 @@ def compare(one: Path, other: Path, wanted: tuple[str, ...], out: Output) -> Non
         if count > 1 and not wanted:
             out.info(f"{side} holds {count} machines; this is {machine}. Choose by --machine ID.")
     _show(out, differences, sides, only)
-    out.result(
+    give(
+        out,
         {
             "a": {"record": one, "environment_id": chosen[0], "environment": a[0].environment},
             "b": {"record": other, "environment_id": chosen[1], "environment": b[0].environment},
             "differences": differences,
             "only_in_a": [entry.model for entry in only[0]],
             "only_in_b": [entry.model for entry in only[1]],
-        }
+        },
     )
 
 
@@ -91,7 +94,7 @@ def _show(
     out.fields(list(zip("AB", sides, strict=True)))
     out.text()
     # The size of a file that is the same says nothing.
-    shown = [it for it in differences if it.figure != "file_bytes" or it.beyond_noise]
+    shown = [it for it in differences if it.figure is not Figure.FILE_BYTES or it.beyond_noise]
     rows = [
         [
             tables.printable(it.name) if index == 0 or it.name != shown[index - 1].name else "",
@@ -111,7 +114,7 @@ def _show(
         noted_names = [it.name for it in noted]
         whose = "all" if set(noted_names) == {it.name for it in shown} else _names(noted_names)
         out.paragraph(f"{figures} of {whose}: {tables.printable(note)}.")
-    by_name = [it.name for it in differences if it.matched_by != "sha256"]
+    by_name = [it.name for it in differences if it.matched_by is not Match.SHA256]
     if by_name:
         out.paragraph(f"Matched by name, for these files differ: {_names(by_name)}.")
     for side, entries in zip("AB", only, strict=True):
@@ -120,14 +123,11 @@ def _show(
 
 
 def _described(path: Path, entry: Entry) -> str:
-    machine = entry.environment
-    commit = f"llama.cpp {machine.get('llama_cpp_commit')}"
-    words = (machine.get("cpu"), f"{machine.get('usable_cores')} cores", commit, entry.environment_id)
-    return tables.printable(f"{path}: {', '.join(map(str, words))}")
+    return tables.printable(f"{path}: {entry.environment}, {entry.environment_id}")
 
 
 def _listed(entries: Sequence[Entry]) -> str:
-    return _names([entry.model["name"] for entry in entries])
+    return _names([entry.model.name for entry in entries])
 
 
 def _names(names: Sequence[str]) -> str:
@@ -137,11 +137,11 @@ def _names(names: Sequence[str]) -> str:
 def _value(figure: Figure, value: Estimate | None) -> str:
     if value is None:
         return tables.MISSING
-    if figure == "perplexity":
+    if figure is Figure.PERPLEXITY:
         return tables.perplexity(value)
-    if figure == "mean_kld":
+    if figure is Figure.MEAN_KLD:
         return tables.relative(value)
-    if figure == "same_top":
+    if figure is Figure.SAME_TOP:
         return tables.percent(value)
     if figure.endswith("_bytes"):
         return human_bytes(value.value)

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import click
 
-from ggq.cli.bench.options import layers_option, record_option, rpc_option
-from ggq.cli.options import Listed, output_options, threads_option
+from ggq.cli.bench.options import form_options, give, models_argument, record_option, show_rows
+from ggq.cli.options import output_options
 from ggq.cli.output import Output
-from ggq.errors import UsageProblem
-from ggq.llamacpp import bench as llama_bench
-from ggq.llamacpp import toolchain
+from ggq.cli.settings import settings_options
 from ggq.llamacpp.memory import BreakdownRow
-from ggq.measurement.memory import LOAD_MODES, MemoryCell, MemorySettings
-from ggq.measurement.settings import BenchSettings, offload_for
+from ggq.measurement.memory import MemoryCell
+from ggq.measurement.settings import BenchSettings, MemorySettings
+from ggq.measurement.words import Kind
 from ggq.operations.bench import bench
+from ggq.session import Session
 from ggq.system import files
 from ggq.system.memory_sampler import MemoryPeaks
 
@@ -24,48 +24,13 @@ _WORTH_A_WORD_BYTES = 16 << 20
 
 
 @click.command(short_help="RAM and VRAM of a load and a full context.")
-@click.argument("models", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-c", "--ctx-size", "contexts", type=Listed(click.INT), default=(),
-    help="Contexts in tokens, as 512,4096. Default: the model's own, at most 4096.",
-)  # fmt: skip
-@click.option(
-    "-ctk", "--cache-type-k", "types_k", type=Listed(click.Choice(llama_bench.CACHE_TYPES)), default="f16",
-    show_default=True, help="Types of the cache's keys, as f16,q8_0.",
-)  # fmt: skip
-@click.option(
-    "-ctv", "--cache-type-v", "types_v", type=Listed(click.Choice(llama_bench.CACHE_TYPES)), default=(),
-    help="Types of its values, one for each of -ctk. Default: the same.",
-)  # fmt: skip
-@click.option(
-    "-lm", "--load-mode", "load_modes", type=Listed(click.Choice(LOAD_MODES)), default=",".join(LOAD_MODES),
-    show_default=True, help="Ways of loading: with mmap, or none.",
-)  # fmt: skip
-@click.option(
-    "-fa", "--flash-attn", "flash_attention", type=click.Choice(llama_bench.FLASH_ATTENTION), default="auto",
-    show_default=True, help="Flash attention.",
-)  # fmt: skip
-@layers_option
-@rpc_option
-@threads_option
-@click.option("--quick", is_flag=True, help="Run only the shortest context; estimate the others.")
-@click.option("--force", is_flag=True, help="Run also what does not fit.")
+@models_argument
+@settings_options(MemorySettings)
 @record_option
+@form_options
 @output_options
 def memory(
-    models: tuple[Path, ...],
-    contexts: tuple[int, ...],
-    types_k: tuple[str, ...],
-    types_v: tuple[str, ...],
-    load_modes: tuple[str, ...],
-    flash_attention: str,
-    n_gpu_layers: int | None,
-    rpc: tuple[str, ...],
-    threads: int | None,
-    quick: bool,
-    force: bool,
-    output: Path | None,
-    out: Output,
+    models: tuple[Path, ...], settings: MemorySettings, output: Path | None, form: str | None, out: Output
 ) -> None:
     """Load each GGUF FILE, fill its context, generate some tokens, and measure the memory.
 
@@ -77,43 +42,23 @@ def memory(
     ggq bench memory Qwen3-0.6B-Q4_K_M.gguf -c 512,4096 -ctk f16,q8_0
     ggq bench memory Qwen3-0.6B-Q4_K_M.gguf -ngl all -lm none --json
     """
-    tools = toolchain.find()
-    settings = MemorySettings(
-        contexts=contexts,
-        cache_types=_pairs(types_k, types_v or types_k),
-        load_modes=load_modes,
-        flash_attention=flash_attention,
-        offload=offload_for(tools, n_gpu_layers, rpc),
-        threads=threads,
-        quick=quick,
-        force=force,
-    )
+    settings.cache_types  # noqa: B018 - a wrong pair is told before anything is read
     with out.progress() as listener:
         done = bench(
             models,
-            BenchSettings(kinds=("memory",), memory=settings),
+            BenchSettings(kinds=(Kind.MEMORY,), memory=settings),
             output=output,
-            toolchain=tools,
-            listener=listener,
+            session=Session(listener=listener),
         )
-    for subject, result in done.memory:
-        _show(out, subject.path.name, result.cells)
+    if form:
+        show_rows(out, done.entries, form)
+    for subject, found in () if form else done.memory:
+        _show(out, subject.path.name, found.cells)
     out.hint(f"The record, with every buffer: {done.record}")
-    out.result({"models": [result for _, result in done.memory], "failures": done.failures})
+    models_json = [found for _, found in done.memory]
+    give(out, {"models": models_json, "failures": done.failures})
     if done.failures:
         raise SystemExit(1)
-
-
-def _pairs(types_k: tuple[str, ...], types_v: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    if len(types_v) == 1:
-        types_v *= len(types_k)
-    if len(types_k) != len(types_v):
-        raise UsageProblem(
-            "-ctk and -ctv name different numbers of types.",
-            f"There are {len(types_k)} for keys and {len(types_v)} for values.",
-            "Name one of -ctv for each of -ctk, a single one for all, or none for the same.",
-        )
-    return tuple(zip(types_k, types_v, strict=True))
 
 
 def _show(out: Output, name: str, cells: Sequence[MemoryCell]) -> None:
@@ -178,7 +123,7 @@ def _show_devices(out: Output, cells: Sequence[MemoryCell]) -> None:
     for cell in cells:
         for gpu in (cell.measured.gpus if cell.measured else None) or ():
             out.text(
-                f"{' '.join(_names(cell))}: {files.human_bytes(gpu.used_bytes)} of {gpu.name} {gpu.index}"
+                f"{' '.join(_names(cell))}: {files.human_bytes(gpu.own_bytes)} of {gpu.name} {gpu.index}"
             )
     if any(row.is_elsewhere for _, row in devices):
         out.paragraph("The memory of an RPC server's device is estimated, not measured: it is elsewhere.")

@@ -1,58 +1,20 @@
-"""Options that the measuring commands share."""
+"""What the measuring commands share: options that are no settings of a measurement, and their output."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from ggq.cli.options import Listed, parse_special_option
+from ggq.cli.options import Listed
 from ggq.cli.output import Output
-from ggq.corpora import CORPORA
 from ggq.errors import GgqError
 from ggq.llamacpp.offload import ALL_LAYERS
+from ggq.measurement import plot, summary, tables
 from ggq.measurement.record import Entry
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def text_options(function: F) -> F:
-    """``--text --corpus --corpus-path --parse-special --offline``; the command gets ``text: TextChoice``."""
-
-    @click.option(
-        "--text", "text_file", type=click.Path(path_type=Path), metavar="FILE",
-        help="Text to measure quality on. Default: heldout.txt beside the model or its checkpoint, else"
-        " WikiText-2.",
-    )  # fmt: skip
-    @click.option(
-        "--corpus", metavar="NAME",
-        help=f"A published text, fetched once: {', '.join(corpus.name for corpus in CORPORA)}.",
-    )  # fmt: skip
-    @click.option(
-        "--corpus-path", type=click.Path(path_type=Path), metavar="FILE",
-        help="That text as a file of yours.",
-    )  # fmt: skip
-    @parse_special_option
-    @click.option("--offline", is_flag=True, help="Use only what is in the caches.")
-    @functools.wraps(function)
-    def wrapped(
-        *args: Any,
-        text_file: Path | None,
-        corpus: str | None,
-        corpus_path: Path | None,
-        parse_special: bool,
-        offline: bool,
-        **kwargs: Any,
-    ) -> Any:
-        from ggq.measurement.settings import TextChoice
-
-        choice = TextChoice(text_file, corpus, corpus_path, offline, parse_special)
-        return function(*args, text=choice, **kwargs)
-
-    return wrapped  # type: ignore[return-value]
+from ggq.system import codec
 
 
 class Layers(click.ParamType[int]):
@@ -66,23 +28,62 @@ class Layers(click.ParamType[int]):
         return click.IntRange(min=0).convert(value, param, ctx)
 
 
-layers_option = click.option(
-    "-ngl", "--n-gpu-layers", type=Layers(),
-    help="Layers on GPUs, the output layer counted. Default: all, if any GPU.",
-)  # fmt: skip
 rpc_option = click.option(
     "--rpc", type=Listed(click.STRING), default=(), help="Servers whose devices count as GPUs, as host:port.",
 )  # fmt: skip
+
+
+def _drawable(_ctx: click.Context, _param: click.Parameter, target: Path | None) -> Path | None:
+    """Refuse a plot that cannot be made before what it shows is measured."""
+    if target is not None:
+        plot.require(target)
+    return target
+
+
 plot_option = click.option(
-    "--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", callback=_drawable,
     help="Draw what the record has: size against KLD, speed against layers; .png, .svg or .pdf.",
 )  # fmt: skip
+record_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="The record. Default: ggq-bench.json beside the first file.",
+)  # fmt: skip
+offline_option = click.option("--offline", is_flag=True, help="Use only what is in the caches.")
+models_argument = click.argument(
+    "models", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 
 
-def draw(out: Output, entries: Sequence[Entry], target: Path) -> bool:
-    """Draw what was measured; False, with a warning, where there is nothing to draw."""
-    from ggq.measurement import plot
+def form_options(function: Any) -> Any:
+    """``--markdown --csv``; the command gets ``form: str | None``."""
+    function = click.option(
+        "--csv", "form", flag_value="csv", help="Print the table as CSV, in full precision."
+    )(function)
+    return click.option("--markdown", "form", flag_value="markdown", help="Print the table in Markdown.")(
+        function
+    )
 
+
+def show_rows(out: Output, entries: Sequence[Entry], form: str | None) -> None:
+    """The table of main figures, in one of its forms."""
+    rows = summary.rows(entries)
+    if form == "markdown":
+        out.text(tables.markdown(rows))
+    elif form == "csv":
+        out.text(tables.csv_text(rows))
+    else:
+        out.table(*tables.table(rows), compact=True)
+
+
+def give(out: Output, value: Any) -> None:
+    """What a program gets, as records have it."""
+    out.result({"schema_version": 1, **codec.encode(value)})
+
+
+def draw(out: Output, entries: Sequence[Entry], target: Path | None) -> bool:
+    """Draw what was measured, where that was asked for; False, with a warning, where there is nothing."""
+    if target is None:
+        return True
     try:
         plot.plot(entries, target)
     except GgqError as error:
@@ -90,9 +91,3 @@ def draw(out: Output, entries: Sequence[Entry], target: Path) -> bool:
         return False
     out.info(f"Drawn: {target}")
     return True
-
-
-record_option = click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="The record. Default: ggq-bench.json beside the first file.",
-)  # fmt: skip
