@@ -188,7 +188,7 @@ def _failed(done: process.Completed, errors: Sequence[str], model: Path, context
             "There is no imatrix of this model.",
             f"What reaches {found[1]} is not a number: some weights are NaN or infinite, or too large for"
             " their type.",
-            "Make the base again from its checkpoint, in another type (`ggq convert --outtype`).",
+            "Make the 16-bit GGUF again from its checkpoint, in another type (`ggq convert --outtype`).",
         )
     if found := re.search(r"tokenizes to only (\d+) tokens", words):
         return too_short(int(found[1]), context)

@@ -184,9 +184,9 @@ def refuse_foreign_vocabulary(lines: Sequence[str]) -> None:
     for line in lines:
         if words := re.search(r"inconsistent vocabulary \((\d+) vs (\d+)\)", line):
             raise GgufProblem(
-                "The model's vocabulary is not its base's.",
-                f"The base has {words[1]} tokens, this model {words[2]}.",
-                "Compare a model with the base that it was made from.",
+                "The model's vocabulary is not that of its 16-bit GGUF.",
+                f"The 16-bit GGUF has {words[1]} tokens, this model {words[2]}.",
+                "Compare a model with the 16-bit GGUF that it was made from.",
             )
 
 

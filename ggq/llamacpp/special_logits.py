@@ -96,7 +96,7 @@ def save(
         kind, _, why = line.partition(": ")
         if kind == _UNWRITTEN:
             raise DiskFull(
-                "The base's logits could not be written.", f"{why}.", "Free some space in that folder."
+                "The 16-bit GGUF's logits could not be written.", f"{why}.", "Free some space in that folder."
             )
         if kind == _FAILED:
             raise GgufProblem(

@@ -19,9 +19,9 @@ def require(base: Subject, models: Sequence[Subject], context: int) -> None:
     """
     if not models:
         raise UsageProblem(
-            "There is nothing to compare with the base.",
+            "There is nothing to compare with the 16-bit GGUF.",
             f"Only {base.path.name} was given.",
-            "Name the base and one quantized model or more.",
+            "Name the 16-bit GGUF and one quantized model or more.",
         )
     ours = gguf_file.read(base.path)
     ours.require_next_tokens("a perplexity", "`ggq bench speed` measures how fast it reads.")
@@ -35,15 +35,15 @@ def require(base: Subject, models: Sequence[Subject], context: int) -> None:
         if (gguf.architecture, gguf.parameter_count) != (ours.architecture, ours.parameter_count):
             raise GgufProblem(
                 f"{subject.path.name} was not made from {base.path.name}.",
-                f"It is a {gguf.architecture} of {gguf.parameter_count:,} parameters, the base a "
+                f"It is a {gguf.architecture} of {gguf.parameter_count:,} parameters, the 16-bit GGUF a "
                 f"{ours.architecture} of {ours.parameter_count:,}.",
-                "Compare a model with the base that it was made from.",
+                "Compare a model with the 16-bit GGUF that it was made from.",
             )
         if _vocabulary(gguf) != _vocabulary(ours):
             raise GgufProblem(
                 f"The vocabulary of {subject.path.name} is not that of {base.path.name}.",
                 f"They have {gguf.vocabulary_size} and {ours.vocabulary_size} tokens.",
-                "Compare a model with the base that it was made from.",
+                "Compare a model with the 16-bit GGUF that it was made from.",
             )
         if subject.context_length and context > subject.context_length:
             raise CannotServe(

@@ -226,7 +226,7 @@ def _chunks_within(base: Base, max_bytes: int) -> int:
         each *= 2
     if base.logits_bytes(each) > max_bytes:
         raise UsageProblem(
-            "The base's logits need more disk than --max-base-bytes allows.",
+            "The 16-bit GGUF's logits need more disk than --max-base-bytes allows.",
             f"{least} chunks of {base.how.context} tokens, the least that can be measured, take "
             f"{files.human_bytes(base.logits_bytes(least))}; {files.human_bytes(max_bytes)} are allowed.",
             "Allow more, or take a smaller context.",

@@ -114,7 +114,7 @@ def _other_ground(one: QualityMeasurement, other: QualityMeasurement, *, with_ba
     if _excerpts(one) != _excerpts(other):
         return f"measured on different pieces of the text, {a.chunks} and {b.chunks} chunks"
     if with_base and a.base.sha256 != b.base.sha256:
-        return f"compared with different bases, {a.base.name} and {b.base.name}"
+        return f"compared with different 16-bit GGUFs, {a.base.name} and {b.base.name}"
     return ""
 
 

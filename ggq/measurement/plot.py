@@ -99,7 +99,7 @@ def _draw(panels: Sequence[_Panel | None]) -> Figure:
     if not drawn:
         raise UsageProblem(
             "There is nothing to draw.",
-            "No divergence from a base was measured, nor speed at several numbers of layers on a GPU.",
+            "No divergence from a 16-bit GGUF was measured, nor speed at several numbers of layers on a GPU.",
             "Measure with `ggq bench quality`, or with `ggq bench speed -ngl sweep`.",
         )
     from matplotlib import rc_context
@@ -187,7 +187,7 @@ def _quality(entries: Sequence[Entry]) -> _Panel | None:
         axes.margins(x=0.12, y=0.08)
         _number_log_axis(axes, lambda kld, _place: f"{kld:g}")
         axes.set_xlabel(f"file size, {unit}")
-        axes.set_ylabel("mean KLD from the base, nats per token (bars: 95 %)")
+        axes.set_ylabel("mean KLD from the 16-bit GGUF, nats per token (bars: 95 %)")
         axes.set_title("What a preset's bytes buy")
         axes.legend(loc="upper right")
 

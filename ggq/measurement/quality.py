@@ -161,11 +161,14 @@ def _plan(ground: Base, settings: QualitySettings) -> Excerpts:
 def _announce(plan: Excerpts, ground: Base, settings: QualitySettings, listener: Listener) -> None:
     """Say what will lie on the disk, and refuse what would not fit."""
     size = files.human_bytes(plan.peak_bytes)
-    listener(Notice(f"The base's logits take {size} of disk at a time, and are removed afterwards."))
+    listener(Notice(f"The 16-bit GGUF's logits take {size} of disk at a time, and are removed afterwards."))
     if (settings.chunks or 0) > ground.chunk_count:
         listener(Notice(f"The text has {ground.chunk_count} chunks: all of them are measured.", "warning"))
     files.require_space(
-        ground.folder, plan.peak_bytes, "the base's logits", "put the record elsewhere with -o/--output"
+        ground.folder,
+        plan.peak_bytes,
+        "the 16-bit GGUF's logits",
+        "put the record elsewhere with -o/--output",
     )
     if settings.until is not Until.RANKED and isinstance(plan, excerpts.Pieces):
         listener(

@@ -195,7 +195,7 @@ def refuse_quantized(base: GgufFile) -> None:
         raise GgufProblem(
             f"{base.path} is quantized already.",
             f"It holds tensors of type {', '.join(lossy)}; quantizing twice adds one loss to the other.",
-            "Start from the 16-bit base: `ggq convert` makes it from the checkpoint.",
+            "Start from the 16-bit GGUF: `ggq convert` makes it from the checkpoint.",
         )
 
 

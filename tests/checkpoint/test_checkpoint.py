@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import struct
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from mutants import little_memory, mutants
 from safetensors.numpy import save_file
 
 from ggq.checkpoint import checkpoint, storage
@@ -407,38 +409,29 @@ def test_links_into_the_hub_cache_are_followed(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_mutated_headers_are_read_or_refused_and_cost_no_memory(folder: Path) -> None:
-    good = (folder / SHARD).read_bytes()
-    index = (folder / INDEX).read_bytes()
-    length = int.from_bytes(good[:8], "little")
-    dice = random.Random(20)
-    outcomes = {"read": 0, "refused": 0}
-    tracemalloc.start()
-    for case in range(600):
-        name, whole, end = (INDEX, index, len(index)) if case % 4 == 0 else (SHARD, good, 8 + length)
-        raw = bytearray(whole)
-        for _ in range(dice.choice((1, 1, 1, 6))):
-            place = dice.randrange(end)
-            any_byte = bytes([dice.randrange(256)])
-            raw[place : place + 1] = dice.choice(
-                (any_byte, b"9", b"99999999999", b"\xff" * 8, b"", b"[", b"\\")
-            )
-        if case % 5 == 0:
-            del raw[dice.randrange(len(raw)) :]
-        (folder / SHARD).write_bytes(good)
-        (folder / INDEX).write_bytes(index)
+@pytest.mark.parametrize("name", [INDEX, SHARD])
+def test_mutated_headers_are_read_or_refused_and_cost_no_memory(folder: Path, name: str) -> None:
+    whole, outcomes = (folder / name).read_bytes(), Counter[str]()
+    end = len(whole) if name == INDEX else 8 + int.from_bytes(whole[:8], "little")
+
+    @given(mutants(whole, end, [b"9", b"99999999999", b"\xff" * 8, b"", b"[", b"\\"]))
+    def try_one(raw: bytes) -> None:
         (folder / name).write_bytes(raw)
         try:
-            found = checkpoint.read(folder)
+            with little_memory():
+                found = checkpoint.read(folder)
             assert found.parameter_count and found.dtype
             outcomes["read"] += 1
         except CheckpointProblem as problem:
             assert problem.next_step
             outcomes["refused"] += 1
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert outcomes["read"] > 0 and outcomes["refused"] > 300, outcomes
-    assert peak < 100 << 20
+
+    tracemalloc.start()
+    try:
+        try_one()
+    finally:
+        tracemalloc.stop()
+    assert outcomes["refused"] > 100, outcomes
 
 
 @pytest.mark.tool

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import random
 import re
 import struct
 import subprocess
 import time
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from hypothesis import given
+from mutants import little_memory, mutants
 from shared import Store
 
 from ggq.errors import GgufProblem
@@ -236,36 +238,35 @@ def test_files_that_are_not_there_or_not_files(tmp_path: Path) -> None:
     assert "ggq convert" in raised.value.next_step
 
 
+POWERS = [struct.pack("<Q", 1 << power) for power in range(64)]
+
+
+@pytest.mark.slow
 def test_mutated_headers_are_read_or_refused_and_cost_no_memory(tiny: Path, tmp_path: Path) -> None:
-    whole = tiny.read_bytes()
-    header_bytes = read(tiny).header_bytes
-    dice = random.Random(20)
-    outcomes = {"read": 0, "refused": 0}
-    tracemalloc.start()
-    for case in range(600):
-        raw = bytearray(whole)
-        for _ in range(dice.choice((1, 1, 1, 8))):
-            place = dice.randrange(header_bytes)
-            power = struct.pack("<Q", 1 << dice.randrange(64))
-            any_byte = bytes([dice.randrange(256)])
-            raw[place : place + 1] = dice.choice((any_byte, b"\xff", b"\xff" * 8, b"\0" * 8, b"", power))
-        if case % 5 == 0:
-            del raw[dice.randrange(len(raw)) :]
-        path = tmp_path / "mutant.gguf"
+    path, outcomes = tmp_path / "mutant.gguf", Counter[str]()
+
+    @given(
+        mutants(tiny.read_bytes(), read(tiny).header_bytes, [b"\xff", b"\xff" * 8, b"\0" * 8, b"", *POWERS])
+    )
+    def try_one(raw: bytes) -> None:
         path.write_bytes(raw)
         try:
-            found = read(path)
-            for value in found.metadata.values():
-                if isinstance(value, gguf_header.Array):
-                    list(value)
+            with little_memory():
+                found = read(path)
+                for value in found.metadata.values():
+                    if isinstance(value, gguf_header.Array):
+                        list(value)
             assert found.types is not None and found.file_type != ""
             outcomes["read"] += 1
         except GgufProblem:
             outcomes["refused"] += 1
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert outcomes["read"] > 20 and outcomes["refused"] > 100, outcomes
-    assert peak < 100 << 20
+
+    tracemalloc.start()
+    try:
+        try_one()
+    finally:
+        tracemalloc.stop()
+    assert outcomes["read"] > 0 and outcomes["refused"] > 50, outcomes
 
 
 # --- shards ----------------------------------------------------------------------------------------------

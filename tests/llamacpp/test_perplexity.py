@@ -77,7 +77,7 @@ def test_every_figure_of_a_divergence() -> None:
 def test_another_vocabulary_is_said_with_both_sizes() -> None:
     with pytest.raises(GgufProblem) as caught:
         perplexity.parse_divergence(lines("divergence_other_vocabulary"))
-    assert caught.value.why == "The base has 4096 tokens, this model 512."
+    assert caught.value.why == "The 16-bit GGUF has 4096 tokens, this model 512."
 
 
 @pytest.mark.parametrize("missing", ["Mean    KLD", "99.0%   KLD", "Same top p", "RMS", "Mean PPL(base)"])

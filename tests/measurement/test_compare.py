@@ -150,7 +150,7 @@ def test_a_divergence_from_another_base_is_not_compared(record: Any) -> None:
     qualities = measured.quality({"Q2_K": [0.1] * 8})
     other_base = measured.subject("BF16", content="of another checkpoint")
     found = compare(record(qualities=qualities), record(models=[other_base, SMALL], qualities=qualities))
-    assert "different bases" in only(found, "mean_kld").note
+    assert "different 16-bit GGUFs" in only(found, "mean_kld").note
     assert only(found, "mean_kld").ratio is None
     assert only(found, "perplexity").ratio == pytest.approx(1)
 
