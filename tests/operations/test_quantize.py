@@ -22,10 +22,9 @@ import ggq
 from ggq.cli.main import cli
 from ggq.errors import DiskFull, UsageProblem
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.operations import quantize as making
 from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
-from ggq.quantization import engine as choice
+from ggq.quantization import one_pass
 from ggq.records.manifest import Manifest
 from ggq.session import Session
 from ggq.system import files
@@ -137,7 +136,7 @@ def test_what_was_written_down_but_not_published_is_published(
         ggq.quantize(base_gguf, ["Q4_0", "Q5_0", "Q8_0"], tmp_path)
     assert len(digests(tmp_path)) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(making, "sweep", None)  # it is not called
+        patch.setattr(one_pass, "quantize_in_one_pass", None)  # it is not called
         made = ggq.quantize(base_gguf, ["Q4_0", "Q5_0", "Q8_0"], tmp_path)
     assert all(file.reused for file in made.files) and len(digests(tmp_path)) == 3
     assert not list(tmp_path.glob(".ggq-*"))
@@ -147,9 +146,9 @@ def test_what_the_sweep_cannot_make_llama_quantize_makes_beside_it(
     base_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[Event] = []
-    real = choice.obstacle  # type: ignore[attr-defined]
+    real = one_pass.obstacle
     monkeypatch.setattr(
-        choice,
+        one_pass,
         "obstacle",
         lambda toolchain, base, recipe: (
             "It is a Friday." if recipe.preset.name == "Q5_0" else real(toolchain, base, recipe)
@@ -160,7 +159,7 @@ def test_what_the_sweep_cannot_make_llama_quantize_makes_beside_it(
     said = [event.text for event in heard if isinstance(event, Notice)]
     assert "llama-quantize makes Q5_0: It is a Friday." in said
     with pytest.raises(UsageProblem, match="cannot make Q5_0"):
-        ggq.quantize(base_gguf, ["Q5_0"], tmp_path / "other", Settings(engine="sweep"))
+        ggq.quantize(base_gguf, ["Q5_0"], tmp_path / "other", engine="sweep")
 
 
 def test_an_unknown_llama_cpp_makes_all_by_itself(
