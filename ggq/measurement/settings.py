@@ -128,7 +128,7 @@ class QualitySettings:
             parse=parse_bytes,
             metavar="SIZE",
             shown_default="4G",
-            help="Disk for the base's logits at a time, as 500M.",
+            help="Disk for the 16-bit GGUF's logits at a time, as 500M.",
         ),
     ] = 4_000_000_000
     checkpoint: Annotated[
@@ -136,7 +136,7 @@ class QualitySettings:
         Option(
             "--reference",
             metavar="CHECKPOINT",
-            help="Compare the base with its checkpoint as well, computed by transformers.",
+            help="Compare the 16-bit GGUF with its checkpoint, too, computed by transformers.",
         ),
     ] = None
     placement: Placement = field(default_factory=Placement)

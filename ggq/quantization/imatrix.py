@@ -154,7 +154,7 @@ def imatrix(
         how = _for_model(settings, whole)
         matrix = Matrix(manifest, target.name, source, how, toolchain, listener)
         with reading.explaining():
-            digests = [files.sha256_file(path, listener, "read the base") for path in whole.paths]
+            digests = [files.sha256_file(path, listener, "read the 16-bit GGUF") for path in whole.paths]
             base_sha256 = "+".join(digests)
             ready = matrix.known(base_sha256)
             return ready or matrix.make(whole, base_sha256, reading, work, record, force=settings.force)
@@ -411,8 +411,8 @@ class Matrix:
         if not matrix.is_finite():
             raise GgufProblem(
                 "The imatrix holds values that are not numbers.",
-                "The base's activations overflow, or some of its weights are NaN.",
-                "Make the base again from its checkpoint (`ggq convert`).",
+                "The 16-bit GGUF's activations overflow, or some of its weights are NaN.",
+                "Make it again from its checkpoint (`ggq convert`).",
             )
         found = thin_experts.look(matrix)
         if remark := thin_experts.words(found, made.chunks * made.context):

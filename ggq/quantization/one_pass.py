@@ -56,7 +56,7 @@ def obstacle(toolchain: Toolchain, base: GgufFile, recipe: Recipe) -> str | None
     if toolchain.commit is None or not same_commit(toolchain.commit, pin().commit):
         return f"The headers of llama.cpp {toolchain.commit or 'of unknown commit'} are not known to ggq."
     if recipe.preset.ftype not in gguf_file.file_types() and base.integer("general.file_type") is None:
-        return "The base does not say its file type."
+        return "The 16-bit GGUF does not say its file type."
     try:
         rows = Rows(toolchain)
     except ToolchainProblem as problem:
