@@ -55,7 +55,7 @@ LOWEST := .venv-lowest
 test-lowest: $(INSTALLED) ## The unit tier with the lowest versions that pyproject.toml allows
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --no-annotate --no-header pyproject.toml | \
-		grep -Ev '^(torch|triton|nvidia-|cuda-)' > $(LOWEST)/lowest.txt
+		grep -Ev '^(torch|triton|nvidia-[^m]|cuda-)' > $(LOWEST)/lowest.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps -r $(LOWEST)/lowest.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps --editable .
 	$(BIN)/uv pip install --quiet --python $(LOWEST) -c $(LOWEST)/lowest.txt --group test

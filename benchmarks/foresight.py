@@ -55,7 +55,7 @@ _SECOND_BYTES, _MOST_REPETITIONS = 64 << 20, 10
 # And of such a model all is done so many times, and the middle one shown: what else this machine does for a
 # second decides there.
 _TURNS = 3
-_MOST_LOSS = 0.05  # mean KLD in nats per token: Q4_K_M and better, by the published table
+_MOST_KLD = 0.05  # mean KLD in nats per token: Q4_K_M and better, by the published table
 _BUDGET_S = 60.0
 _REGRET_MODEL, _ROUNDS = "dense-500m", 5
 # To fill a longer context than this with a large model, or with q8_0, takes ten minutes on two cores; such
@@ -261,7 +261,7 @@ def _speeds(name: str, preset: Preset, predicted: Any, measured: Rates) -> Itera
 def regret(checkpoint: Path, files: Mapping[str, Path], tools: Toolchain) -> tuple[str, float]:
     """How much slower the recommended choice is than the best of all that keep the limit on loss, and what it
     is. Every choice is run in turn, again and again: the machine's own speed changes by more than the bar."""
-    limits = Limits(max_loss=_MOST_LOSS, prefer=Preference.SPEED)
+    limits = Limits(max_kld=_MOST_KLD, prefer=Preference.SPEED)
     found = recommend(checkpoint, PRESETS, limits, session=Session(tools))
     allowed = [found.chosen.preset, *(it.preset for it in found.others)]
     choices = list(itertools.product(allowed, (1, hardware.usable_cores()), ("mmap", "none")))

@@ -79,7 +79,7 @@ def parse_reference(text: str, revision: str | None = None) -> ModelRef:
 def _local(text: str, path: Path, revision: str | None) -> ModelRef:
     if revision is not None:
         raise UsageProblem(
-            f"{text} lies on this disk; a revision belongs to a repository of the Hub.",
+            f"{text} is on this disk; a revision belongs to a repository of the Hub.",
             "",
             "Leave --revision out.",
         )

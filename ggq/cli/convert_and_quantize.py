@@ -105,7 +105,13 @@ def _figure(outcome: Outcome, value: float | None) -> str:
         return "-"
     if outcome.what == "file":
         return f"{value:,.0f} B"
-    return files.human_bytes(int(value)) if outcome.what == "RAM" else f"{value:.3g} t/s"
+    return (
+        files.human_bytes(int(value))
+        if outcome.what == "RAM"
+        else f"{value:,.0f} t/s"
+        if value >= 100
+        else f"{value:.3g} t/s"
+    )
 
 
 def show_end(out: Output, result: PipelineResult) -> None:

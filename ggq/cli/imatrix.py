@@ -1,4 +1,4 @@
-"""``ggq imatrix``: the importance matrix of a 16-bit GGUF."""
+"""``ggq imatrix``: the imatrix of a 16-bit GGUF."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ggq.system import files
 @settings_options(ImatrixSettings)
 @session_options()
 def imatrix(base: Path, settings: ImatrixSettings, session: Session, out: Output) -> None:
-    """Make the importance matrix of a 16-bit GGUF: how much each column of its weights counts.
+    """Make the imatrix of a 16-bit GGUF: how much each column of its weights counts.
 
     llama-imatrix sums up what flows through the model while it reads a text. The smallest presets need such a
     matrix, others can gain by it. Take a text of the kind that the model is for, but not the one that quality

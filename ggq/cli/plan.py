@@ -17,7 +17,7 @@ from ggq.operations import plan as plans
 from ggq.operations.plan_settings import PlanSettings
 from ggq.operations.plan_types import LoadPlan, Plan, PresetPlan
 from ggq.operations.recommend import make_command
-from ggq.presets.published_losses import PublishedLoss
+from ggq.presets.published_kld import PublishedKld
 from ggq.session import Session
 from ggq.system import files
 
@@ -64,7 +64,7 @@ def show(out: Output, found: Plan) -> None:
         placed = ["ngl"] if found.devices else []
         speeds = ["pp t/s", "tg t/s"] if any(it.loads[index].speed for it in found.presets) else []
         out.table(
-            ["preset", "file bytes", "bpw", *fell_back, "RAM", *devices, *placed, *speeds, "prior", "fits"],
+            ["preset", "file bytes", "bpw", *fell_back, "RAM", *devices, *placed, *speeds, "KLD", "fits"],
             [_row(it, index, found, bool(speeds), bool(fell_back)) for it in found.presets],
             right=range(1, 5 + len(fell_back) + len(devices) + len(placed) + len(speeds)),
             compact=True,
@@ -99,11 +99,11 @@ def _explain(out: Output, found: Plan) -> None:
             out.paragraph(f"No speed of {', '.join(missing)}: they do not fit, or --budget was spent.")
     elif found.is_elsewhere:
         out.paragraph("No speed: this is about another machine.")
-    _explain_priors(out, found)
+    _explain_published(out, found)
     _explain_contents(out, found)
     if any(it.size.needs_imatrix for it in found.presets):
         out.paragraph(
-            "*: cannot be made without an importance matrix (--imatrix). The size is that with one, but for"
+            "*: cannot be made without an imatrix (--imatrix). The size is that with one, but for"
             " the few bytes of its name in the header."
         )
     for it in found.presets:
@@ -135,36 +135,37 @@ def _explain_contents(out: Output, found: Plan) -> None:
         types = ", ".join(f"{it.preset} is mostly {it.size.main_type}" for it in mostly)
         out.warning(
             "this model's rows do not divide by the presets' blocks, and most tensors fall back to another"
-            f" type: {types}. Their prior is that of the preset with this type."
+            f" type: {types}. Their KLD is that of the preset with this type."
         )
     for names in found.alike:
         out.warning(f"{' and '.join(names)} come out alike: every tensor has the same type in each of them.")
 
 
-def _explain_priors(out: Output, found: Plan) -> None:
-    """Whose losses the column prior has, and how far those of other models are from them."""
-    priors = [(it.preset, it.prior) for it in found.presets if it.prior]
-    models = {prior.model: prior for _, prior in priors}
-    for name, prior in models.items():
-        own = "" if len(models) == 1 else f" of {', '.join(it for it, of in priors if of.model == name)}"
+def _explain_published(out: Output, found: Plan) -> None:
+    """Whose KLDs the column has, and how far those of other models are from them."""
+    shown = [(it.preset, it.published) for it in found.presets if it.published]
+    models = {published.model: published for _, published in shown}
+    for name, published in models.items():
+        own = "" if len(models) == 1 else f" of {', '.join(it for it, of in shown if of.model == name)}"
         out.paragraph(
-            f"prior{own}: {prior.measure} published for {name} ({prior.source}), not measured on this model."
+            f"KLD{own}: {published.measure} published for {name} ({published.source}),"
+            " not measured on this model."
         )
-    others: dict[str, list[tuple[str, PublishedLoss]]] = {}
+    others: dict[str, list[tuple[str, PublishedKld]]] = {}
     for it in found.presets:
-        for published in it.other_priors:
+        for published in it.other_published:
             others.setdefault(published.model, []).append((it.preset, published))
     nearest = sorted(others.values(), key=lambda losses: losses[0][1].distance(found.parameter_count))
     for losses in nearest[:_OTHERS_SHOWN]:
-        shown = ", ".join(f"{preset} {published.loss:.4f}" for preset, published in losses)
+        figures = ", ".join(f"{preset} {published.kld:.4f}" for preset, published in losses)
         first = losses[0][1]
-        out.paragraph(f"How far it spreads: of {first.model} ({first.measure}) they were {shown}.")
+        out.paragraph(f"How far it spreads: of {first.model} ({first.measure}) they were {figures}.")
 
 
 def _row(preset: PresetPlan, index: int, found: Plan, with_speed: bool, fell_back: bool) -> list[str]:
     cell = preset.loads[index]
     needed = {device.name: device.needed_bytes for device in cell.memory.devices}
-    prior = preset.prior.loss if preset.prior else None
+    kld = preset.published.kld if preset.published else None
     return [
         preset.preset + "*" * preset.size.needs_imatrix,
         f"{preset.size.file_bytes:,}",
@@ -174,7 +175,7 @@ def _row(preset: PresetPlan, index: int, found: Plan, with_speed: bool, fell_bac
         *(files.human_bytes(needed[name]) if name in needed else "-" for name in found.devices),
         *([layers(cell)] if found.devices else []),
         *(_rates(cell) if with_speed else []),
-        "-" if prior is None else f"{prior:.4f}" if prior >= _LEAST_SHOWN else f"{prior:.0e}",
+        "-" if kld is None else f"{kld:.4f}" if kld >= _LEAST_SHOWN else f"{kld:.0e}",
         "yes" if cell.fits else f"no: {files.human_bytes(cell.memory.missing_bytes)} short",
     ]
 

@@ -11,7 +11,7 @@ from ggq.cli.options import output_options
 from ggq.cli.output import Output
 from ggq.presets import catalogue as catalogues
 from ggq.presets.catalogue import Catalogue, Preset
-from ggq.presets.published_losses import PublishedFigures, PublishedLoss
+from ggq.presets.published_kld import PublishedFigures, PublishedKld
 
 
 @click.command()
@@ -101,8 +101,8 @@ def _kld(published: PublishedFigures | None) -> str:
     return f"{published.mean_kld_imatrix:#.3g} i" if published.mean_kld_imatrix is not None else ""
 
 
-def _of_other(published: PublishedLoss) -> str:
-    return f"{published.model} {'ln of PPL ratio ' * published.of_perplexity}{published.loss:.2g}"
+def _of_other(published: PublishedKld) -> str:
+    return f"{published.model} {'ln of PPL ratio ' * published.of_perplexity}{published.kld:.2g}"
 
 
 def _both(plain: float | None, imatrix: float | None, sign: str = "") -> str:

@@ -89,7 +89,7 @@ def show_plan(out: Output, plan: JobPlan) -> None:
         )
     if plan.makes_imatrix:
         out.info(
-            "The importance matrix is made first. The sizes are those with it, if its text reaches every"
+            "The imatrix is made first. The sizes are those with it, if its text reaches every"
             " tensor that the model uses."
         )
     for file in plan.files:
@@ -98,7 +98,7 @@ def show_plan(out: Output, plan: JobPlan) -> None:
         if remark := imatrix_coverage.words(file.uncovered, file.preset):
             out.warning(remark)
         if file.size.needs_imatrix and not plan.makes_imatrix:
-            out.warning(f"{file.preset} needs an importance matrix (--imatrix auto|FILE).")
+            out.warning(f"{file.preset} needs an imatrix (--imatrix auto|FILE).")
     warn_of_fallbacks(out, [file.preset for file in plan.files if file.size.mostly_fell_back])
     out.result({**plain(plan), "needed_bytes": plan.needed_bytes})
 

@@ -1,6 +1,6 @@
 """Checkpoint -> base GGUF that is never on the disk: its header in a file, its data out of the converter.
 
-The converter's child process writes the file with holes for all data, then hands the tensors over through a
+The converter's child process writes the file with no data, then hands the tensors over through a
 pipe, one after the other. It runs beside this process, which reads.
 """
 
@@ -36,8 +36,8 @@ class StreamedBase(contextlib.AbstractContextManager["StreamedBase"]):
     """A checkpoint as the source of the one pass (see ``tensor_source``): its conversion begins on entering,
     and has ended on leaving, well or by force.
 
-    ``work``: a staging folder that allows holes (``files.require_holes``); ``identity``: what tells this base
-    from others; ``weights``: of a checkpoint whose files are hollow. ``seconds`` and ``peak_memory_bytes``
+    ``work``: a staging folder (``files.require_holes``); ``identity``: what tells this base from
+    others; ``weights``: of a checkpoint whose files are hollow. ``seconds`` and ``peak_memory_bytes``
     are the child's, when it has ended.
 
     Raises CheckpointProblem, ConversionProblem, UsageProblem, OutputProblem, and what ``weights`` raises,

@@ -1,5 +1,5 @@
 """What presets make of a model by their tensors' types, and not by their names: presets that come out alike,
-and the published loss that fits what a file really holds."""
+and the published KLD that fits what a file really holds."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 from ggq.estimation.estimator import PresetSize
 from ggq.presets.catalogue import Catalogue, Preset
-from ggq.presets.published_losses import PublishedLoss
+from ggq.presets.published_kld import PublishedKld
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What may be expected of a file. ``preset``: whose published losses these are (another one's where most
+    """What may be expected of a file. ``preset``: whose published KLDs these are (another one's where most
     of the file fell back to that one's type; None: there are none)."""
 
     preset: str | None
-    loss: PublishedLoss | None = None
-    others: tuple[PublishedLoss, ...] = ()
+    published: PublishedKld | None = None
+    others: tuple[PublishedKld, ...] = ()
 
 
 def expected(preset: Preset, size: PresetSize, catalogue: Catalogue, parameter_count: int) -> Expected:
-    """The published loss of the preset; of a file that mostly fell back, that of the preset which is named
+    """The published KLD of the preset; of a file that mostly fell back, that of the preset which is named
     after the type it mostly has; of one whose tensors all stay as they are, none."""
     given: Preset | None = preset
     if size.mostly_fell_back:
@@ -31,9 +31,9 @@ def expected(preset: Preset, size: PresetSize, catalogue: Catalogue, parameter_c
         given = None
     if given is None or given.published is None:
         return Expected(None)
-    loss = given.published.expected(parameter_count)
+    found = given.published.expected(parameter_count)
     others = given.published.others(parameter_count)
-    return Expected(given.name if loss or others else None, loss, others)
+    return Expected(given.name if found or others else None, found, others)
 
 
 _UNQUANTIZED = ("F32", "F16", "BF16", "COPY")

@@ -1,6 +1,6 @@
 """What tokens of a preset cost: its hollow file, or some of its layers, run for real.
 
-llama.cpp runs a file with holes for weights as fast as the real one, since the same number of bytes goes
+llama.cpp runs a file without weights as fast as the real one, since the same number of bytes goes
 through the same kernels. Where the whole would take long, or more memory than there is, two cuts of different
 depth are run.
 """
@@ -211,7 +211,7 @@ class SpeedMeter:
         more = few + max(_MORE_LAYERS, few)
         fits = size < hardware.available_ram_bytes() // 2
         if kind == "device" and self._vram_bytes is not None:
-            # All of what is run lies there, with buffers beside it.
+            # All of what is run is there, with buffers beside it.
             most = int(_DEVICE_SHARE * self._vram_bytes / each)
             fits = fits and layers <= most
             more = min(more, max(2, most))

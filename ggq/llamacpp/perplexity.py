@@ -182,10 +182,16 @@ _FIGURE = re.compile(
 def refuse_foreign_vocabulary(lines: Sequence[str]) -> None:
     """Raises GgufProblem when the tool said that the model has another vocabulary than the base."""
     for line in lines:
+        why = ""
         if words := re.search(r"inconsistent vocabulary \((\d+) vs (\d+)\)", line):
+            why = f"The 16-bit GGUF has {words[1]} tokens, this model {words[2]}."
+        # It goes on until it aborts, which may come before the line above is written.
+        elif token := re.search(r"failed to add token (\d+) at index \d+ \(error -2", line):
+            why = f"The text has the token {token[1]} of the 16-bit GGUF, which this model lacks."
+        if why:
             raise GgufProblem(
                 "The model's vocabulary is not that of its 16-bit GGUF.",
-                f"The 16-bit GGUF has {words[1]} tokens, this model {words[2]}.",
+                why,
                 "Compare a model with the 16-bit GGUF that it was made from.",
             )
 

@@ -17,7 +17,7 @@ from ggq.measurement.model_file import Subject
 from ggq.measurement.throughput import Precision
 from ggq.measurement.words import KINDS, Kind, MeasuredLoadMode, Until
 from ggq.settings import Option
-from ggq.system import files
+from ggq.units import parse_bytes
 
 # A depth is measured where so many tokens have room after it.
 _LEAST_ROOM = 256
@@ -125,10 +125,10 @@ class QualitySettings:
         int,
         Option(
             "--max-base-bytes",
-            parse=files.parse_bytes,
+            parse=parse_bytes,
             metavar="SIZE",
             shown_default="4G",
-            help="Disk for the base's logits at a time, as 500M.",
+            help="Disk for the 16-bit GGUF's logits at a time, as 500M.",
         ),
     ] = 4_000_000_000
     checkpoint: Annotated[
@@ -136,7 +136,7 @@ class QualitySettings:
         Option(
             "--reference",
             metavar="CHECKPOINT",
-            help="Compare the base with its checkpoint as well, computed by transformers.",
+            help="Compare the 16-bit GGUF with its checkpoint, too, computed by transformers.",
         ),
     ] = None
     placement: Placement = field(default_factory=Placement)

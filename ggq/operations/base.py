@@ -39,7 +39,7 @@ class GivenBase:
     @cached_property
     def _digests(self) -> Mapping[Path, str]:
         parts = gguf_file.shards(self.path)
-        return {part: files.sha256_file(part, self._listener, "read the base") for part in parts}
+        return {part: files.sha256_file(part, self._listener, "read the 16-bit GGUF") for part in parts}
 
     @property
     def sha256(self) -> str:

@@ -293,7 +293,7 @@ class _Run:
         alone = len(self._subjects) == 1
         why = UsageProblem(
             "Quality was not measured.",
-            "It is measured against the 16-bit base, and "
+            "It is measured against the 16-bit GGUF, and "
             + ("one file alone was given." if alone else "none of the files is one."),
             "Name the base as well (`ggq convert-and-quantize … --keep-base` keeps it).",
         )

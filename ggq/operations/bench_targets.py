@@ -42,7 +42,7 @@ def _made(target: str | Path, preset_names: Iterable[str], session: Session) -> 
 
 
 def ggufs(folder: Path) -> list[Path]:
-    """The models in a folder, of split ones the first shard: no projector, adapter or importance matrix."""
+    """The models in a folder, of split ones the first shard: no projector, adapter or imatrix."""
     models = []
     for path in sorted(folder.glob("*.gguf")):
         if gguf_names.parse_name(path.name).shard in (None, 1):

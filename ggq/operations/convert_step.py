@@ -160,7 +160,7 @@ class ConvertedBase:
             self._job.record(CONVERT, replace(record, findings={**record.findings, KEPT: True}))
 
     def remove(self) -> None:
-        """Remove the base, unless it was kept on purpose or what lies there is not what this job made."""
+        """Remove the base, unless it was kept on purpose or what is there is not what this job made."""
         if self.findings.get(KEPT):
             return
         if self._ensured or self.is_there():
@@ -194,7 +194,7 @@ class ConvertedBase:
         files.publish(staged, self.path, durable=self._keep)
 
     def _stays(self) -> bool:
-        """Whether a base that lies here is to stay: all but one that a broken run of ours left on its way."""
+        """Whether a base that is here is to stay: all but one that a broken run of ours left on its way."""
         before = self._job.manifest.steps.get(CONVERT)
         on_the_way = (
             before is not None

@@ -26,7 +26,7 @@ class PlannedFile:
 
     ``exact``: asked of llama-quantize; else estimated from the preset's nominal bits, since only the weights
     can tell more. ``engine`` makes it (None: that is not known yet), and ``why`` not the one that is tried
-    first. ``uncovered``: tensors that the importance matrix does not know, and what they get instead.
+    first. ``uncovered``: tensors that the imatrix does not know, and what they get instead.
     ``made``: an earlier run made it by the same work, and it is whole.
     """
 
@@ -62,7 +62,7 @@ class Options:
 class JobPlan:
     """What a run will do: bytes to download (``is_streamed``: the weights are not kept; ``shares_disk``: to
     the disk of ``outdir``), the 16-bit GGUF that it makes (None: it makes none), the files.
-    ``makes_imatrix``: an importance matrix is made first, and the sizes are those with it. ``kept_bytes``: of
+    ``makes_imatrix``: an imatrix is made first, and the sizes are those with it. ``kept_bytes``: of
     unfinished work that the run takes up.
 
     For the run: ``source`` is what the files are made from; ``without_file``: from the converter's stream,

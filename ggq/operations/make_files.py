@@ -106,7 +106,7 @@ class MakeFiles:
                 )
 
     def _make_matrix(self, base: Base) -> None:
-        """Make the importance matrix of the base, and quantize with it."""
+        """Make the imatrix of the base, and quantize with it."""
         job = self._job
         matrix = matrix_of(job.manifest, job.name, self._plan.options, self._settings, job.session)
         path, digest = base.ensure()
@@ -178,7 +178,7 @@ class MakeFiles:
                 self._job.session.toolchain, base, preset, self._options, self._settings.engine
             )
             refuse_without_imatrix(decided.recipe)
-            assert decided.choice is not None, "it has its importance matrix"
+            assert decided.choice is not None, "it has its imatrix"
             if remark := imatrix_coverage.words(decided.recipe.uncovered, preset.name):
                 self._job.session.listener(Notice(remark, "warning"))
             found.append((decided.recipe, decided.choice))

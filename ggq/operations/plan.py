@@ -70,7 +70,9 @@ def plan(
             placed = [_placed(account, preset, load, settings, here) for load in loads]
             size = account.size(preset)
             may = preset_content.expected(preset, size, session.catalogue, facts.parameter_count)
-            planned.append(PresetPlan(preset.name, size, tuple(placed), may.loss, may.others, may.preset))
+            planned.append(
+                PresetPlan(preset.name, size, tuple(placed), may.published, may.others, may.preset)
+            )
             hollow.release(preset)
     account.save()
     session.listener(Step(STEP, len(chosen), len(chosen), "presets"))

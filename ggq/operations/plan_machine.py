@@ -1,4 +1,4 @@
-"""The machine that a plan is for: its devices, what may be used of its memory, what lies there already."""
+"""The machine that a plan is for: its devices, what may be used of its memory, what is there already."""
 
 from __future__ import annotations
 

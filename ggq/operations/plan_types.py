@@ -12,7 +12,7 @@ from ggq.estimation.speed import SpeedEstimate
 from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.server import Companions
 from ggq.llamacpp.threads import ThreadChoice
-from ggq.presets.published_losses import PublishedLoss
+from ggq.presets.published_kld import PublishedKld
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class LoadPlan:
 @dataclass(frozen=True)
 class PresetPlan:
     """A preset before it is made: ``size``, exact, and ``loads``, one for each context and type of cache.
-    ``prior``: published loss of another model, near in size, and never a measurement of this one;
-    ``other_priors``: of further ones, nearest size first. ``prior_preset``: whose losses these are: another's
+    ``published``: published KLD of another model, near in size, and never a measurement of this one;
+    ``other_published``: of further ones, nearest size first. ``published_preset``: whose these are: another's
     where most of this file fell back to that one's type (None: nobody's)."""
 
     preset: str
     size: PresetSize
     loads: tuple[LoadPlan, ...]
-    prior: PublishedLoss | None
-    other_priors: tuple[PublishedLoss, ...] = ()
-    prior_preset: str | None = None
+    published: PublishedKld | None
+    other_published: tuple[PublishedKld, ...] = ()
+    published_preset: str | None = None
 
 
 @dataclass(frozen=True)

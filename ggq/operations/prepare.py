@@ -290,7 +290,7 @@ class _Files:
         return len(self._made) == len(self._place.presets)
 
     def planned(self, names: Sequence[str], base: GgufFile) -> tuple[PlannedFile, ...]:
-        """What llama-quantize says of each preset; with an importance matrix that is still to be made, as far
+        """What llama-quantize says of each preset; with an imatrix that is still to be made, as far
         as it can be known."""
         with ExitStack() as stack:
             quantize, matrix = self._options.quantize, None

@@ -107,7 +107,7 @@ def with_made_matrix(
     session: Session,
     base: Sequence[str],
 ) -> Options:
-    """The options with the importance matrix that an earlier run made of the base, if it did. ``base``: the
+    """The options with the imatrix that an earlier run made of the base, if it did. ``base``: the
     names that records may call it."""
     matrix = matrix_of(manifest, name, options, settings, session, quiet=True)
     if not any(matrix.known(it) for it in base):
@@ -124,7 +124,7 @@ def matrix_of(
     *,
     quiet: bool = False,
 ) -> Matrix:
-    """The importance matrix of a job as a step of its manifest."""
+    """The imatrix of a job as a step of its manifest."""
     assert options.text is not None, "it was asked for"
     how = ImatrixSettings(threads=settings.threads, parse_special=settings.parse_special)
     listener = silent if quiet else session.listener

@@ -28,6 +28,7 @@ from ggq.records.memo import Memo
 from ggq.session import Session
 from ggq.settings import Option, filled
 from ggq.system import files, places
+from ggq.units import parse_bytes
 
 HUB_LIMIT_BYTES = 50 * 10**9  # of a file (huggingface.co/docs/hub/storage-limits)
 CARD, SUMS = "README.md", "SHA256SUMS"
@@ -60,7 +61,7 @@ class PublishSettings:
     split_max_bytes: Annotated[
         int,
         Option(
-            "--split-max-size", parse=files.parse_bytes, metavar="SIZE", shown_default="50G, the Hub's limit",
+            "--split-max-size", parse=parse_bytes, metavar="SIZE", shown_default="50G, the Hub's limit",
             help="Larger files go up in shards of this size.",
         ),
     ] = HUB_LIMIT_BYTES  # fmt: skip

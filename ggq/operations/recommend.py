@@ -123,21 +123,21 @@ def make_command(ref: ModelRef, preset: str, found: Plan, session: Session) -> t
 
 
 def _candidates(found: Plan, limits: Limits, measured: Mapping[str, float]) -> list[Candidate]:
-    """Every preset that fits, can be made as it is, and of whose loss something is known."""
+    """Every preset that fits, can be made as it is, and of whose KLD something is known."""
     taste = TASTES[limits.prefer]
     made = []
     for preset in found.presets:
-        load, loss = preset.loads[0], _loss(preset, measured)
-        if not load.fits or preset.size.needs_imatrix or loss is None:
+        load, kld = preset.loads[0], _kld(preset, measured)
+        if not load.fits or preset.size.needs_imatrix or kld is None:
             continue
         speed = load.speed.generation.tokens_per_s if load.speed else None
-        is_whole, score = not found.devices or found.is_whole(load), taste.score(speed, loss)
+        is_whole, score = not found.devices or found.is_whole(load), taste.score(speed, kld)
         made.append(
             Candidate(
                 preset=preset.preset,
                 file_bytes=preset.size.file_bytes,
                 load=load,
-                loss=loss,
+                kld=kld,
                 measured=preset.preset in measured,
                 score=score,
                 # What has no speed comes after what has one. Where nothing has, a model that is whole on the
@@ -150,28 +150,28 @@ def _candidates(found: Plan, limits: Limits, measured: Mapping[str, float]) -> l
 
 
 def _require_known(found: Plan, measured: Mapping[str, float]) -> None:
-    """Raises CannotServe when nothing is known of the loss of any preset, or none can be made."""
+    """Raises CannotServe when nothing is known of the KLD of any preset, or none can be made."""
     if any(_can_be_chosen(it, measured) for it in found.presets):
         return
     names = ", ".join(it.preset for it in found.presets)
     raise CannotServe(
         f"{names}: nothing to choose from.",
-        "These need an importance matrix, or nobody published what they lose.",
+        "These need an imatrix, or nobody published what they lose.",
         "Ask for k-quants, or see `ggq plan` for their sizes.",
     )
 
 
 def _can_be_chosen(preset: PresetPlan, measured: Mapping[str, float]) -> bool:
-    """Whether it can be made as it is, and something is known of its loss."""
-    return not preset.size.needs_imatrix and _loss(preset, measured) is not None
+    """Whether it can be made as it is, and something is known of its KLD."""
+    return not preset.size.needs_imatrix and _kld(preset, measured) is not None
 
 
-def _loss(preset: PresetPlan, measured: Mapping[str, float]) -> float | None:
+def _kld(preset: PresetPlan, measured: Mapping[str, float]) -> float | None:
     """Mean KLD: measured on this model where anything was (the losses of two models are not alike), else
     published."""
     if measured:
         return measured.get(preset.preset)
-    return preset.prior.loss if preset.prior else None
+    return preset.published.kld if preset.published else None
 
 
 def _measured(records: Sequence[Path], found: Plan) -> dict[str, float]:
@@ -190,7 +190,7 @@ def _measured(records: Sequence[Path], found: Plan) -> dict[str, float]:
                 made[preset] = row.mean_kld.value
     if records and not made:
         raise CannotServe(
-            f"The records have no measured loss of {found.source.name}.",
+            f"The records have no measured KLD of {found.source.name}.",
             f"It has {found.parameter_count:,} parameters, and nothing of that size was measured there.",
             "Measure it with `ggq bench quality`, or leave --record out.",
         )
@@ -198,7 +198,7 @@ def _measured(records: Sequence[Path], found: Plan) -> dict[str, float]:
 
 
 def _keeps(candidate: Candidate, limits: Limits) -> bool:
-    if limits.max_loss is not None and candidate.loss > limits.max_loss:
+    if limits.max_kld is not None and candidate.kld > limits.max_kld:
         return False
     speed = candidate.slowest_tokens_per_s
     return limits.min_tokens_per_s is None or (speed is not None and speed >= limits.min_tokens_per_s)
@@ -213,14 +213,14 @@ def _nothing_keeps(candidates: Sequence[Candidate], limits: Limits) -> DoesNotFi
         assert fastest.load.speed is not None
         speed = rate(fastest.load.speed.full_context)
         nearest.append(f"the fastest, {fastest.preset}, makes {speed} tokens/s with a full context")
-    if limits.max_loss is not None:
-        best = min(candidates, key=lambda it: it.loss)
-        nearest.append(f"{best.preset} loses least: {best.loss:.4f}")
+    if limits.max_kld is not None:
+        best = min(candidates, key=lambda it: it.kld)
+        nearest.append(f"{best.preset} loses least: {best.kld:.4f}")
     if limits.min_tokens_per_s is not None and not speeds:
         nearest.insert(0, "no speed was predicted")
-        advice = "Leave --min-tps out: it cannot be judged here."
+        advice = "Leave --min-tps out: nothing is known of it here."
     else:
-        options = {"--min-tps": limits.min_tokens_per_s, "--max-loss": limits.max_loss}
+        options = {"--min-tps": limits.min_tokens_per_s, "--max-kld": limits.max_kld}
         given = [option for option, value in options.items() if value is not None]
         advice = f"Relax {' or '.join(given)}."
     why = "; ".join(nearest)

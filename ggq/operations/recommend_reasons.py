@@ -12,7 +12,7 @@ from ggq.system import files
 
 
 def reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) -> Iterator[str]:
-    """Why this one: memory, speed, loss."""
+    """Why this one: memory, speed, KLD."""
     memory = chosen.load.memory
     size = files.human_bytes
     parts = [f"{size(memory.ram_bytes)} of the {size(memory.ram_free_bytes)} of RAM that may be used"]
@@ -36,16 +36,17 @@ def reasons(chosen: Candidate, candidates: Sequence[Candidate], found: Plan) -> 
         )
     own = next(it for it in found.presets if it.preset == chosen.preset)
     yield from preset_content.remarks(own.preset, own.size, found.alike)
-    prior = own.prior
-    whose = "mean KLD, measured"
-    if prior and not chosen.measured:
-        whose = f"{prior.measure}, published for {prior.model}"
-        if own.prior_preset not in (None, own.preset):
-            whose = f"{prior.measure}, published for {own.prior_preset} of {prior.model}"
-    better = [it for it in candidates if it.loss < chosen.loss]
-    text = f"Its loss is {chosen.loss:.4f} ({whose})"
+    published = own.published
+    whose = "measured"
+    if published and not chosen.measured:
+        measure = f"{published.measure}, " if published.of_perplexity else ""
+        whose = f"{measure}published for {published.model}"
+        if own.published_preset not in (None, own.preset):
+            whose = f"{measure}published for {own.published_preset} of {published.model}"
+    better = [it for it in candidates if it.kld < chosen.kld]
+    text = f"Its mean KLD is {chosen.kld:.4f} ({whose})"
     if better:
-        nearest = max(better, key=lambda it: it.loss)
+        nearest = max(better, key=lambda it: it.kld)
         yield f"{text}; {nearest.preset} would have {trade(nearest, chosen)}."
     else:
         yield f"{text}, the least of all that fit."
@@ -58,7 +59,7 @@ def rate(estimate: RateEstimate) -> str:
 
 def trade(other: Candidate, chosen: Candidate) -> str:
     """What another choice gains and costs."""
-    words = [f"loss {other.loss:.4f}"]
+    words = [f"KLD {other.kld:.4f}"]
     if other.tokens_per_s and chosen.tokens_per_s:
         ratio = other.tokens_per_s / chosen.tokens_per_s - 1
         words.append(f"{abs(ratio):.0%} {'faster' if ratio > 0 else 'slower'}")

@@ -24,7 +24,7 @@ class Preference(StrEnum):
 
 @dataclass(frozen=True)
 class Taste:
-    """How speed and loss are weighed: a choice's score is ``log2(min(t/s, enough)) - weight * loss``.
+    """How speed and KLD are weighed: a choice's score is ``log2(min(t/s, enough)) - weight * KLD``.
 
     ``enough``: generated tokens per second beyond which more is worth nothing; ``weight``: halvings of speed
     that one nat of mean KL divergence is worth.
@@ -33,14 +33,14 @@ class Taste:
     enough: float
     weight: float
 
-    def score(self, tokens_per_s: float | None, loss: float) -> float:
+    def score(self, tokens_per_s: float | None, kld: float) -> float:
         speed = math.log2(min(tokens_per_s, self.enough)) if tokens_per_s else 0.0
-        return speed - self.weight * loss
+        return speed - self.weight * kld
 
 
 # Silent reading goes at about 240 words a minute (Brysbaert 2019, doi 10.1016/j.jml.2019.104047), some 6
-# tokens/s. The weights are a judgement: with 10, Q4_K_M is preferred to Q5_K_M where that is over 13 % slower
-# (published losses), and Q3_K_M to Q4_K_M only where it is over 63 % faster.
+# tokens/s. The weights are a choice: with 10, Q4_K_M is preferred to Q5_K_M where that is over 13 % slower
+# (published KLDs), and Q3_K_M to Q4_K_M only where it is over 63 % faster.
 TASTES: Mapping[Preference, Taste] = {
     Preference.QUALITY: Taste(enough=6, weight=30),
     Preference.BALANCED: Taste(enough=30, weight=10),
@@ -50,7 +50,7 @@ TASTES: Mapping[Preference, Taste] = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a choice must keep. ``min_tokens_per_s``: of generation, still with a full context; ``max_loss``:
+    """What a choice must keep. ``min_tokens_per_s``: of generation, still with a full context; ``max_kld``:
     mean KLD in nats per token. ``records``: of ``ggq bench``, whose measured KLD of this model takes the
     published one's place."""
 
@@ -59,16 +59,18 @@ class Limits:
             "--min-tps", least=0, help="Tokens per second to generate at least, with a full context."
         ),
     ] = None  # fmt: skip
-    max_loss: Annotated[
-        float | None, Option("--max-loss", least=0, help="Mean KL divergence to accept at most.")
-    ] = None
+    max_kld: Annotated[
+        float | None, Option(
+            "--max-kld", aliases=("--max-loss",), least=0, help="Mean KL divergence to accept at most."
+        ),
+    ] = None  # fmt: skip
     prefer: Annotated[Preference, Option("--prefer", help="What counts more where both are to be had.")] = (
         Preference.BALANCED
     )
     records: Annotated[
         tuple[Path, ...], Option(
             "--record", exists=True, metavar="FILE",
-            help="Record of `ggq bench` of this model: its measured loss counts. May be repeated.",
+            help="Record of `ggq bench` of this model: its measured KLD counts. May be repeated.",
         ),
     ] = ()  # fmt: skip
 
@@ -78,13 +80,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A preset in one placement. ``loss`` in nats per token, ``measured`` on this model or published for
+    """A preset in one placement. ``kld`` in nats per token, ``measured`` on this model or published for
     another; ``score``: by the taste, higher is better; ``rank``: by which they are sorted, the score last."""
 
     preset: str
     file_bytes: int
     load: LoadPlan
-    loss: float
+    kld: float
     measured: bool
     score: float
     rank: tuple[bool, bool, float, float]

@@ -38,7 +38,7 @@ def _auto_or_file(word: str) -> Path | Literal["auto"]:
 class Settings:
     """How to make the files.
 
-    ``imatrix``: an importance matrix, or the word ``auto``: it is made of the 16-bit GGUF, from the text
+    ``imatrix``: an imatrix, or the word ``auto``: it is made of the 16-bit GGUF, from the text
     ``imatrix_text`` (None: the default one), whose special tokens count as such with ``parse_special``.
     ``max_memory_bytes``: what the blocks of rows of the one pass may take. ``threads`` None: the cores that
     one may use. ``stream``: a checkpoint of the Hub is read while it is quantized, and nothing is kept of its
@@ -64,7 +64,7 @@ class Settings:
     imatrix: Annotated[
         Path | Literal["auto"] | None, Option(
             "--imatrix", parse=_auto_or_file, metavar="auto|FILE",
-            help="An importance matrix; auto makes that of the model (see `ggq imatrix`), or takes it up.",
+            help="An imatrix; auto makes that of the model (see `ggq imatrix`), or takes it up.",
         ),
     ] = None  # fmt: skip
     imatrix_text: Annotated[
@@ -107,7 +107,7 @@ class Settings:
 
     @property
     def quantize_options(self) -> QuantizeOptions:
-        """llama-quantize's, with the importance matrix that was given."""
+        """llama-quantize's, with the imatrix that was given."""
         return self.with_imatrix(self.imatrix if isinstance(self.imatrix, Path) else self.options.imatrix)
 
     def with_imatrix(self, matrix: Path | None) -> QuantizeOptions:
@@ -165,7 +165,7 @@ def refuse(made: Request) -> None:
 
 
 def refuse_without_imatrix(presets: Sequence[Preset]) -> None:
-    """Raises UsageProblem for a preset that always needs an importance matrix."""
+    """Raises UsageProblem for a preset that always needs an imatrix."""
     for preset in presets:
         if preset.needs_imatrix:
             raise without_imatrix(preset)
@@ -188,11 +188,11 @@ def _refuse_idle_options(settings: Settings) -> None:
 def _refuse_to_stream(settings: Settings, ref: ModelRef) -> None:
     if ref.path is not None:
         raise UsageProblem(
-            f"{ref} lies on this disk already.", "Only what is on the Hub is streamed.", "Leave --stream out."
+            f"{ref} is on this disk already.", "Only what is on the Hub is streamed.", "Leave --stream out."
         )
     obstacles = [
         (settings.keep_base, "--keep-base asks for it."),
-        (settings.makes_imatrix, "An importance matrix is to be made of it."),
+        (settings.makes_imatrix, "An imatrix is to be made of it."),
         (settings.engine == EngineName.LLAMA_QUANTIZE, "llama-quantize reads it from the disk."),
         (settings.verify == Verify.FULL, "--verify full looks at all of it."),
         (not pipes.are_there(), "It is handed over by a named pipe, and this system has none."),

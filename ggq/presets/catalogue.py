@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from ggq.errors import UsageProblem
 from ggq.gguf import tensor_types as ggml_types
-from ggq.presets.published_losses import PublishedFigures, PublishedLoss
+from ggq.presets.published_kld import PublishedFigures, PublishedKld
 from ggq.system import package_data, places
 
 ENVIRONMENT = "GGQ_PRESETS"
@@ -209,7 +209,7 @@ def _published(table: _Table, sources: _Table, models: Mapping[str, _Model]) -> 
     published = []
     if losses["mean_kld"] is not None:
         size = models[model].parameter_count if model in models else None
-        published.append(PublishedLoss(model, source, losses["mean_kld"], size))
+        published.append(PublishedKld(model, source, losses["mean_kld"], size))
     for key in _OF_OTHERS:
         others = table.table(key)
         for name in others.values:
@@ -219,7 +219,7 @@ def _published(table: _Table, sources: _Table, models: Mapping[str, _Model]) -> 
 
 def _of_other(
     others: _Table, name: str, models: Mapping[str, _Model], *, of_perplexity: bool
-) -> PublishedLoss:
+) -> PublishedKld:
     value, model = others.get(name, float), models.get(name)
     if model is None or (of_perplexity and model.ppl is None):
         others.fail(name, f"the name of an entry of [models]{' with `ppl`' * of_perplexity}", name)
@@ -228,7 +228,7 @@ def _of_other(
         if value <= 0:
             others.fail(name, "a number above 0", value)
         value = math.log(value / model.ppl)
-    return PublishedLoss(name, model.source, value, model.parameter_count, of_perplexity, model.complete)
+    return PublishedKld(name, model.source, value, model.parameter_count, of_perplexity, model.complete)
 
 
 def _source(table: _Table, key: str, sources: _Table) -> str:
@@ -274,7 +274,7 @@ class _File:
             ) from error
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise UsageProblem(
-                f"The presets file {path} is not TOML.", f"{error}.", "Mend that line."
+                f"The presets file {path} is not TOML.", f"{error}.", "Fix that line."
             ) from error
 
 
@@ -323,7 +323,7 @@ class _Table:
             f"The presets file {self.file.path} is wrong in line {_line_of(self.file.text, where)}, "
             f"at {'.'.join(where)}.",
             f"Expected {expected}{instead}.",
-            "Mend that line; presets/k-quants.toml of ggq explains the keys.",
+            "Fix that line; presets/k-quants.toml of ggq explains the keys.",
         )
 
 

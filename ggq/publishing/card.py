@@ -205,7 +205,7 @@ def _shown(it: Choice, measured: Measurements) -> dict[str, Any]:
 
 def _what(name: str) -> str:
     if "imatrix" in name:
-        return "the importance matrix that they were made with."
+        return "the imatrix that they were made with."
     return "the projector for images or sound." if "mmproj" in name.lower() else "belongs to them."
 
 
@@ -236,7 +236,7 @@ def _made(release: Release) -> Iterator[str]:
         if name.startswith("imatrix") and "text_name" in step.findings:
             found = step.findings
             yield (
-                f"Importance matrix of {markdown(str(found['text_name']))}: {found.get('chunks')} chunks,"
+                f"imatrix of {markdown(str(found['text_name']))}: {found.get('chunks')} chunks,"
                 f" {found.get('tokens'):,} tokens; sha256 `{_code(step.inputs.get('text', '?'))}`."
             )
     strange = [it.preset for it in release.quants if it.step is None]

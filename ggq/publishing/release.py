@@ -65,7 +65,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Release:
-    """``beside``: files that belong to it and are no presets (an importance matrix, a projector)."""
+    """``beside``: files that belong to it and are no presets (an imatrix, a projector)."""
 
     folder: Path
     origin: Origin

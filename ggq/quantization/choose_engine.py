@@ -46,7 +46,7 @@ def choose(name: EngineName, toolchain: Toolchain, base: GgufFile, recipe: Recip
 
 @dataclass(frozen=True)
 class Decision:
-    """What is made of a base, and by which engine (``choice`` None: an importance matrix is missing)."""
+    """What is made of a base, and by which engine (``choice`` None: an imatrix is missing)."""
 
     recipe: Recipe
     choice: Choice | None

@@ -1,4 +1,4 @@
-"""A base's importance matrix from a text: made once, continued where it was broken off, and written down."""
+"""A base's imatrix from a text: made once, continued where it was broken off, and written down."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def imatrix(
     session: Session | None = None,
     **keywords: Any,
 ) -> ImatrixResult:
-    """Make the importance matrix of a 16-bit GGUF, by llama-imatrix.
+    """Make the imatrix of a 16-bit GGUF, by llama-imatrix.
 
     ``keywords``: fields of ``ImatrixSettings``, in place of those of ``settings``. The same call goes on
     where an earlier one was stopped, and makes the same bytes.
@@ -154,7 +154,7 @@ def imatrix(
         how = _for_model(settings, whole)
         matrix = Matrix(manifest, target.name, source, how, toolchain, listener)
         with reading.explaining():
-            digests = [files.sha256_file(path, listener, "read the base") for path in whole.paths]
+            digests = [files.sha256_file(path, listener, "read the 16-bit GGUF") for path in whole.paths]
             base_sha256 = "+".join(digests)
             ready = matrix.known(base_sha256)
             return ready or matrix.make(whole, base_sha256, reading, work, record, force=settings.force)
@@ -221,7 +221,7 @@ class Matrix:
         )  # fmt: skip
         total = self._chunks(tokens)
         size = files.human_bytes(self._text.file_bytes)
-        self._listener(Notice(f"The importance matrix is made from {self._text.name} ({size})."))
+        self._listener(Notice(f"The imatrix is made from {self._text.name} ({size})."))
         partial = self._partial(base_sha256, total)
         resumed = tool.read(partial) if partial.is_file() else None  # what an earlier run had computed
         try:
@@ -305,7 +305,7 @@ class Matrix:
     def _require(self, base: GgufFile) -> None:
         """Refuse what cannot come out well, before any work."""
         base.require_next_tokens(
-            "an importance matrix", "Quantize it with a preset that needs none, such as Q8_0 or Q4_K_M."
+            "an imatrix", "Quantize it with a preset that needs none, such as Q8_0 or Q4_K_M."
         )
         context = self._context
         if not base.tokenizer:
@@ -329,7 +329,7 @@ class Matrix:
         needed = 3 * expected_imatrix.file_bytes(
             base
         )  # what is there, what is computed, and how it is published
-        files.require_space(self.path.parent, needed, "the importance matrix")
+        files.require_space(self.path.parent, needed, "the imatrix")
 
     def _claim(self, *, force: bool) -> None:
         """Refuse to overwrite a file of the user's, or a matrix of another text or other settings, which may
@@ -338,14 +338,14 @@ class Matrix:
         if before is not None and not force and self._manifest.outputs_whole(self._step):
             if before.inputs["text"] != self._text.sha256:
                 raise OutputProblem(
-                    f"{self.path} is an importance matrix of another text.",
+                    f"{self.path} is an imatrix of another text.",
                     f"It was made from {before.findings['text_name']}, not from {self._text.name}.",
                     "Name that text, choose another file, or give --force to replace this one.",
                 )
             if not self._will_do(before.options):
                 settings = ", ".join(f"{key} {value}" for key, value in before.options.items())
                 raise OutputProblem(
-                    f"{self.path} is an importance matrix of other settings.",
+                    f"{self.path} is an imatrix of other settings.",
                     f"It was made with {settings}.",
                     "Give these, choose another file, or give --force to replace this one.",
                 )
@@ -362,7 +362,7 @@ class Matrix:
         return there if asked is None else min(asked, there)
 
     def _partial(self, base_sha256: str, total: int) -> Path:
-        """Where unfinished work lies: beside the target, under a name that no other work has."""
+        """Where unfinished work is: beside the target, under a name that no other work has."""
         build = self._toolchain.build
         work = [self._inputs(base_sha256), self._options, total, self._text.path.name, self._tool,
                 build.stamp if build else None]  # fmt: skip
@@ -410,9 +410,9 @@ class Matrix:
         matrix = imatrix_file.read(made.file.path)
         if not matrix.is_finite():
             raise GgufProblem(
-                "The importance matrix holds values that are not numbers.",
-                "The base's activations overflow, or some of its weights are NaN.",
-                "Make the base again from its checkpoint (`ggq convert`).",
+                "The imatrix holds values that are not numbers.",
+                "The 16-bit GGUF's activations overflow, or some of its weights are NaN.",
+                "Make it again from its checkpoint (`ggq convert`).",
             )
         found = thin_experts.look(matrix)
         if remark := thin_experts.words(found, made.chunks * made.context):

@@ -91,7 +91,7 @@ def _in_words(failure: ToolFailed, output: Path, recipe: Recipe) -> GgqError:
     if failure.returncode < 0:
         return failure
     reason = tool_output.quantize_reason(failure.tail)
-    return ToolFailed(failure.command, failure.returncode, (reason,), "Run `ggq inspect` on the base.")
+    return ToolFailed(failure.command, failure.returncode, (reason,), "Run `ggq inspect` on the 16-bit GGUF.")
 
 
 def _refuse_full_disk(output: Path, recipe: Recipe) -> None:

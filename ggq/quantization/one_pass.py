@@ -56,14 +56,14 @@ def obstacle(toolchain: Toolchain, base: GgufFile, recipe: Recipe) -> str | None
     if toolchain.commit is None or not same_commit(toolchain.commit, pin().commit):
         return f"The headers of llama.cpp {toolchain.commit or 'of unknown commit'} are not known to ggq."
     if recipe.preset.ftype not in gguf_file.file_types() and base.integer("general.file_type") is None:
-        return "The base does not say its file type."
+        return "The 16-bit GGUF does not say its file type."
     try:
         rows = Rows(toolchain)
     except ToolchainProblem as problem:
         return str(problem)
     matrix = imatrix_file.read(recipe.options.imatrix) if recipe.options.imatrix else None
     if matrix is not None and not matrix.is_finite():
-        return "The importance matrix holds values that are not numbers."
+        return "The imatrix holds values that are not numbers."
     reasons = (_obstacle(rows, tensor, matrix, recipe.preset.ftype) for tensor in recipe.tensors)
     return next(filter(None, reasons), None)
 
@@ -80,7 +80,7 @@ def _obstacle(rows: Rows, tensor: PlannedTensor, matrix: Importance | None, ftyp
     known = matrix is not None and name in matrix.sums
     fits = matrix is not None and matrix.fits(name, tensor.shape)
     if known and not fits and name not in imatrix_file.TOKEN_TABLES:
-        return f"The importance matrix was made of a model whose {name} has another shape."
+        return f"The imatrix was made of a model whose {name} has another shape."
     if not fits and (
         rows.needs_importance(kind) or (matrix is not None and imatrix_coverage.demands(name, kind, ftype))
     ):
@@ -129,14 +129,14 @@ def quantize_in_one_pass(
     max_memory_bytes: int = MAX_MEMORY_BYTES,
     listener: Listener = silent,
 ) -> OnePassResult:
-    """Write the files of all ``recipes`` (of one base and one importance matrix) to ``targets``, and prove
+    """Write the files of all ``recipes`` (of one base and one imatrix) to ``targets``, and prove
     that they are what the recipes say.
 
     ``targets`` lie in one folder, which the caller keeps until a call has ended well: beside them a journal
     says which tensors are finished, and the same call goes on from there. With ``keep_split`` the shards'
     names are made from them. ``max_memory_bytes``: see ``Worker``.
 
-    Raises UsageProblem (an importance matrix is missing, or there is an ``obstacle``), DiskFull,
+    Raises UsageProblem (an imatrix is missing, or there is an ``obstacle``), DiskFull,
     OutputProblem, GgufProblem (data that are no numbers; a result that differs from its recipe),
     ToolchainProblem, and what the source raises.
     """
@@ -150,9 +150,7 @@ def quantize_in_one_pass(
             )
     imatrices = {recipe.options.imatrix for recipe in recipes}
     if len(imatrices) != 1:
-        raise UsageProblem(
-            "The presets of one pass have one importance matrix.", "", "Make them one after the other."
-        )
+        raise UsageProblem("The presets of one pass have one imatrix.", "", "Make them one after the other.")
     (imatrix,) = imatrices
     folder = targets[0].parent
     paths = [output_files.paths(source.base, *pair) for pair in zip(recipes, targets, strict=True)]

@@ -245,7 +245,7 @@ def _fill(rest: memoryview, stream: Stream, tensor: TensorInfo) -> None:
         count = stream.readinto(rest)
         if not count:
             raise GgufProblem(
-                f"The data of {tensor.name!r} are cut short.",
+                f"The data of {tensor.name!r} are truncated.",
                 f"At least {len(rest):,} bytes are missing.",
                 "Run the same command again; if it stays so, download or make the model again.",
             )

@@ -134,7 +134,7 @@ def explain_os_error(path: Path, elsewhere: str = _ELSEWHERE) -> Iterator[None]:
         raise OutputProblem(
             f"{path} cannot be written.",
             f"{error.strerror or error}.",
-            f"{elsewhere[:1].upper()}{elsewhere[1:]}, or mend its permissions.",
+            f"{elsewhere[:1].upper()}{elsewhere[1:]}, or fix its permissions.",
         ) from error
 
 
@@ -194,7 +194,7 @@ _PROBE_BYTES = 64 << 20
 
 
 def require_holes(folder: Path, elsewhere: str = "choose another folder") -> None:
-    """Refuse a file system that would fill the holes of a sparse file. Raises OutputProblem with the numbers.
+    """Refuse a file system that would fill a sparse file. Raises OutputProblem with the numbers.
 
     ``folder`` exists and can be written to; ``elsewhere``: as in ``require_space``.
     """
@@ -212,7 +212,7 @@ def require_holes(folder: Path, elsewhere: str = "choose another folder") -> Non
 
 
 def allocated_bytes(file: Path) -> int | None:
-    """What a file takes of its disk, without its holes; None where the system does not tell."""
+    """What a file takes of its disk, without what is empty; None where the system does not tell."""
     return _taken_bytes(file.stat())
 
 
@@ -222,7 +222,7 @@ def _taken_bytes(stat: os.stat_result) -> int | None:
 
 
 def write_hollow(target: Path, header: bytes, file_bytes: int) -> None:
-    """Write a file that begins with ``header`` and is a hole from there to ``file_bytes``. Raises OSError."""
+    """Write a file that begins with ``header`` and is empty from there to ``file_bytes``. Raises OSError."""
     with target.open("wb") as stream:
         stream.write(header)
         stream.truncate(file_bytes)
@@ -244,7 +244,7 @@ def lock(folder: Path, waiting: Listener | None = None, *, listener: Listener = 
         return
     import filelock
 
-    # The lock lies in the cache folder, so that nothing of ggq's is left beside the user's files.
+    # The lock is in the cache folder, so that nothing of ggq's is left beside the user's files.
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     held = places.cache() / "locks"
     with explain_os_error(held, places.ELSEWHERE):

@@ -95,7 +95,7 @@ def test_wordpiece_from_its_vocabulary(toolchain: Toolchain, tmp_path: Path) -> 
 def _verbs_that_need_next_tokens_refuse(file: Path, toolchain: Toolchain) -> None:
     text = file.parent / "text.txt"
     text.write_text("hello world. " * 400, encoding="utf-8")
-    with pytest.raises(GgufProblem, match="cannot have an importance matrix") as no_matrix:
+    with pytest.raises(GgufProblem, match="cannot have an imatrix") as no_matrix:
         imatrix(file, text=text, session=Session(toolchain=toolchain))
     assert "It is an encoder" in no_matrix.value.why
     model = model_file.of(file)

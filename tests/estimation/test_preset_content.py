@@ -42,10 +42,10 @@ def test_a_plan_tells_what_fell_back_and_whose_loss_it_has(narrow: Path, toolcha
     assert sizes["Q2_K"].mostly_fell_back and sizes["Q2_K"].main_type == "Q4_0"
     assert sizes["Q4_K_S"].mostly_fell_back and sizes["Q4_K_S"].main_type == "Q5_0"
     assert not sizes["Q8_0"].mostly_fell_back
-    priors = {it.preset: it for it in found.presets}
-    assert priors["Q2_K"].prior == priors["Q3_K_S"].prior == priors["Q4_0"].prior
-    assert priors["Q2_K"].prior_preset == "Q4_0" and priors["Q4_K_S"].prior_preset == "Q5_0"
-    assert priors["Q8_0"].prior_preset == "Q8_0"
+    published = {it.preset: it for it in found.presets}
+    assert published["Q2_K"].published == published["Q3_K_S"].published == published["Q4_0"].published
+    assert published["Q2_K"].published_preset == "Q4_0" and published["Q4_K_S"].published_preset == "Q5_0"
+    assert published["Q8_0"].published_preset == "Q8_0"
     # Files of the same bytes are named as such, and no others are.
     for names in found.alike:
         assert len({sizes[name].file_bytes for name in names}) == 1
@@ -64,9 +64,9 @@ def test_no_loss_of_what_is_no_quantization() -> None:
     catalogue = presets.load()
     (preset,) = catalogue.resolve(["Q4_K_M"])
     size = PresetSize(1000, 16.0, 0, 0, False, 0.0, "", "a")
-    assert preset_content.expected(preset, size, catalogue, 10**9).loss is None
+    assert preset_content.expected(preset, size, catalogue, 10**9).published is None
     fell = replace(size, fallback_count=9, quantized_count=10, main_type="IQ4_NL")
-    assert preset_content.expected(preset, fell, catalogue, 10**9).loss is None  # nobody published it
+    assert preset_content.expected(preset, fell, catalogue, 10**9).published is None  # nobody published it
     own = replace(size, quantized_count=10)
     assert preset_content.expected(preset, own, catalogue, 10**9).preset == "Q4_K_M"
 

@@ -210,6 +210,20 @@ def test_a_foreign_vocabulary_is_said(
         perplexity.divergence(toolchain, other, logits, HOW)
 
 
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("kl_divergence: inconsistent vocabulary (600 vs 512)", "600 tokens, this model 512"),
+        ("get_sub_batch: failed to add token 591 at index 3 (error -2, n = 64)", "the token 591"),
+    ],
+)
+def test_either_line_tells_a_foreign_vocabulary(line: str, said: str) -> None:
+    """Which of the two arrives is chance: the tool aborts, and its logger writes from a thread."""
+    with pytest.raises(GgufProblem, match="vocabulary") as caught:
+        perplexity.refuse_foreign_vocabulary(["first", line])
+    assert said in caught.value.why
+
+
 @pytest.mark.parametrize("content", [b"", b"_logits_", b"_logits_" + bytes(12), b"GGUF" + bytes(40)])
 def test_a_file_that_is_no_logits_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "logits").write_bytes(content)

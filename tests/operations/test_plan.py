@@ -41,7 +41,7 @@ def test_the_plan_is_what_is_made(example: Path, toolchain: Toolchain, tmp_path:
     assert [it.size.file_bytes for it in planned.presets] == [file.size.file_bytes for file in made]
     assert [it.preset for it in planned.presets] == names
     for preset, file in zip(planned.presets, made, strict=True):
-        assert preset.prior is not None
+        assert preset.published is not None
         assert [it.memory.context_tokens for it in preset.loads] == [128, 128, 512, 512]
         for cell in preset.loads:
             memory = cell.memory

@@ -35,7 +35,7 @@ from ggq.operations.plan_types import LoadPlan, Plan, PresetPlan
 from ggq.operations.recommend import make_command, recommend
 from ggq.operations.recommend_types import Limits
 from ggq.presets import catalogue as presets
-from ggq.presets.published_losses import PublishedLoss
+from ggq.presets.published_kld import PublishedKld
 from ggq.session import Session
 from ggq.system import process
 
@@ -50,7 +50,7 @@ def preset(name: str, gigabytes: float, kld: float, tokens_per_s: float, layers:
     estimate = SpeedEstimate(speed, speed, speed, 4096, ThreadChoice(2, 2), (1, 4))
     load = LoadPlan(Offload(n_gpu_layers=layers), memory, estimate)
     size = PresetSize(int(gigabytes * GB), 8.0, 0, 10, False)
-    return PresetPlan(name, size, (load,), PublishedLoss("Another", "a table", kld))
+    return PresetPlan(name, size, (load,), PublishedKld("Another", "a table", kld))
 
 
 @pytest.fixture
@@ -104,9 +104,9 @@ def test_limits_are_kept_or_the_nearest_is_named(planned: list[PresetPlan]) -> N
         preset("Q8_0", 9, 0.001, 5.0),
     ]
     assert choice(Limits(min_tokens_per_s=10)) == "Q2_K"
-    assert choice(Limits(max_loss=0.01)) == "Q8_0"
+    assert choice(Limits(max_kld=0.01)) == "Q8_0"
     with pytest.raises(DoesNotFit) as refused:
-        choice(Limits(min_tokens_per_s=10, max_loss=0.01))
+        choice(Limits(min_tokens_per_s=10, max_kld=0.01))
     assert (
         "Q2_K, makes 12 tokens/s with a full context" in refused.value.why
         and "Q8_0 loses least" in refused.value.why
@@ -118,7 +118,7 @@ def test_what_does_not_fit_or_cannot_be_made_is_no_choice(planned: list[PresetPl
     iq = preset("IQ2_M", 3, 0.1, 30.0)
     planned += [preset("Q8_0", 20, 0.001, 50.0), preset("Q4_K_M", 5, 0.031, 8.0)]
     planned.append(replace(iq, size=replace(iq.size, needs_imatrix=True)))
-    planned.append(replace(iq, preset="MINE", prior=None))
+    planned.append(replace(iq, preset="MINE", published=None))
     found = recommend("org/tiny")
     assert (found.chosen.preset, found.others) == ("Q4_K_M", ())
     planned[:] = planned[-2:]
@@ -155,8 +155,8 @@ def test_the_reasons_have_the_numbers(planned: list[PresetPlan]) -> None:
     fits, speed, loss = found.reasons
     assert "5.00 GB of the 16.0 GB of RAM that may be used, 33 of 33 layers on CUDA0" in fits
     assert "generates 20 tokens/s (± 3%)" in speed
-    assert "loss is 0.0310 (mean KLD, published for Another); Q6_K would have loss 0.0050, 25% slower" in loss
-    assert found.trades == ("loss 0.0050, 25% slower, 2.00 GB larger",)
+    assert "mean KLD is 0.0310 (published for Another); Q6_K would have KLD 0.0050, 25% slower" in loss
+    assert found.trades == ("KLD 0.0050, 25% slower, 2.00 GB larger",)
     assert found.commands["make"] == ("ggq", "convert-and-quantize", "org/tiny", "--preset", "Q4_K_M")
     served = " ".join(found.commands["serve"])
     assert "tiny/tiny-Q4_K_M.gguf -c 4096 -ngl 33" in served and "-t 2" in served
@@ -224,7 +224,7 @@ def test_the_loss_of_a_record_takes_the_published_ones_place(
         example, names, limits=Limits(records=(record,)), settings=QUIET, session=Session(toolchain=toolchain)
     )
     assert not before.chosen.measured and after.chosen.measured
-    assert before.chosen.loss != after.chosen.loss
+    assert before.chosen.kld != after.chosen.kld
     assert "(mean KLD, measured)" in after.reasons[-1]
     # A preset of the user's own is found by its file's name, whatever that looks like.
     mine = tmp_path / "mine.toml"
@@ -243,7 +243,7 @@ def test_the_loss_of_a_record_takes_the_published_ones_place(
         session=Session(catalogue=catalogue),
     )
     assert own.chosen.preset == "MY_Q4_K_M" and own.chosen.measured
-    with pytest.raises(CannotServe, match="no measured loss"):
+    with pytest.raises(CannotServe, match="no measured KLD"):
         recommend(
             stories,
             names,

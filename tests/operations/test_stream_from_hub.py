@@ -216,7 +216,7 @@ def test_what_is_in_the_cache_is_not_read_again(hub: HubServer, example: Path, t
     [
         (["--keep-base"], "--keep-base asks for it"),
         (["--engine", "llama-quantize"], "llama-quantize reads it"),
-        (["--imatrix", "auto"], "importance matrix is to be made"),
+        (["--imatrix", "auto"], "imatrix is to be made"),
     ],
 )
 def test_what_needs_a_base_is_refused_before_anything(
@@ -233,7 +233,7 @@ def test_what_needs_a_base_is_refused_before_anything(
 
 
 def test_a_folder_is_not_streamed(example: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageProblem, match="lies on this disk already"):
+    with pytest.raises(UsageProblem, match="is on this disk already"):
         ggq.convert_and_quantize(str(example), ["q8_0"], tmp_path, STREAM)
 
 

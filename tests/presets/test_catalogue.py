@@ -93,7 +93,7 @@ def test_published_klds_are_of_the_nearest_size_and_more_bits_lose_less(paramete
     assert {it.model for it in expected if it} == {model, "Llama-3-8B"}, (
         "the latter where the other lacks one"
     )
-    losses = [it.loss for it in expected if it]
+    losses = [it.kld for it in expected if it]
     assert losses == sorted(losses, reverse=True) and len(losses) == 10
 
 
@@ -104,7 +104,7 @@ def test_the_spread_is_told_with_the_nearest_size_first() -> None:
     assert small == ["Qwen2-0.5B", "Qwen2-1.5B", "Llama-2-7B", "Llama-2-70B"]
     assert [it.model for it in q4.published.others(70 * 10**9)][:2] == ["Llama-3-8B", "Llama-2-7B"]
     of_qwen = q4.published.others(600_000_000)[0]
-    assert of_qwen.of_perplexity and of_qwen.loss == pytest.approx(math.log(15.36 / 15.11))
+    assert of_qwen.of_perplexity and of_qwen.kld == pytest.approx(math.log(15.36 / 15.11))
 
 
 def test_a_file_of_ones_own(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +114,8 @@ def test_a_file_of_ones_own(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert preset.tensor_types == {"attn_v": "q8_0", r"blk\.[01]\.": "Q6_K"}
     assert preset.published and preset.published.source == "my notes"
     own, of_n, of_llama = preset.published.klds
-    assert (own.model, own.loss, own.parameter_count) == ("M", 0.1, None)
-    assert (of_n.source, of_n.loss, of_n.of_perplexity) == ("my notes", math.log(1.2), True)
+    assert (own.model, own.kld, own.parameter_count) == ("M", 0.1, None)
+    assert (of_n.source, of_n.kld, of_n.of_perplexity) == ("my notes", math.log(1.2), True)
     assert of_llama.parameter_count == 68_976_648_192, "of the models that ggq ships"
     assert not preset.needs_imatrix
     assert names("own", extra=mine) == ["MINE", "Q4_K_M"]

@@ -1,4 +1,4 @@
-"""A base's importance matrix: right, continued to the byte, taken up again, and refused in words."""
+"""A base's imatrix: right, continued to the byte, taken up again, and refused in words."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def test_a_disk_without_room_is_refused_beforehand(
     base: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "free_bytes", lambda folder: 20_000)
-    with pytest.raises(DiskFull, match="not enough disk for the importance matrix"):
+    with pytest.raises(DiskFull, match="not enough disk for the imatrix"):
         imatrix(base, SHORT, text=text)
 
 
@@ -299,7 +299,7 @@ def test_the_command_says_what_it_made_and_from_what(base: Path, text: Path) -> 
     shown = CliRunner().invoke(cli, command)
     assert shown.exit_code == 0, shown.output
     assert "192 tokens in 3 chunks of 64" in shown.stdout
-    assert "The importance matrix is made from text.txt" in shown.stderr
+    assert "The imatrix is made from text.txt" in shown.stderr
     assert f"ggq quantize {base} --imatrix" in shown.stderr
     told = json.loads(CliRunner().invoke(cli, [*command, "--json"]).stdout)
     assert told["reused"] and told["text_sha256"] == files.sha256_file(text)
@@ -314,6 +314,6 @@ def test_the_text_of_auto_is_of_no_use_without_it(base: Path, text: Path) -> Non
 def test_a_dry_run_with_auto_says_what_the_sizes_are_of(base: Path, text: Path) -> None:
     command = ["quantize", str(base), "--imatrix", "auto", "--imatrix-text", str(text), "--dry-run"]
     shown = CliRunner().invoke(cli, [*command, "--preset", "iq2_xs"])
-    assert shown.exit_code == 0 and "The importance matrix is made first" in shown.stderr
-    assert "needs an importance matrix" not in shown.stderr
+    assert shown.exit_code == 0 and "The imatrix is made first" in shown.stderr
+    assert "needs an imatrix" not in shown.stderr
     assert [path.name for path in base.parent.iterdir()] == [base.name]

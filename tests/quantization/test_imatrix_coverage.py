@@ -1,4 +1,4 @@
-"""An importance matrix that does not know all tensors: told in advance, and made all the same."""
+"""An imatrix that does not know all tensors: told in advance, and made all the same."""
 
 from __future__ import annotations
 

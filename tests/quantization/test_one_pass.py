@@ -106,7 +106,7 @@ def split(toolchain: Toolchain, base: Path, folder: Path) -> Path:
 
 
 def matrix(toolchain: Toolchain, base: Path, example: Path, folder: Path) -> Path:
-    """The importance matrix of a base, by llama-imatrix, from a short text."""
+    """The imatrix of a base, by llama-imatrix, from a short text."""
     target, text = folder / "imatrix.gguf", folder / "text.txt"
     text.write_text((example / "heldout.txt").read_text(encoding="utf-8")[:3000], encoding="utf-8")
     imatrix(
@@ -458,7 +458,7 @@ def test_data_that_end_too_early(base_gguf: Path, toolchain: Toolchain, tmp_path
     base = gguf_file.read_all(base_gguf)
     source = Trickle(base)
     source.missing = 1
-    with pytest.raises(GgufProblem, match="cut short"):
+    with pytest.raises(GgufProblem, match="truncated"):
         quantize_in_one_pass(
             toolchain, source, ask(toolchain, base, catalogue.load().resolve(["Q8_0"])), [tmp_path / "a.gguf"]
         )

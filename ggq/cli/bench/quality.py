@@ -1,4 +1,4 @@
-"""``ggq bench quality``: perplexity, and divergence from the base."""
+"""``ggq bench quality``: perplexity, and divergence from the 16-bit GGUF."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MARKS = {Verdict.ORDERED: "<", Verdict.INDIFFERENT: "≈", Verdict.UNSETTLED: "
 _MEANING = {"<": "settled at 95 %", "≈": "too close to matter", "?": "not settled by so many chunks"}
 
 
-@click.command(short_help="Perplexity, and divergence from the base.")
+@click.command(short_help="Perplexity, and divergence from the 16-bit GGUF.")
 @click.argument("base", type=click.Path(path_type=Path))
 @models_argument
 @settings_options(TextChoice, "text")
@@ -118,7 +118,7 @@ def show(out: Output, found: QualityResult) -> None:
         own = Estimate(known.value, known.standard_error)
         out.paragraph(
             f"transformers {known.transformers_version} makes it {tables.perplexity(own)} of the checkpoint,"
-            f" on the same tokens: the base GGUF differs by {100 * difference:+.3f} %."
+            f" on the same tokens: the 16-bit GGUF differs by {100 * difference:+.3f} %."
         )
 
 

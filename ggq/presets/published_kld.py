@@ -1,4 +1,4 @@
-"""Published losses: what to expect of a preset before anything is measured here."""
+"""Published KLDs: what to expect of a preset before anything is measured here."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class PublishedLoss:
+class PublishedKld:
     """What a preset lost of a published ``model`` against 16 bits, without an imatrix.
 
-    ``loss`` in nats per token: the mean KL divergence. ``of_perplexity``: only perplexities were published,
+    ``kld`` in nats per token: the mean KL divergence. ``of_perplexity``: only perplexities were published,
     and it is the logarithm of their ratio; of Llama-3-8B, of which both are known, that is 1.01 of the
     divergence for Q2_K, 0.88 for Q4_K_M, 0.59 for Q6_K. ``parameter_count``: None: not said. ``complete``:
     nearly all presets of the model were measured, so that its losses can be compared with each other.
@@ -18,14 +18,14 @@ class PublishedLoss:
 
     model: str
     source: str
-    loss: float
+    kld: float
     parameter_count: int | None = None
     of_perplexity: bool = False
     complete: bool = True
 
     @property
     def measure(self) -> str:
-        """What ``loss`` is, in words."""
+        """What ``kld`` is, in words."""
         return "ln of the perplexities' ratio" if self.of_perplexity else "mean KLD"
 
     def distance(self, parameter_count: int) -> float:
@@ -35,7 +35,7 @@ class PublishedLoss:
 
 @dataclass(frozen=True)
 class PublishedFigures:
-    """Published loss against 16 bits of one ``model``: mean KL divergence in nats per token, and the increase
+    """Published KLD against 16 bits of one ``model``: mean KL divergence in nats per token, and the increase
     of perplexity; each without and with an imatrix. ``source`` says who measured it on what;
     ``klds``: that and those of other models, all without a matrix."""
 
@@ -45,14 +45,14 @@ class PublishedFigures:
     ppl_increase: float | None = None
     mean_kld_imatrix: float | None = None
     ppl_increase_imatrix: float | None = None
-    klds: tuple[PublishedLoss, ...] = ()
+    klds: tuple[PublishedKld, ...] = ()
 
-    def expected(self, parameter_count: int) -> PublishedLoss | None:
+    def expected(self, parameter_count: int) -> PublishedKld | None:
         """Of a model of that size: what the complete one lost whose size is nearest, by ratio."""
         complete = [it for it in self.klds if it.complete]
         return min(complete, key=lambda it: it.distance(parameter_count), default=None)
 
-    def others(self, parameter_count: int) -> tuple[PublishedLoss, ...]:
-        """The rest, nearest size first: how far losses spread."""
+    def others(self, parameter_count: int) -> tuple[PublishedKld, ...]:
+        """The rest, nearest size first: how far they spread."""
         rest = [it for it in self.klds if it != self.expected(parameter_count)]
         return tuple(sorted(rest, key=lambda it: it.distance(parameter_count)))
