@@ -110,7 +110,9 @@ def opened(session: Session, chosen: Parameters, out: Output) -> Model:
     if out.is_verbose:
         for name, value in chosen.described():
             out.echo(f"{name}: {value}")
-    return Model(session.toolchain, chosen)
+    loaded = Model(session.toolchain, chosen)
+    click.get_current_context().call_on_close(loaded.close)
+    return loaded
 
 
 def _prompt(given: str | None) -> str:

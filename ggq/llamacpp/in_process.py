@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+_LEVELS = (3, 4)  # ggml_log_level: a warning, an error
+_KEPT_LINES = 40
 
 
 def open_model(library: Any, model: Path, options: Mapping[str, Any]) -> Any:
@@ -16,6 +21,28 @@ def open_model(library: Any, model: Path, options: Mapping[str, Any]) -> Any:
     path = str(model.absolute())
     with _elsewhere(), _no_templates(library):
         return library.Llama(path, verbose=False, **options)
+
+
+@functools.cache
+def _listener(library: Any) -> tuple[deque[str], Any]:
+    """Lines, and what writes them down: the library calls it as long as this process lives."""
+    said: deque[str] = deque(maxlen=_KEPT_LINES)
+
+    @library.llama_log_callback  # type: ignore[untyped-decorator]
+    def write(level: int, text: bytes, _data: Any) -> None:
+        with contextlib.suppress(Exception):
+            if level in _LEVELS and (line := text.decode("utf-8", "replace").strip()):
+                said.append(line)
+
+    return said, write
+
+
+def heard(library: Any) -> deque[str]:
+    """What llama.cpp says from now on, for an error; none of it reaches the terminal."""
+    said, write = _listener(library)
+    said.clear()
+    library.llama_log_set(write, None)
+    return said
 
 
 def piece(library: Any, vocabulary: Any, token: int) -> bytes:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import os
 import time
-from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,8 +17,6 @@ from ggq.serving.parameters import Parameters
 from ggq.serving.settings import SamplingSettings
 from ggq.system.files import human_bytes
 
-_LEVELS = (3, 4)  # ggml_log_level: a warning, an error
-_KEPT_LINES = 40
 _MEMORY_WORDS = ("out of memory", "failed to allocate", "unable to allocate", "alloc_buffer")
 
 Ending = Literal["stop", "length", "context", "interrupted"]
@@ -88,8 +84,7 @@ class Model:
         self.parameters = parameters
         self.last: Answer | None = None
         self._lib = binding.load(toolchain)
-        self._said: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._listen()
+        self._said = in_process.heard(self._lib)
         options = parameters.serving.binding_options()
         if options is None:
             raise CannotServe(
@@ -222,18 +217,6 @@ class Model:
 
     def _named(self, token: int) -> str:
         return str(self._llama._model.token_get_text(token)) if token != -1 else ""
-
-    def _listen(self) -> None:
-        """Keep what llama.cpp says, for an error; none of it reaches the terminal."""
-
-        @self._lib.llama_log_callback  # type: ignore[untyped-decorator]
-        def heard(level: int, text: bytes, _data: Any) -> None:
-            with contextlib.suppress(Exception):
-                if level in _LEVELS and (line := text.decode("utf-8", "replace").strip()):
-                    self._said.append(line)
-
-        self._heard = heard  # as long as the library may call it
-        self._lib.llama_log_set(heard, None)
 
     def _not_loaded(self, error: BaseException) -> DoesNotFit | GgufProblem:
         said = [line for line in self._said if line]
