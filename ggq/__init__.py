@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from ggq.operations.recommend_types import Limits, Recommendation
     from ggq.operations.report import ReportResult, ReportSettings, report
     from ggq.operations.request import Settings
-    from ggq.quantization.imatrix import ImatrixResult, ImatrixSettings, imatrix
+    from ggq.quantization.imatrix import imatrix
+    from ggq.quantization.imatrix_settings import ImatrixResult, ImatrixSettings
     from ggq.session import Session
 
 _HOMES = {
@@ -39,8 +40,8 @@ _HOMES = {
     "Conversion": "ggq.conversion",
     "ConvertSettings": "ggq.conversion.settings",
     "GgqError": "ggq.errors",
-    "ImatrixResult": "ggq.quantization.imatrix",
-    "ImatrixSettings": "ggq.quantization.imatrix",
+    "ImatrixResult": "ggq.quantization.imatrix_settings",
+    "ImatrixSettings": "ggq.quantization.imatrix_settings",
     "Limits": "ggq.operations.recommend_types",
     "PipelineResult": "ggq.operations.execute",
     "Plan": "ggq.operations.plan_types",

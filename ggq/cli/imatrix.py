@@ -10,8 +10,8 @@ import click
 from ggq.cli.options import session_options
 from ggq.cli.output import Output, human_seconds
 from ggq.cli.settings import settings_options
-from ggq.quantization.imatrix import ImatrixResult, ImatrixSettings
 from ggq.quantization.imatrix import imatrix as make_imatrix
+from ggq.quantization.imatrix_settings import ImatrixResult, ImatrixSettings
 from ggq.session import Session
 from ggq.system import files
 

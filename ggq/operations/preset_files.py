@@ -12,8 +12,9 @@ from ggq.operations.job_plan import Options
 from ggq.operations.request import Settings
 from ggq.presets.catalogue import Preset
 from ggq.progress import silent
-from ggq.quantization.imatrix import ImatrixSettings, Matrix
+from ggq.quantization.imatrix import Matrix
 from ggq.quantization.imatrix import default_name as matrix_name
+from ggq.quantization.imatrix_settings import ImatrixSettings
 from ggq.quantization.one_pass import MADE_WITH
 from ggq.quantization.recipe import SizeEstimate
 from ggq.records.manifest import Manifest

@@ -6,9 +6,9 @@ import glob
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from ggq._version import __version__
 from ggq.errors import CannotServe, GgufProblem, OutputProblem, SourceChanged, UsageProblem
@@ -18,15 +18,16 @@ from ggq.gguf.file import GgufFile
 from ggq.llamacpp import imatrix as tool
 from ggq.llamacpp import text_tokens
 from ggq.llamacpp.imatrix import Stretch, Sums, Time
-from ggq.llamacpp.offload import Offload, parse_layers
+from ggq.llamacpp.offload import Offload
 from ggq.llamacpp.toolchain import Toolchain
 from ggq.progress import Listener, Notice, Step, silent
 from ggq.quantization import calibration, expected_imatrix, imatrix_file, thin_experts
+from ggq.quantization.imatrix_settings import ImatrixResult, ImatrixSettings
 from ggq.quantization.recipe import refuse_quantized
 from ggq.records.environment import environment
 from ggq.records.manifest import Manifest, OutputFile, StepRecord, base_model
 from ggq.session import Session
-from ggq.settings import Option, filled, settle
+from ggq.settings import filled
 from ggq.system import codec, files, hardware, texts
 from ggq.system.texts import Text
 from ggq.system.unchanged import Unchanged
@@ -42,74 +43,6 @@ _CONTEXT = 512
 _PARSE_SPECIAL = "parse_special"
 
 Record = Callable[[str, StepRecord], None]
-
-
-@dataclass(frozen=True)
-class ImatrixSettings:
-    """``text`` None: that of ``calibration.default``; ``chunks``: of its beginning (None: all of it), each of
-    ``context`` tokens (None: 512, or what the model has where that is less); ``threads`` do not change the
-    result. ``n_gpu_layers``: -1 for all; None leaves it to llama.cpp, if there is a GPU. ``parse_special``:
-    the names of special tokens in the text stand for them. ``output`` None: beside the GGUF."""
-
-    text: Annotated[
-        Path | None, Option(
-            "--text", metavar="FILE",
-            help="The text to make it from. Default: Python's language reference, which needs no network.",
-        ),
-    ] = None  # fmt: skip
-    chunks: Annotated[
-        int | None, Option("--chunks", least=1, help="Of the text's beginning. Default: all of it.")
-    ] = None
-    context: Annotated[
-        int | None, Option(
-            "-c", "--ctx-size", aliases=("--ctx",), least=tool.LEAST_CONTEXT, metavar="TOKENS",
-            help="Tokens in a chunk. Default: 512, or what the model has, if that is less.",
-        ),
-    ] = None  # fmt: skip
-    n_gpu_layers: Annotated[
-        int | None, Option(
-            "-ngl", "--n-gpu-layers", parse=parse_layers, metavar="N|auto|all",
-            help="Layers on GPUs, the output layer counted. Default: as many as llama.cpp finds room for.",
-        ),
-    ] = None  # fmt: skip
-    parse_special: Annotated[
-        bool, Option(
-            "--parse-special",
-            help="Names of special tokens in the text (<|im_start|>) are these tokens, not letters.",
-        ),
-    ] = False  # fmt: skip
-    threads: Annotated[
-        int | None, Option("-t", "--threads", least=1, help="Threads. Default: the cores one may use.")
-    ] = None
-    output: Annotated[
-        Path | None,
-        Option("-o", "--output", metavar="FILE", help="Default: NAME-imatrix.gguf beside the GGUF."),
-    ] = None
-    force: Annotated[bool, Option("--force", help="Overwrite outputs that exist.")] = False
-
-    def __post_init__(self) -> None:
-        settle(self)
-
-
-@dataclass(frozen=True)
-class ImatrixResult:
-    """A matrix: the sums over ``tokens`` of the text, for ``entries`` tensors of the base. In
-    ``partial_entries`` of them some experts met no token: they count as they would without a matrix.
-    ``resumed_chunks``: an earlier run had computed so many; ``reused``: the whole file was there."""
-
-    path: Path
-    file_bytes: int
-    chunks: int
-    context: int
-    tokens: int
-    entries: int
-    partial_entries: int
-    text_name: str
-    text_sha256: str
-    parse_special: bool
-    seconds: float
-    resumed_chunks: int
-    reused: bool
 
 
 def default_name(model_name: str) -> str:

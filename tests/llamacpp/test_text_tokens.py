@@ -21,7 +21,8 @@ from ggq.measurement import model_file, quality
 from ggq.measurement.settings import QualitySettings
 from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
-from ggq.quantization.imatrix import ImatrixSettings, imatrix
+from ggq.quantization.imatrix import imatrix
+from ggq.quantization.imatrix_settings import ImatrixSettings
 from ggq.records.manifest import Manifest
 from ggq.session import Session
 from ggq.system import texts

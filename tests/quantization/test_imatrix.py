@@ -29,7 +29,8 @@ from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.quantization import calibration, imatrix_file
 from ggq.quantization import imatrix as room
-from ggq.quantization.imatrix import ImatrixSettings, imatrix
+from ggq.quantization.imatrix import imatrix
+from ggq.quantization.imatrix_settings import ImatrixSettings
 from ggq.records.manifest import Manifest
 from ggq.session import Session
 from ggq.system import files, process

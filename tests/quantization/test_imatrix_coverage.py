@@ -22,7 +22,8 @@ from ggq.llamacpp.tools import QuantizeOptions
 from ggq.operations.request import Settings
 from ggq.progress import Event, Notice
 from ggq.quantization import imatrix_coverage
-from ggq.quantization.imatrix import ImatrixSettings, imatrix
+from ggq.quantization.imatrix import imatrix
+from ggq.quantization.imatrix_settings import ImatrixSettings
 from ggq.session import Session
 
 pytestmark = pytest.mark.tool

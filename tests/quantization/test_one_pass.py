@@ -34,7 +34,8 @@ from ggq.presets.catalogue import Preset
 from ggq.progress import Event, Step
 from ggq.quantization import one_pass_journal as journal
 from ggq.quantization import recipe as asking
-from ggq.quantization.imatrix import ImatrixSettings, imatrix
+from ggq.quantization.imatrix import imatrix
+from ggq.quantization.imatrix_settings import ImatrixSettings
 from ggq.quantization.one_pass import JOURNAL, OnePassResult, obstacle, quantize_in_one_pass
 from ggq.quantization.recipe import Recipe
 from ggq.quantization.tensor_source import BaseFile, Stream

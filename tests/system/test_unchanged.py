@@ -16,7 +16,8 @@ from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement.settings import BenchSettings
 from ggq.operations import bench as measure
 from ggq.progress import Event, Step
-from ggq.quantization.imatrix import ImatrixSettings, imatrix
+from ggq.quantization.imatrix import imatrix
+from ggq.quantization.imatrix_settings import ImatrixSettings
 from ggq.session import Session
 from ggq.system import files
 from ggq.system.unchanged import Unchanged
