@@ -46,7 +46,7 @@ class Option:
     folder: bool
     shown_default: str | None
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # it is the declaration itself
         self,
         *flags: str,
         help: str,

@@ -10,12 +10,14 @@ import click
 
 from ggq.cli.chat_commands import COMMANDS, Leave, obey
 from ggq.cli.error_messages import Terminated
-from ggq.cli.options import hub_options, output_options
+from ggq.cli.options import model_argument, session_options
 from ggq.cli.output import Output
 from ggq.cli.run import chosen_parameters, grammar_of, opened, tell
 from ggq.cli.settings import settings_options
 from ggq.errors import CannotServe, GgqError
-from ggq.serving.settings import GrammarSettings, LoadSettings, SamplingSettings
+from ggq.model_ref import ModelRef
+from ggq.serving.settings import AnswerSettings, GrammarSettings, LoadSettings, SamplingSettings
+from ggq.session import Session
 
 if TYPE_CHECKING:
     from ggq.serving.conversation import Conversation
@@ -25,29 +27,19 @@ _BLOCK = '"""'
 
 
 @click.command()
-@click.argument("model", metavar="FILE|FOLDER|MODEL")
-@click.option("--system", help="A system prompt.")
-@click.option(
-    "-n",
-    "--max-tokens",
-    "most_tokens",
-    type=click.IntRange(min=1),
-    help="End each answer after so many tokens.",
-)
+@model_argument("FILE|FOLDER|MODEL")
+@settings_options(AnswerSettings, "asked", leave=("raw",))
 @settings_options(SamplingSettings, "sampling")
 @settings_options(GrammarSettings, "grammar")
 @settings_options(LoadSettings, "load")
-@hub_options
-@output_options
+@session_options(hub=True)
 def chat(
-    model: str,
-    system: str | None,
-    most_tokens: int | None,
+    model: ModelRef,
+    asked: AnswerSettings,
     sampling: SamplingSettings,
     grammar: GrammarSettings,
     load: LoadSettings,
-    revision: str | None,
-    offline: bool,
+    session: Session,
     out: Output,
 ) -> None:
     """Talk with a model, on this machine.
@@ -61,11 +53,8 @@ def chat(
     ggq chat Qwen/Qwen3-0.6B --system "Answer briefly." -c 16384
     """
     grammar.check()
-    with out.progress() as listener:
-        from ggq.session import Session
-
-        session = Session(offline=offline, listener=listener)
-        chosen = chosen_parameters(model, session, load, revision)
+    with out.progress():
+        chosen = chosen_parameters(model, session, load)
         if not chosen.file.has_chat_template:
             raise CannotServe(
                 f"{chosen.file.path.name} has no chat template.",
@@ -80,7 +69,12 @@ def chat(
 
     template = ChatTemplate(chosen.file.text("tokenizer.chat_template") or "", loaded.bos, loaded.eos)
     talk = Conversation(
-        loaded, template, Sampling.of(sampling, chosen.file), system, most_tokens, grammar_of(loaded, grammar)
+        loaded,
+        template,
+        Sampling.of(sampling, chosen.file),
+        asked.system,
+        asked.max_tokens,
+        grammar_of(loaded, grammar),
     )
     out.info(
         f"{chosen.file.path.name}: {loaded.context_tokens:,} tokens of context. /help lists the commands."

@@ -19,7 +19,7 @@ from ggq.system import files
 
 
 @click.command()
-@model_argument
+@model_argument()
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: ./NAME-TYPE.gguf."
 )

@@ -23,7 +23,7 @@ from ggq.system import files
 
 
 @click.command("convert-and-quantize")
-@model_argument
+@model_argument()
 @preset_option
 @outdir_option
 @settings_options(Settings)

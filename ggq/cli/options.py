@@ -71,17 +71,22 @@ def session_options(*, hub: bool = False, presets: bool = False) -> Callable[[F]
     return decorated
 
 
-def model_argument(function: F) -> F:
+def model_argument(metavar: str = "MODEL") -> Callable[[F], F]:
     """``MODEL`` and ``--revision``; the command gets ``model: ModelRef``."""
 
-    @functools.wraps(function)
-    def wrapped(*args: Any, model: str, revision: str | None, **kwargs: Any) -> Any:
-        from ggq.model_ref import parse_reference
+    def decorated(function: F) -> F:
+        @functools.wraps(function)
+        def wrapped(*args: Any, model: str, revision: str | None, **kwargs: Any) -> Any:
+            from ggq.model_ref import parse_reference
 
-        return function(*args, model=parse_reference(model, revision), **kwargs)
+            # An error of this is told as the command would tell it, which has not begun.
+            set_current_output(Output(json=kwargs.get("as_json", False), quiet=kwargs.get("quiet", False)))
+            return function(*args, model=parse_reference(model, revision), **kwargs)
 
-    command: Any = revision_option(wrapped)
-    return click.argument("model", metavar="MODEL")(command)  # type: ignore[no-any-return]
+        command: Any = revision_option(wrapped)
+        return click.argument("model", metavar=metavar)(command)  # type: ignore[no-any-return]
+
+    return decorated
 
 
 revision_option = click.option("--revision", help="A branch, tag or commit of the Hub repository.")

@@ -26,7 +26,7 @@ _LEAST_SHOWN = 0.0001
 
 
 @click.command()
-@model_argument
+@model_argument()
 @preset_option
 @settings_options(PlanSettings)
 @session_options(hub=True, presets=True)

@@ -18,7 +18,7 @@ from ggq.session import Session
 
 
 @click.command()
-@model_argument
+@model_argument()
 @preset_option
 @settings_options(PlanSettings)
 @settings_options(Limits, "limits")

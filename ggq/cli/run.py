@@ -3,50 +3,42 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggq.cli.options import hub_options, output_options
+from ggq.cli.options import model_argument, session_options
 from ggq.cli.output import Output
 from ggq.cli.settings import settings_options
 from ggq.errors import CannotServe, UsageProblem
-from ggq.serving.settings import GrammarSettings, LoadSettings, SamplingSettings
+from ggq.model_ref import ModelRef
+from ggq.serving.settings import AnswerSettings, GrammarSettings, LoadSettings, SamplingSettings
+from ggq.session import Session
 
 if TYPE_CHECKING:
     from ggq.serving.model import Answer, Model
     from ggq.serving.parameters import Parameters
-    from ggq.session import Session
 
 STDIN = "-"
 
 
 @click.command()
-@click.argument("model", metavar="FILE|FOLDER|MODEL")
+@model_argument("FILE|FOLDER|MODEL")
 @click.argument("prompt", required=False)
-@click.option(
-    "-n", "--max-tokens", "--tokens", "most_tokens", type=click.IntRange(min=1),
-    help="End the answer after so many tokens. Default: where the model ends it; 64 with --raw.",
-)  # fmt: skip
-@click.option("--system", help="A system prompt.")
-@click.option("--raw", is_flag=True, help="Continue PROMPT as it stands, without the chat template.")
+@settings_options(AnswerSettings, "asked")
 @settings_options(SamplingSettings, "sampling")
 @settings_options(GrammarSettings, "grammar")
 @settings_options(LoadSettings, "load")
-@hub_options
-@output_options
+@session_options(hub=True)
 def run(
-    model: str,
+    model: ModelRef,
     prompt: str | None,
-    most_tokens: int | None,
-    system: str | None,
-    raw: bool,
+    asked: AnswerSettings,
     sampling: SamplingSettings,
     grammar: GrammarSettings,
     load: LoadSettings,
-    revision: str | None,
-    offline: bool,
+    session: Session,
     out: Output,
 ) -> None:
     """Answer PROMPT with a model, on this machine.
@@ -64,14 +56,11 @@ def run(
     """
     text = _prompt(prompt)
     grammar.check()
-    with out.progress() as listener:
-        from ggq.session import Session
-
-        session = Session(offline=offline, listener=listener)
-        chosen = chosen_parameters(model, session, load, revision)
-        raw = raw or not chosen.file.has_chat_template
-        _require_context(chosen, most_tokens)
-        if raw and system:
+    with out.progress():
+        chosen = chosen_parameters(model, session, load)
+        raw = asked.raw or not chosen.file.has_chat_template
+        _require_context(chosen, asked.max_tokens)
+        if raw and asked.system:
             raise UsageProblem(
                 "There is no place for a system prompt.",
                 "The prompt is continued as it stands." if chosen.file.has_chat_template
@@ -79,7 +68,7 @@ def run(
                 "Leave --system out, or write it into the prompt.",
             )  # fmt: skip
         loaded = opened(session, chosen, out)
-    answer = _answered(loaded, text, system, raw, (most_tokens, sampling, grammar), out)
+    answer = _answered(loaded, text, replace(asked, raw=raw), (sampling, grammar), out)
     tell(out, answer)
     out.result(
         {
@@ -93,12 +82,12 @@ def run(
     )
 
 
-def chosen_parameters(model: str, session: Session, load: LoadSettings, revision: str | None) -> Parameters:
+def chosen_parameters(model: ModelRef, session: Session, load: LoadSettings) -> Parameters:
     """How the GGUF that ``model`` names is run here; it is made first, where it is not there yet."""
     from ggq.operations.ready import ready
     from ggq.serving.parameters import choose
 
-    found = ready(model, session, load, revision=revision)
+    found = ready(model, session, load)
     found.file.require_text_generation()
     return choose(session.toolchain, found.file.path, load)
 
@@ -155,19 +144,19 @@ def _chat_prompt(model: Model, text: str, system: str | None, out: Output) -> st
 def _answered(
     model: Model,
     text: str,
-    system: str | None,
-    raw: bool,
-    asked: tuple[int | None, SamplingSettings, GrammarSettings],
+    asked: AnswerSettings,
+    how: tuple[SamplingSettings, GrammarSettings],
     out: Output,
 ) -> Answer:
     from ggq.serving.model import Sampling
 
-    most_tokens, settings, wanted = asked
+    settings, wanted = how
     file = model.parameters.file
-    prompt = None if raw else _chat_prompt(model, text, system, out)
+    prompt = None if asked.raw else _chat_prompt(model, text, asked.system, out)
     raw = prompt is None
     sampling = Sampling.of(settings, file, greedy=raw)
     tokens = model.tokens(text if prompt is None else prompt, special=not raw)
+    most_tokens = asked.max_tokens
     if raw:
         most_tokens = most_tokens or 64
         model.require_room(len(tokens))

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggq.cli.error_messages import Terminated
-from ggq.cli.options import dry_run_option, hub_options, output_options
+from ggq.cli.options import dry_run_option, revision_option, session_options
 from ggq.cli.output import Output
 from ggq.cli.settings import settings_options
+from ggq.model_ref import parse_reference
 from ggq.serving.server_plan import ServerPlan, ServeSettings
 from ggq.serving.settings import Use
+from ggq.session import Session
 
 if TYPE_CHECKING:
     from ggq.serving.server import Ready
@@ -28,15 +30,15 @@ _ANSWERS = {
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="FILE|FOLDER|MODEL...")
 @settings_options(ServeSettings)
-@hub_options
+@revision_option
 @dry_run_option
-@output_options
+@session_options(hub=True)
 def serve(
     models: tuple[str, ...],
     settings: ServeSettings,
     revision: str | None,
-    offline: bool,
     dry_run: bool,
+    session: Session,
     out: Output,
 ) -> None:
     """Serve models on this machine: a web page at / and OpenAI's interface at /v1.
@@ -52,14 +54,13 @@ def serve(
     ggq serve chat.gguf embeddings.gguf --host 0.0.0.0 --api-key auto
     """
     settings.check()
-    with out.progress() as listener:
+    with out.progress():
         from ggq.operations.ready import ready
         from ggq.serving.server import execute, ini_text
         from ggq.serving.server_plan import prepare
-        from ggq.session import Session
 
-        session = Session(offline=offline, listener=listener)
-        files = [ready(it, session, settings.load, revision=revision).file.path for it in models]
+        named = [parse_reference(it, revision) for it in models]
+        files = [ready(it, session, settings.load).file.path for it in named]
         plan = prepare(files, settings, session)
         _show(out, plan, ini_text(plan) if plan.is_router else "")
         if dry_run:

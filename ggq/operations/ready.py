@@ -9,6 +9,7 @@ from pathlib import Path
 from ggq import model_ref
 from ggq.errors import GgufProblem
 from ggq.gguf.file import GgufFile, read_model
+from ggq.model_ref import ModelRef
 from ggq.progress import Notice
 from ggq.serving import places
 from ggq.serving.settings import LoadSettings
@@ -25,16 +26,14 @@ class Ready:
     made: bool = False
 
 
-def ready(
-    model: str | Path, session: Session, load: LoadSettings | None = None, *, revision: str | None = None
-) -> Ready:
+def ready(model: str | Path | ModelRef, session: Session, load: LoadSettings | None = None) -> Ready:
     """The GGUF that ``model`` names. A folder with GGUF files: the largest quantized one that fits. A
     checkpoint folder or a model on the Hub: it is converted and quantized first, as
     ``convert_and_quantize`` does it.
 
     Raises any GgqError.
     """
-    ref = model_ref.parse_reference(str(model), revision)
+    ref = model_ref.reference(model)
     if ref.kind == "gguf" and ref.path is not None:
         return Ready(read_model(ref.path))
     if ref.kind == "folder" and ref.path is not None:
@@ -50,11 +49,11 @@ def ready(
                 "There is no *.gguf that is a model, and no config.json.",
                 f"Give a file, or a model on the Hub; `ls {shlex.quote(str(ref.path))}` shows what is there.",
             )
-    return Ready(read_model(_made(str(model), session, revision)), made=True)
+    return Ready(read_model(_made(ref, session)), made=True)
 
 
-def _made(model: str, session: Session, revision: str | None) -> Path:
+def _made(ref: ModelRef, session: Session) -> Path:
     from ggq.operations.convert_and_quantize import convert_and_quantize
 
-    result = convert_and_quantize(model_ref.parse_reference(model, revision), session=session)
+    result = convert_and_quantize(ref, session=session)
     return result.files[0].paths[0]

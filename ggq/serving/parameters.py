@@ -14,10 +14,10 @@ from ggq.gguf import file as gguf_file
 from ggq.gguf.file import GgufFile
 from ggq.llamacpp import bench, devices
 from ggq.llamacpp.memory import Load
-from ggq.llamacpp.offload import Offload
+from ggq.llamacpp.offload import ALL_LAYERS, Offload
 from ggq.llamacpp.server import Companions, Serving
 from ggq.llamacpp.toolchain import Toolchain
-from ggq.serving.settings import ALL_LAYERS, DEFAULT_CONTEXT_TOKENS, Fit, LoadSettings, Use
+from ggq.serving.settings import DEFAULT_CONTEXT_TOKENS, Fit, LoadSettings, Use
 from ggq.system import hardware
 from ggq.system.files import human_bytes
 

@@ -8,24 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 from ggq.errors import UsageProblem
+from ggq.llamacpp.offload import parse_layers
+from ggq.llamacpp.words import CacheType
 from ggq.settings import Option
 
-ALL_LAYERS = -1
 DEFAULT_CONTEXT_TOKENS = 8192
-
-
-class CacheType(StrEnum):
-    """A type of the KV cache."""
-
-    F32 = "f32"
-    F16 = "f16"
-    BF16 = "bf16"
-    Q8_0 = "q8_0"
-    Q5_1 = "q5_1"
-    Q5_0 = "q5_0"
-    IQ4_NL = "iq4_nl"
-    Q4_1 = "q4_1"
-    Q4_0 = "q4_0"
 
 
 class LoadMode(StrEnum):
@@ -49,15 +36,6 @@ class Use(StrEnum):
     TEXT = "text"
     EMBEDDINGS = "embeddings"
     RERANKING = "reranking"
-
-
-def layers(word: str) -> int | None:
-    """``auto`` -> None, ``all`` -> -1, else a number. Raises ValueError."""
-    if word.lower() in ("auto", "all"):
-        return None if word.lower() == "auto" else ALL_LAYERS
-    if not word.isdecimal():
-        raise ValueError(f"{word!r} is neither a number of layers nor auto or all.")
-    return int(word)
 
 
 @dataclass(frozen=True)
@@ -90,7 +68,7 @@ class LoadSettings:
         Option(
             "-ngl",
             "--n-gpu-layers",
-            parse=layers,
+            parse=parse_layers,
             metavar="N|auto|all",
             help="Layers on GPUs. Default: auto, as many as fit.",
         ),
@@ -176,3 +154,20 @@ class GrammarSettings:
             raise UsageProblem(
                 f"{word} is no JSON schema.", f"{error}.", "Give a file, or the schema itself in braces."
             ) from error
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """``max_tokens``: at the most, None: until the model ends; ``system``: a system prompt; ``raw``: the
+    prompt is continued without the chat template."""
+
+    max_tokens: Annotated[
+        int | None, Option(
+            "-n", "--max-tokens", aliases=("--tokens",), least=1,
+            help="End an answer after so many tokens. Default: where the model ends it; 64 with --raw.",
+        ),
+    ] = None  # fmt: skip
+    system: Annotated[str | None, Option("--system", metavar="TEXT", help="A system prompt.")] = None
+    raw: Annotated[bool, Option("--raw", help="Continue PROMPT as it stands, without the chat template.")] = (
+        False
+    )

@@ -17,11 +17,13 @@ from benchmarks.common import random_llama
 from ggq.errors import DoesNotFit, GgufProblem, UsageProblem
 from ggq.estimation.placement import Room
 from ggq.gguf import file as gguf_file
+from ggq.llamacpp.offload import parse_layers
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.llamacpp.words import CacheType
 from ggq.operations.ready import ready
 from ggq.serving import parameters, places
 from ggq.serving.parameters import choose
-from ggq.serving.settings import CacheType, Fit, LoadSettings, Use, layers
+from ggq.serving.settings import Fit, LoadSettings, Use
 from ggq.session import Session
 
 MIB = 1 << 20
@@ -86,9 +88,9 @@ def test_clients_are_planned_for(toolchain: Toolchain, base_gguf: Path) -> None:
 
 
 def test_words_for_layers() -> None:
-    assert [layers(it) for it in ("auto", "all", "ALL", "0", "12")] == [None, -1, -1, 0, 12]
+    assert [parse_layers(it) for it in ("auto", "all", "ALL", "0", "12")] == [None, -1, -1, 0, 12]
     with pytest.raises(ValueError, match="neither"):
-        layers("-3")
+        parse_layers("-3")
 
 
 def header(path: Path, arch: str, **keys: int | bool) -> Path:

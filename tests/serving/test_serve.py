@@ -25,10 +25,11 @@ from servers import Serving, serving
 from ggq.cli.main import cli
 from ggq.errors import DoesNotFit
 from ggq.llamacpp.toolchain import Toolchain
+from ggq.llamacpp.words import CacheType
 from ggq.serving.page import PageChoice
 from ggq.serving.server import explained
 from ggq.serving.server_plan import ServeSettings, prepare
-from ggq.serving.settings import CacheType, LoadMode, LoadSettings
+from ggq.serving.settings import LoadMode, LoadSettings
 from ggq.session import Session
 from ggq.system import process
 

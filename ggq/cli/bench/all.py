@@ -10,41 +10,37 @@ from ggq.cli.bench.options import (
     draw,
     form_options,
     give,
-    offline_option,
     plot_option,
     record_option,
     show_rows,
 )
 from ggq.cli.bench.quality import order
-from ggq.cli.options import output_options, preset_options
+from ggq.cli.options import preset_option, session_options
 from ggq.cli.output import Output, human_seconds
 from ggq.cli.settings import settings_options
 from ggq.measurement.efforts import EverythingSettings
 from ggq.measurement.speed import NOISY
 from ggq.operations.bench import BenchResult, bench
 from ggq.operations.request import DEFAULT_PRESETS
-from ggq.presets import catalogue as presets
 from ggq.session import Session
 
 
 @click.command("all", short_help="Everything of files, a folder or a model.")
 @click.argument("targets", metavar="FILE|DIR|MODEL...", nargs=-1, required=True)
 @settings_options(EverythingSettings)
-@offline_option
-@preset_options
+@preset_option
 @record_option
 @plot_option
 @form_options
-@output_options
+@session_options(hub=True, presets=True)
 def everything(
     targets: tuple[str, ...],
     settings: EverythingSettings,
-    offline: bool,
-    preset_names: tuple[str, ...],
-    presets_file: Path | None,
+    presets: tuple[str, ...],
     output: Path | None,
     plot: Path | None,
     form: str | None,
+    session: Session,
     out: Output,
 ) -> None:
     """Measure quality, speed and memory of GGUF files, those of a folder, or a model that is made first.
@@ -57,12 +53,11 @@ def everything(
     ggq bench quants/ --quick --plot quants.svg
     ggq bench Qwen/Qwen3-0.6B --preset k-quants --markdown
     """
-    with out.progress() as listener:
-        session = Session(catalogue=presets.load(presets_file), offline=offline, listener=listener)
+    with out.progress():
         done = bench(
             targets,
             settings.settings(session.toolchain),
-            preset_names=preset_names or DEFAULT_PRESETS,
+            preset_names=presets or DEFAULT_PRESETS,
             output=output,
             session=session,
         )

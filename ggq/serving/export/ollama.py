@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ggq.errors import CannotServe
 from ggq.gguf.header import Array, GgufFile
+from ggq.llamacpp.offload import ALL_LAYERS
 from ggq.serving.export.bundle import Bundle, Request
 from ggq.serving.export.go_template import Pieces, pieces
-from ggq.serving.settings import ALL_LAYERS, Use
+from ggq.serving.settings import Use
 from ggq.serving.template import ChatTemplate
 
 PROGRAM = "ollama"
