@@ -10,9 +10,9 @@ ALL_LAYERS = -1
 def parse_layers(word: str) -> int | None:
     """llama.cpp's words for layers on GPUs: a number, ``all`` -> ALL_LAYERS, ``auto`` -> None, as many as
     fit. Raises ValueError."""
-    if word == "auto":
+    if word.lower() == "auto":
         return None
-    if word in ("all", str(ALL_LAYERS)):
+    if word.lower() in ("all", str(ALL_LAYERS)):
         return ALL_LAYERS
     if not word.isdigit():
         raise ValueError(f"{word!r} is not a number of layers, all, or auto.")
