@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
 
 SCHEMA_VERSION = 1
-_CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
+_START_PAGE = "https://pytorch.org/get-started/locally/"
 _LITTLE_RAM_BYTES = 2_000_000_000  # torch, transformers and a small model
 _LITTLE_DISK_BYTES = 5_000_000_000  # a 1 B checkpoint, its base and some quantized files
 
@@ -265,8 +265,8 @@ def _torch_build(patient: _Patient) -> Iterator[Check]:
         "warning",
         f"PyTorch came with {len(packages)} packages for NVIDIA GPUs ({human_bytes(taken)}). "
         "This machine has no NVIDIA GPU.",
-        f"Run `{sys.executable} -m pip install --force-reinstall torch --index-url {_CPU_BUILDS}`, "
-        f"then `{sys.executable} -m pip uninstall {' '.join(packages)}`.",
+        f"Install its CPU build, with the command that {_START_PAGE} shows, "
+        f"then run `{sys.executable} -m pip uninstall {' '.join(packages)}`.",
     )
 
 
