@@ -95,6 +95,15 @@ def store(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Store:
     return Store((base if worker_id == "master" else base.parent) / "shared")
 
 
+@pytest.fixture
+def shared_hollow_models(isolated_environment: Path, store: Store) -> None:
+    """ggq's models without weights are kept for the whole run: what is planned of a checkpoint is asked of
+    one. They are told apart by the checkpoint's content."""
+    cache = isolated_environment / _FOLDERS["XDG_CACHE_HOME"] / "ggq"
+    cache.mkdir(parents=True)
+    (cache / "hollow").symlink_to(store.folder("hollow"))
+
+
 @pytest.fixture(scope="session")
 def larger(store: Store) -> Path:
     """8 M random weights in rows of 256 and more: every preset applies in full, and takes a moment."""

@@ -24,6 +24,10 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = files.make_folder(folder)
 
+    def folder(self, name: str) -> Path:
+        """A folder for what locks itself."""
+        return files.make_folder(self._folder / name)
+
     def made(self, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """The folder that ``make`` has filled. ``key``: all that what is in it depends on."""
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

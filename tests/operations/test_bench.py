@@ -35,7 +35,7 @@ from ggq.progress import Event, Notice
 from ggq.session import Session
 from ggq.system import process
 
-pytestmark = pytest.mark.tool
+pytestmark = [pytest.mark.tool, pytest.mark.usefixtures("shared_hollow_models")]
 
 QUICK = BenchSettings(
     quality=QualitySettings(context=128, max_chunks=8, threads=2),

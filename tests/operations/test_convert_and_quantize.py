@@ -32,7 +32,7 @@ from ggq.records.manifest import Manifest
 from ggq.session import Session
 from ggq.system import files
 
-pytestmark = pytest.mark.tool
+pytestmark = [pytest.mark.tool, pytest.mark.usefixtures("shared_hollow_models")]
 
 KILLS = tier(6, 20)
 K_QUANTS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")

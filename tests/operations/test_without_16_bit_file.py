@@ -28,7 +28,7 @@ from ggq.progress import Event, Notice, Step
 from ggq.records.manifest import Manifest
 from ggq.session import Session
 
-pytestmark = pytest.mark.tool
+pytestmark = [pytest.mark.tool, pytest.mark.usefixtures("shared_hollow_models")]
 
 STREAMED = Settings(verify="off")
 # The i-quant makes it seconds, so that a test which looks on is in time.
