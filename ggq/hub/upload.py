@@ -88,6 +88,21 @@ def card_text(remote: RemoteModel) -> str | None:
         return Path(found).read_text(encoding="utf-8", errors="replace")
 
 
+def require_name(repo_id: str) -> None:
+    """Raises UsageProblem for what cannot be a repository's name with its owner."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+        if repo_id.count("/") != 1:
+            raise HFValidationError("It has no owner.")
+    except HFValidationError as error:
+        raise UsageProblem(
+            f"{repo_id!r} cannot be a repository.", str(error), "Write it as you/Model-GGUF."
+        ) from error
+
+
 def require_token() -> None:
     """Raises HubProblem where nothing says who is uploading."""
     client.headers()

@@ -182,6 +182,25 @@ def test_the_card_says_what_was_made_and_measured(hub: HubServer, folder: Path) 
     assert f"llama-server -hf {REPO}:Q4_K_M" in card
 
 
+def test_figures_of_a_file_that_is_another_now_are_left_out(hub: HubServer, folder: Path) -> None:
+    with_base(hub)
+    (changed,) = folder.glob("*-Q4_K_M.gguf")
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    assert publish(folder).exit_code == 0
+    rows = [line for line in text_of(hub, "README.md").splitlines() if line.startswith("| [")]
+    (q4,) = (line for line in rows if "Q4" in line)
+    (q8,) = (line for line in rows if "Q8" in line)
+    assert "21" not in q4.split("|", 4)[4]
+    assert "21" in q8.split("|", 4)[4]
+
+
+@pytest.mark.parametrize("repo", ["Stories-GGUF", "you/--", "a/b/c", "../x"])
+def test_a_name_that_no_repository_has(hub: HubServer, folder: Path, repo: str) -> None:
+    assert publish(folder, repo=repo).exit_code == 2
+
+
 def test_large_files_go_up_in_shards(
     hub: HubServer, folder: Path, toolchain: Toolchain, tmp_path: Path
 ) -> None:
