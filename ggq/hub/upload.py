@@ -122,16 +122,19 @@ def upload(
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
+    bars: bool = False,
     retry: Retry = DEFAULT_RETRY,
     listener: Listener = silent,
 ) -> Uploaded:
     """Make a repository hold these files, besides what it has, in one commit, and compare all digests after.
 
     ``private``: of a repository that is made now. ``revision``: a branch, made where it is missing.
+    ``bars``: huggingface_hub draws its own, on stderr.
     Raises HubProblem, also where a digest differs afterwards; UsageProblem.
     """
     from huggingface_hub import CommitOperationAdd
 
+    _show_bars(bars)
     with _explained(repo_id):
         _make_repository(repo_id, private, revision, retry, listener)
         before = current(repo_id, revision, listener)
@@ -260,7 +263,7 @@ def front_matter(values: Mapping[str, object]) -> str:
     return text
 
 
-def show_bars(visible: bool) -> None:
+def _show_bars(visible: bool) -> None:
     """Whether huggingface_hub draws its own bars of an upload, from now on in this process."""
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 

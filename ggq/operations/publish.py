@@ -161,9 +161,10 @@ def prepare(folder: str | Path, repo_id: str, settings: PublishSettings, session
     )
 
 
-def execute(plan: PublishPlan, session: Session) -> Uploaded:
+def execute(plan: PublishPlan, session: Session, *, bars: bool = False) -> Uploaded:
     """Split what is to be split, write card and checksums, upload what changed, compare all digests.
 
+    ``bars``: huggingface_hub draws its own, on stderr.
     Raises HubProblem, OutputProblem, DiskFull, ToolFailed, ToolchainProblem.
     """
     assert plan.release is not None, "prepare gives it"
@@ -184,6 +185,7 @@ def execute(plan: PublishPlan, session: Session) -> Uploaded:
             private=settings.private,
             revision=settings.revision,
             create_pr=settings.create_pr,
+            bars=bars,
             listener=session.listener,
         )
 

@@ -24,7 +24,12 @@ from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import model_file
 from ggq.system import files
 
-pytestmark = [pytest.mark.tool, pytest.mark.hub]
+pytestmark = [
+    pytest.mark.tool,
+    pytest.mark.hub,
+    # huggingface_hub's own way to send a file, in its own HTTP library's words.
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+]
 
 REPO = "you/Stories-GGUF"
 PRESETS = ("Q8_0", "Q4_K_M")
