@@ -9,7 +9,7 @@ from dataclasses import replace
 import click
 
 from ggq.cli.options import output_options
-from ggq.cli.output import Output
+from ggq.cli.output import Output, clean
 from ggq.cli.settings import settings_options
 from ggq.errors import CannotServe, UsageProblem
 from ggq.hub import client
@@ -96,4 +96,4 @@ def _ask(out: Output, found: list[Cached], yes: bool) -> None:
             f"It would be {what}, {total}.",
             "Add --yes, or --dry-run to see it alone.",
         )
-    click.confirm(f"Remove {what}, {total}?", abort=True, err=True)
+    click.confirm(clean(f"Remove {what}, {total}?"), abort=True, err=True)

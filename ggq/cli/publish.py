@@ -11,7 +11,6 @@ from ggq.cli.options import output_options
 from ggq.cli.output import Output, clean
 from ggq.cli.settings import settings_options
 from ggq.errors import CannotServe
-from ggq.hub import upload as hub_upload
 from ggq.operations import publish as operation
 from ggq.operations.publish import PublishPlan, PublishSettings
 from ggq.session import Session
@@ -35,7 +34,7 @@ def publish(folder: Path, repo_id: str, settings: PublishSettings, dry_run: bool
     ggq publish my-model --repo you/My-Model-GGUF --private
     ggq publish my-model --repo you/My-Model-GGUF --preset q4_k_m,q8_0 --tag code
     """
-    hub_upload.show_bars(not (out.as_json or out.is_quiet) and sys.stderr.isatty())
+    bars = not (out.as_json or out.is_quiet) and sys.stderr.isatty()
     with out.progress() as listener:
         session = Session(listener=listener)
         plan = operation.prepare(folder, repo_id, settings, session)
@@ -46,7 +45,7 @@ def publish(folder: Path, repo_id: str, settings: PublishSettings, dry_run: bool
         return
     _ask(out, plan)
     with out.progress() as listener:
-        done = operation.execute(plan, Session(listener=listener))
+        done = operation.execute(plan, Session(listener=listener), bars=bars)
     if done.sent:
         size = files.human_bytes(done.sent_bytes)
         out.text(f"Sent {len(done.sent)} files, {size}; every digest was compared with the Hub's.")

@@ -88,6 +88,21 @@ def card_text(remote: RemoteModel) -> str | None:
         return Path(found).read_text(encoding="utf-8", errors="replace")
 
 
+def require_name(repo_id: str) -> None:
+    """Raises UsageProblem for what cannot be a repository's name with its owner."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+        if repo_id.count("/") != 1:
+            raise HFValidationError("It has no owner.")
+    except HFValidationError as error:
+        raise UsageProblem(
+            f"{repo_id!r} cannot be a repository.", str(error), "Write it as you/Model-GGUF."
+        ) from error
+
+
 def require_token() -> None:
     """Raises HubProblem where nothing says who is uploading."""
     client.headers()
@@ -107,16 +122,19 @@ def upload(
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
+    bars: bool = False,
     retry: Retry = DEFAULT_RETRY,
     listener: Listener = silent,
 ) -> Uploaded:
     """Make a repository hold these files, besides what it has, in one commit, and compare all digests after.
 
     ``private``: of a repository that is made now. ``revision``: a branch, made where it is missing.
+    ``bars``: huggingface_hub draws its own, on stderr.
     Raises HubProblem, also where a digest differs afterwards; UsageProblem.
     """
     from huggingface_hub import CommitOperationAdd
 
+    _show_bars(bars)
     with _explained(repo_id):
         _make_repository(repo_id, private, revision, retry, listener)
         before = current(repo_id, revision, listener)
@@ -245,7 +263,7 @@ def front_matter(values: Mapping[str, object]) -> str:
     return text
 
 
-def show_bars(visible: bool) -> None:
+def _show_bars(visible: bool) -> None:
     """Whether huggingface_hub draws its own bars of an upload, from now on in this process."""
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 

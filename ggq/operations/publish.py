@@ -6,28 +6,24 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from ggq import model_ref
 from ggq.errors import CannotServe, HubProblem, OutputProblem, UsageProblem
 from ggq.hub import upload as hub_upload
 from ggq.hub.repository import RemoteModel, inspect
 from ggq.hub.upload import LocalFile, Uploaded
-from ggq.llamacpp import gguf_split
 from ggq.operations.report import measured_choices
-from ggq.operations.workspace import tool_name
 from ggq.progress import Notice
-from ggq.publishing import card, licences, release
+from ggq.publishing import card, licences, release, shards
 from ggq.publishing.card import Measurements, Words
 from ggq.publishing.collection import gather
-from ggq.publishing.release import Quant, Release
-from ggq.records.manifest import BENCH_RECORD, OutputFile
-from ggq.records.memo import Memo
+from ggq.publishing.release import Release
+from ggq.records.manifest import BENCH_RECORD
 from ggq.session import Session
 from ggq.settings import Option, filled
-from ggq.system import files, places
+from ggq.system import files
 from ggq.units import parse_bytes
 
 HUB_LIMIT_BYTES = 50 * 10**9  # of a file (huggingface.co/docs/hub/storage-limits)
@@ -137,14 +133,15 @@ def prepare(folder: str | Path, repo_id: str, settings: PublishSettings, session
     _refuse(folder, repo_id, settings, session)
     found = release.look(folder, settings.model, settings.presets)
     release.require_sound(found)
-    places_of = {it.stem: _place(it, settings.split_max_bytes) for it in found.quants}
+    places_of = {it.stem: shards.place(it, settings.split_max_bytes) for it in found.quants}
     release.require_distinct([*places_of.values(), *(it.name for it in found.beside), CARD, SUMS])
     base = _base(found, settings, session)
     remote = hub_upload.current(repo_id, settings.revision, session.listener)
     if remote is not None and not settings.force:
         _refuse_to_overwrite(remote, found, settings)
-    text = _card(found, repo_id, settings, places_of)
-    planned = [_planned(it, session, remote) for it in _sources(found, settings, session)]
+    planned = [_planned(it, session, remote) for it in _sources(found, settings)]
+    digests = {it.source: it.sha256 for it in planned}
+    text = _card(found, repo_id, settings, places_of, digests)
     written = [PlannedUpload(it, None, 0, None, "changed" if remote else "new") for it in (CARD, SUMS)]
     questions, remarks = _questions(found, settings, base)
     if not repo_id.lower().endswith("-gguf"):
@@ -164,19 +161,22 @@ def prepare(folder: str | Path, repo_id: str, settings: PublishSettings, session
     )
 
 
-def execute(plan: PublishPlan, session: Session) -> Uploaded:
+def execute(plan: PublishPlan, session: Session, *, bars: bool = False) -> Uploaded:
     """Split what is to be split, write card and checksums, upload what changed, compare all digests.
 
+    ``bars``: huggingface_hub draws its own, on stderr.
     Raises HubProblem, OutputProblem, DiskFull, ToolFailed, ToolchainProblem.
     """
     assert plan.release is not None, "prepare gives it"
     settings = plan.settings
     with files.lock(plan.release.folder, listener=session.listener), _work_folder(plan.release) as work:
-        ready = [_local(it) for it in plan.files if it.sha256 is not None and it.source is not None]
+        ready = [_local(it) for it in plan.files if it.source is not None and it.state != "to be split"]
+        digests = {it.source: it.sha256 for it in plan.files}
         remote = hub_upload.current(plan.repo_id, settings.revision, session.listener)
         for quant in plan.release.quants:
-            if _is_split_here(quant, settings.split_max_bytes):
-                ready += _shards(quant, settings.split_max_bytes, work, session, remote)
+            if shards.is_split_here(quant, settings.split_max_bytes):
+                digest = str(digests[quant.paths[0]])
+                ready += shards.shards(quant, digest, settings.split_max_bytes, work, session, remote)
         ready += [_written(work, SUMS, _sums(ready)), _written(work, CARD, plan.card)]
         return hub_upload.upload(
             plan.repo_id,
@@ -185,6 +185,7 @@ def execute(plan: PublishPlan, session: Session) -> Uploaded:
             private=settings.private,
             revision=settings.revision,
             create_pr=settings.create_pr,
+            bars=bars,
             listener=session.listener,
         )
 
@@ -193,8 +194,7 @@ def execute(plan: PublishPlan, session: Session) -> Uploaded:
 
 
 def _refuse(folder: Path, repo_id: str, settings: PublishSettings, session: Session) -> None:
-    if model_ref.parse_reference(repo_id).kind != "hub":
-        raise UsageProblem(f"{repo_id} is a path here.", "", "Name a repository as you/Model-GGUF.")
+    hub_upload.require_name(repo_id)
     if settings.create_pr and settings.revision not in (None, "main"):
         raise UsageProblem(
             "A pull request goes to the main branch.", "--revision names another.", "Leave one of them out."
@@ -259,21 +259,12 @@ def _questions(
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def _is_split_here(quant: Quant, max_bytes: int) -> bool:
-    return len(quant.paths) == 1 and quant.gguf.file_bytes > max_bytes
-
-
-def _place(quant: Quant, max_bytes: int) -> str:
-    """Where a preset is in the repository: a file, or the folder of its shards."""
-    return quant.stem if len(quant.paths) > 1 or _is_split_here(quant, max_bytes) else quant.paths[0].name
-
-
-def _sources(found: Release, settings: PublishSettings, session: Session) -> Iterator[tuple[str, Path, bool]]:
+def _sources(found: Release, settings: PublishSettings) -> Iterator[tuple[str, Path, bool]]:
     """Every file's name in the repository and here, and whether it goes up as shards."""
     for quant in found.quants:
         folder = f"{quant.stem}/" if len(quant.paths) > 1 else ""
         for path in quant.paths:
-            yield f"{folder}{path.name}", path, _is_split_here(quant, settings.split_max_bytes)
+            yield f"{folder}{path.name}", path, shards.is_split_here(quant, settings.split_max_bytes)
     for path in found.beside:
         yield path.name, path, False
 
@@ -281,9 +272,9 @@ def _sources(found: Release, settings: PublishSettings, session: Session) -> Ite
 def _planned(it: tuple[str, Path, bool], session: Session, remote: RemoteModel | None) -> PlannedUpload:
     name, path, is_split = it
     size = path.stat().st_size
-    if is_split:
-        return PlannedUpload(name, path, size, None, "to be split")
     digest = files.sha256_file(path, session.listener, f"digest of {path.name}")
+    if is_split:
+        return PlannedUpload(name, path, size, digest, "to be split")
     local = LocalFile(name, path, size, digest)
     known = remote is not None and any(each.path == name for each in remote.files)
     return PlannedUpload(
@@ -305,49 +296,6 @@ def _work_folder(found: Release) -> Iterator[Path]:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _shards(
-    quant: Quant, max_bytes: int, work: Path, session: Session, remote: RemoteModel | None
-) -> list[LocalFile]:
-    """The shards of a file. Where the repository has them all, they are not made again."""
-    source = quant.paths[0]
-    folder = work / quant.stem
-    question = f"{files.sha256_file(source, session.listener, f'digest of {source.name}')} {max_bytes}"
-    memo = Memo(places.cache() / "shards.json", {"tool": tool_name(session.toolchain)})
-    remembered = memo.find(question, _Shards)
-    known = [_shard(quant, folder, it) for it in remembered.shards] if remembered else []
-    if known and all(it.is_in(remote) or _is_whole(it) for it in known):
-        return known
-    shutil.rmtree(folder, ignore_errors=True)
-    files.require_space(work, quant.gguf.file_bytes, f"the shards of {source.name}", "free some space")
-    staged = files.make_folder(work / f"{quant.stem}{files.STAGING}")
-    session.listener(Notice(f"{source.name} is split into shards of {files.human_bytes(max_bytes)}."))
-    made = gguf_split.split(session.toolchain, source, staged / quant.stem, max_bytes)
-    shards = tuple(OutputFile.of(it) for it in made)
-    staged.replace(folder)
-    memo.put(question, _Shards(shards))
-    memo.save()
-    return [_shard(quant, folder, it) for it in shards]
-
-
-@dataclass(frozen=True)
-class _Shards:
-    """What a file was split into."""
-
-    shards: tuple[OutputFile, ...]
-
-
-def _shard(quant: Quant, folder: Path, it: OutputFile) -> LocalFile:
-    return LocalFile(f"{quant.stem}/{it.name}", folder / it.name, it.file_bytes, it.sha256)
-
-
-def _is_whole(it: LocalFile) -> bool:
-    return (
-        it.source.is_file()
-        and it.source.stat().st_size == it.file_bytes
-        and files.sha256_file(it.source) == it.sha256
-    )
-
-
 def _sums(ready: Sequence[LocalFile]) -> str:
     """As ``sha256sum -c`` reads it."""
     return "".join(f"{it.sha256}  {it.path}\n" for it in sorted(ready, key=lambda it: it.path))
@@ -362,7 +310,13 @@ def _written(work: Path, name: str, text: str) -> LocalFile:
 # --- the card --------------------------------------------------------------------------------------------
 
 
-def _card(found: Release, repo_id: str, settings: PublishSettings, places_of: Mapping[str, str]) -> str:
+def _card(
+    found: Release,
+    repo_id: str,
+    settings: PublishSettings,
+    places_of: Mapping[str, str],
+    digests: Mapping[Path | None, str | None],
+) -> str:
     words = Words(
         title=settings.name,
         author=settings.author,
@@ -374,6 +328,12 @@ def _card(found: Release, repo_id: str, settings: PublishSettings, places_of: Ma
     with_imatrix = any(it.step and it.step.options.get("imatrix_sha256") for it in found.quants)
     head = hub_upload.front_matter(card.matter(found, repo_id, words, with_imatrix=with_imatrix))
     collected = gather([found.folder]) if (found.folder / BENCH_RECORD).is_file() else None
+    if collected is not None:
+        # A figure of a file that was made anew since is another file's.
+        known = {"+".join(str(digests[path]) for path in quant.paths) for quant in found.quants}
+        collected = replace(
+            collected, measured=tuple(it for it in collected.measured if it.row.sha256 in known)
+        )
     measured = Measurements(collected, measured_choices(collected) if collected else ())
     commands = _commands(found, settings, with_imatrix=with_imatrix)
     return head + card.body(found, repo_id, words, measured, places_of, commands)

@@ -24,7 +24,12 @@ from ggq.llamacpp.toolchain import Toolchain
 from ggq.measurement import model_file
 from ggq.system import files
 
-pytestmark = [pytest.mark.tool, pytest.mark.hub]
+pytestmark = [
+    pytest.mark.tool,
+    pytest.mark.hub,
+    # huggingface_hub's own way to send a file, in its own HTTP library's words.
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+]
 
 REPO = "you/Stories-GGUF"
 PRESETS = ("Q8_0", "Q4_K_M")
@@ -180,6 +185,25 @@ def test_the_card_says_what_was_made_and_measured(hub: HubServer, folder: Path) 
     fallen = card[card.index("cannot be K-quants") :]
     assert re.search(r"`blk\.\*\.attn_q\.weight` is Q[58]_0", fallen)
     assert f"llama-server -hf {REPO}:Q4_K_M" in card
+
+
+def test_figures_of_a_file_that_is_another_now_are_left_out(hub: HubServer, folder: Path) -> None:
+    with_base(hub)
+    (changed,) = folder.glob("*-Q4_K_M.gguf")
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    assert publish(folder).exit_code == 0
+    rows = [line for line in text_of(hub, "README.md").splitlines() if line.startswith("| [")]
+    (q4,) = (line for line in rows if "Q4" in line)
+    (q8,) = (line for line in rows if "Q8" in line)
+    assert "21" not in q4.split("|", 4)[4]
+    assert "21" in q8.split("|", 4)[4]
+
+
+@pytest.mark.parametrize("repo", ["Stories-GGUF", "you/--", "a/b/c", "../x"])
+def test_a_name_that_no_repository_has(hub: HubServer, folder: Path, repo: str) -> None:
+    assert publish(folder, repo=repo).exit_code == 2
 
 
 def test_large_files_go_up_in_shards(
