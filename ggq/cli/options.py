@@ -115,11 +115,6 @@ parse_special_option = click.option(
 )  # fmt: skip
 
 
-def preset_options(function: F) -> F:
-    """``--preset NAME… --presets FILE``."""
-    return presets_option(preset_option(function))
-
-
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done; make no file of it.")
 force_option = click.option("--force", is_flag=True, help="Overwrite outputs that exist.")
 threads_option = click.option(

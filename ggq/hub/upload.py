@@ -114,29 +114,37 @@ def require_token() -> None:
         )
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where files go. ``private``: of a repository that is made now; ``revision``: a branch, made where it is
+    missing; ``create_pr``: as a pull request."""
+
+    repo_id: str
+    revision: str | None = None
+    private: bool = False
+    create_pr: bool = False
+
+
 def upload(
-    repo_id: str,
+    target: Target,
     files: Sequence[LocalFile],
     *,
     message: str,
-    private: bool = False,
-    revision: str | None = None,
-    create_pr: bool = False,
     bars: bool = False,
     retry: Retry = DEFAULT_RETRY,
     listener: Listener = silent,
 ) -> Uploaded:
     """Make a repository hold these files, besides what it has, in one commit, and compare all digests after.
 
-    ``private``: of a repository that is made now. ``revision``: a branch, made where it is missing.
     ``bars``: huggingface_hub draws its own, on stderr.
     Raises HubProblem, also where a digest differs afterwards; UsageProblem.
     """
     from huggingface_hub import CommitOperationAdd
 
     _show_bars(bars)
+    repo_id, revision, create_pr = target.repo_id, target.revision, target.create_pr
     with _explained(repo_id):
-        _make_repository(repo_id, private, revision, retry, listener)
+        _make_repository(repo_id, target.private, revision, retry, listener)
         before = current(repo_id, revision, listener)
         wanted = [it for it in files if not it.is_in(before)]
         if not wanted:

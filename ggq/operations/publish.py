@@ -178,13 +178,13 @@ def execute(plan: PublishPlan, session: Session, *, bars: bool = False) -> Uploa
                 digest = str(digests[quant.paths[0]])
                 ready += shards.shards(quant, digest, settings.split_max_bytes, work, session, remote)
         ready += [_written(work, SUMS, _sums(ready)), _written(work, CARD, plan.card)]
+        target = hub_upload.Target(
+            plan.repo_id, settings.revision, private=settings.private, create_pr=settings.create_pr
+        )
         return hub_upload.upload(
-            plan.repo_id,
+            target,
             ready,
             message=f"{plan.release.origin.name}: {', '.join(it.preset for it in plan.release.quants)}",
-            private=settings.private,
-            revision=settings.revision,
-            create_pr=settings.create_pr,
             bars=bars,
             listener=session.listener,
         )

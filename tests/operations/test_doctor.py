@@ -312,4 +312,6 @@ def test_a_pytorch_for_gpus_that_are_not_there(
     assert len(found) == bool(words)
     for check in found:
         assert check["status"] == "warning" and words in check["finding"]
-        assert "pytorch.org" in check["next_step"] and "uninstall nvidia-cudnn-cu12 triton" in check["next_step"]
+        assert (
+            "pytorch.org" in check["next_step"] and "uninstall nvidia-cudnn-cu12 triton" in check["next_step"]
+        )
