@@ -135,6 +135,7 @@ class QualitySettings:
         Path | None,
         Option(
             "--reference",
+            folder=True,
             metavar="CHECKPOINT",
             help="Compare the 16-bit GGUF with its checkpoint, too, computed by transformers.",
         ),

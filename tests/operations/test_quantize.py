@@ -72,19 +72,19 @@ def wait_for(child: subprocess.Popen[bytes], outdir: Path, count: int) -> None:
 
 def test_both_engines_make_the_same_files(base_gguf: Path, tmp_path: Path) -> None:
     made = {}
-    for engine in ("sweep", "llama-quantize"):
+    for engine in ("one-pass", "llama-quantize"):
         made[engine] = ggq.quantize(base_gguf, ["k-quants"], tmp_path / engine, Settings(engine=engine))
-    assert digests(tmp_path / "sweep") == digests(tmp_path / "llama-quantize")
-    assert len(digests(tmp_path / "sweep")) == 10
-    names = tuple(file.preset for file in made["sweep"].files)
-    assert all(file.made_with == names for file in made["sweep"].files)
+    assert digests(tmp_path / "one-pass") == digests(tmp_path / "llama-quantize")
+    assert len(digests(tmp_path / "one-pass")) == 10
+    names = tuple(file.preset for file in made["one-pass"].files)
+    assert all(file.made_with == names for file in made["one-pass"].files)
     assert all(file.made_with == () for file in made["llama-quantize"].files)
-    steps = Manifest(made["sweep"].manifest).steps
-    assert {step.findings["engine"] for step in steps.values()} == {"sweep"}
+    steps = Manifest(made["one-pass"].manifest).steps
+    assert {step.findings["engine"] for step in steps.values()} == {"one-pass"}
     assert len({step.seconds for step in steps.values()}) == 1, "they were made in one pass"
-    assert not list((tmp_path / "sweep").glob(".ggq-*")), "unfinished work was left"
+    assert not list((tmp_path / "one-pass").glob(".ggq-*")), "unfinished work was left"
     # The engine is no part of the work: what one has made the other takes as it is.
-    again = ggq.quantize(base_gguf, ["k-quants"], tmp_path / "sweep", Settings(engine="llama-quantize"))
+    again = ggq.quantize(base_gguf, ["k-quants"], tmp_path / "one-pass", Settings(engine="llama-quantize"))
     assert all(file.reused for file in again.files)
 
 
@@ -194,4 +194,4 @@ def test_a_dry_run_tells_the_engine(base_gguf: Path) -> None:
     for engine in ("auto", "llama-quantize"):
         result = CliRunner().invoke(cli, [*words, "--engine", engine])
         engines = {file["preset"]: file["engine"] for file in json.loads(result.stdout)["files"]}
-        assert engines == {"Q4_K_M": "sweep" if engine == "auto" else engine, "IQ2_XS": None}
+        assert engines == {"Q4_K_M": "one-pass" if engine == "auto" else engine, "IQ2_XS": None}

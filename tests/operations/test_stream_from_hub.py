@@ -92,7 +92,7 @@ def test_on_a_bad_line_the_files_are_the_same_and_the_disk_holds_nothing_else(
     assert hub.bytes_sent(FILE) <= first + data + (1 << 16), "something was fetched twice"
     said = [event.text for event in heard if isinstance(event, Notice)]
     assert any("that the Hub announces" in text for text in said)
-    assert sum("trying again" in text for text in said) >= 6
+    assert sum("trying again" in text for text in said) >= 5
     # A later run finds that the checkpoint is the same, by whatever way it comes.
     again = ggq.convert_and_quantize("org/larger-llama", PRESETS, outdir, Settings(verify="off"))
     assert all(file.reused for file in again.files)

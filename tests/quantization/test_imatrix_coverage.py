@@ -75,7 +75,7 @@ def test_what_a_matrix_does_not_know_gets_a_type_that_needs_none(
         base, names, settings=Settings(options=options), session=Session(toolchain=toolchain)
     )
     results = {}
-    for engine in ("sweep", "llama-quantize"):
+    for engine in ("one-pass", "llama-quantize"):
         folder = tmp_path / engine
         settings = Settings(options=options, engine=engine)
         done = ggq.quantize(
@@ -83,13 +83,13 @@ def test_what_a_matrix_does_not_know_gets_a_type_that_needs_none(
         )
         assert [file.size.file_bytes for file in done.files] == [file.size.file_bytes for file in plan.files]
         results[engine] = digests(folder)
-    assert results["sweep"] == results["llama-quantize"]
+    assert results["one-pass"] == results["llama-quantize"]
     lost, usual = plan.files
     assert lost.uncovered
     assert all(LOST in it.name for it in lost.uncovered)
     told = [it.text for it in heard if isinstance(it, Notice) and it.level == "warning"]
     assert any(lost.uncovered[0].name in text for text in told)
-    types = {it.name: it.type for it in gguf_file.read(tmp_path / "sweep" / lost.name).tensors}
+    types = {it.name: it.type for it in gguf_file.read(tmp_path / "one-pass" / lost.name).tensors}
     assert all(types[it.name] == it.type for it in lost.uncovered)
     assert not usual.uncovered  # llama-quantize makes K-quants of it all the same
 
