@@ -95,12 +95,12 @@ def test_where_the_disk_has_no_room_for_the_base_it_is_done_without(example: Pat
         assert made.base is None and made.files[0].made_with == ("Q4_K_M",)
         assert made.verification["level"] == "off"
         said = [event.text for event in heard if isinstance(event, Notice)]
-        assert any("not checked" in text and "no room for a base GGUF" in text for text in said)
+        assert any("not checked" in text and "no room for a 16-bit GGUF" in text for text in said)
         heard.clear()
         ggq.convert_and_quantize(
             str(example), ["Q4_K_M"], small / "out", session=Session(listener=heard.append)
         )
-        assert any(isinstance(it, Notice) and "--keep-base makes the base" in it.text for it in heard)
+        assert any(isinstance(it, Notice) and "--keep-base makes the 16-bit GGUF" in it.text for it in heard)
     ggq.convert_and_quantize(
         str(example), ["Q4_K_M"], tmp_path / "off", STREAMED, session=Session(listener=heard.append)
     )
