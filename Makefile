@@ -72,9 +72,13 @@ lock: $(INSTALLED) ## Write requirements-dev.lock again: every version that deve
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group dev pyproject.toml -c constraints.txt \
 		--no-annotate --no-header --no-emit-index-url --no-emit-find-links --output-file requirements-dev.lock
 
-demo: setup ## Convert and quantize the small model that comes with ggq, and hear one of the results
-	$(BIN)/ggq convert-and-quantize examples/tiny-llama --preset k-quants --outdir demo
-	$(BIN)/ggq run demo/tiny-llama-Q4_K_M.gguf 'Remove the' --tokens 32
+demo: setup ## Make and measure ten presets of a small model, write a page of it, and talk with another
+	$(BIN)/ggq convert-and-quantize examples/tiny-llama --preset k-quants --keep-base --outdir demo
+	$(BIN)/ggq run demo/tiny-llama-Q4_K_M.gguf 'Remove the' -n 32
+	$(BIN)/ggq bench demo --quick
+	$(BIN)/ggq report demo -o demo/report.html
+	$(BIN)/ggq convert-and-quantize tests/data/models/chat260K --preset q8_0 --outdir demo/chat
+	echo 'What is the capital of France?' | $(BIN)/ggq chat demo/chat/chat260K-Q8_0.gguf
 
 bench-pipeline: setup ## ggq against the same steps by hand: time and memory
 	$(BIN)/python -m benchmarks.pipeline
