@@ -329,7 +329,7 @@ def _card(
     head = hub_upload.front_matter(card.matter(found, repo_id, words, with_imatrix=with_imatrix))
     collected = gather([found.folder]) if (found.folder / BENCH_RECORD).is_file() else None
     if collected is not None:
-        # A figure of a file that was made anew since is another file's.
+        # A figure of a file that was made again since is another file's.
         known = {"+".join(str(digests[path]) for path in quant.paths) for quant in found.quants}
         collected = replace(
             collected, measured=tuple(it for it in collected.measured if it.row.sha256 in known)
